@@ -1,0 +1,63 @@
+// The CPU kernels behind a C interface, for Python's eager calls (nsa_onnx/_native.py).
+//
+// Every function validates its arguments against the whole contract of nsa_onnx/spec.py before the
+// first byte is written; on failure it returns 1, leaves all memory untouched and puts the message
+// (the same words as spec.py's, NUL-terminated, cut to error_size) into `error`. No function throws.
+#ifndef NSA_ONNX_ORT_EXT_C_API_H_
+#define NSA_ONNX_ORT_EXT_C_API_H_
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define NSA_EXPORT __attribute__((visibility("default")))
+#else
+#define NSA_EXPORT
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { NSA_FLOAT16 = 0, NSA_BFLOAT16 = 1 };
+
+// A dense, row-major array. `data` may be null only where the array has no element.
+typedef struct NsaArray {
+  void* data;
+  const int64_t* shape;
+  int64_t rank;
+} NsaArray;
+
+// NsaCompress: output must be [T', N, D] with T' as compressed_length computes it.
+// actual_seq_len: int64 prefix sums, `segments` of them. threads >= 1.
+NSA_EXPORT int nsa_compress(int dtype, const NsaArray* input, const NsaArray* weight,
+                            int64_t compress_block_size, int64_t compress_stride,
+                            const int64_t* actual_seq_len, int64_t segments, const NsaArray* output,
+                            int64_t threads, char* error, int64_t error_size);
+
+// NsaCompressInfer, in place: only the written slots of `cache` are touched.
+// slot_mapping and block_table are int32; block_table may be null. actual_seq_len: int64 lengths.
+NSA_EXPORT int nsa_compress_infer(int dtype, const NsaArray* input, const NsaArray* weight,
+                                  const NsaArray* slot_mapping, int64_t compress_block_size,
+                                  int64_t compress_stride, int64_t page_block_size,
+                                  const NsaArray* block_table, const int64_t* actual_seq_len,
+                                  int64_t sequences, const NsaArray* cache, int64_t threads,
+                                  char* error, int64_t error_size);
+
+// Name of the instruction set the kernels run on, e.g. "avx2"; a static string.
+NSA_EXPORT const char* nsa_cpu_target(void);
+
+// Comma-separated names that this machine can run, best first, "scalar" last; a static string.
+NSA_EXPORT const char* nsa_cpu_targets(void);
+
+// Use `name` from now on, in the whole process ("auto": the best one). The environment variable
+// NSA_ONNX_CPU_TARGET does the same at load time.
+NSA_EXPORT int nsa_set_cpu_target(const char* name, char* error, int64_t error_size);
+
+// Version of this library, equal to the Python package's.
+NSA_EXPORT const char* nsa_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // NSA_ONNX_ORT_EXT_C_API_H_

@@ -196,7 +196,8 @@ def is_int(value: object) -> bool:
         return not isinstance(value, bool)
     # NumPy and torch are not imported for this question: an object that is one of theirs has done so.
     return any(
-        (base.__module__, base.__qualname__) in (("numpy", "integer"), ("torch", "SymInt")) for base in type(value).__mro__
+        (base.__module__, base.__qualname__) in (("numpy", "integer"), ("torch", "SymInt"))
+        for base in type(value).__mro__
     )
 
 
@@ -394,6 +395,13 @@ def infer_shape_violations(
         yield Violation(rows["pages_divide"], (batch, block_num))
 
 
+def infer_length_violations(actual_seq_len: Sequence[int], longest: int) -> Violations:
+    """Lengths of the sequences of nsa_compress_infer; ``longest`` is what their pages can hold, in tokens."""
+    for b, length in enumerate(actual_seq_len):
+        if not 0 <= length <= longest:
+            yield Violation(INFER_ROWS["seq_range"], (b, longest, length))
+
+
 def infer_index_violations(
     slot_mapping: Sequence[int],
     block_table: Sequence[Sequence[int]] | None,
@@ -410,13 +418,9 @@ def infer_index_violations(
     ``max_pages`` is ``block_table.shape[1]``, or ``block_num / B`` without a table.
     """
     rows = INFER_ROWS
-    longest = max_pages * page_block_size
-    lengths_hold = True
-    for b, length in enumerate(actual_seq_len):
-        if not 0 <= length <= longest:
-            lengths_hold = False
-            yield Violation(rows["seq_range"], (b, longest, length))
-    if not lengths_hold:
+    wrong_lengths = list(infer_length_violations(actual_seq_len, max_pages * page_block_size))
+    yield from wrong_lengths
+    if wrong_lengths:
         return
     writer_of: dict[int, int] = {}
     for b, length in enumerate(actual_seq_len):

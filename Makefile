@@ -1,0 +1,75 @@
+# make demo · make test · make bench · make lint. All state lies under .venv/ and build/.
+#
+# Needs python3 (3.10 or later, with venv), g++, make. Everything else, cmake included, comes from
+# Python packages or is fetched by the build (see cmake/).
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# torch loads every installed backend by itself and stops where one of them does not find its driver.
+export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
+
+.PHONY: env build demo test bench lint format clean
+
+# What a stamp stands for is redone when what it was made from changes.
+ENV := .venv/.stamp-env
+OLD_ORT := build/venv-ort-1.21/.stamp
+TORCH_NPU := build/torch_npu/.stamp
+SIM := build/sim/.stamp
+BUILD := .venv/.stamp-build
+
+env: $(ENV)
+build: $(BUILD)
+
+$(ENV): pyproject.toml tools/extra_requirements.py
+	$(PYTHON) -m venv .venv
+	$(PYTHON) tools/extra_requirements.py dev > .venv/requirements.txt
+	$(BIN)/pip install -q -r .venv/requirements.txt
+	touch $@
+
+# The oldest onnxruntime that we promise, in an environment of its own.
+$(OLD_ORT): pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q onnxruntime==1.21.1 onnx==1.23.2 ml_dtypes==0.6.0 numpy==2.4.6
+	touch $@
+
+# Beside the environment, not into it: `import torch` would fail there without CANN.
+$(TORCH_NPU): pyproject.toml
+	$(PYTHON) -m venv build/venv-pip >/dev/null
+	build/venv-pip/bin/pip install -q --upgrade --no-deps --target $(@D) torch_npu==2.13.0 pyyaml==6.0.3
+	touch $@
+
+# Stand-ins for CANN's libraries, so that the real torch_npu can be imported.
+$(SIM): $(wildcard tests/sim/*) $(ENV) $(TORCH_NPU)
+	$(BIN)/cmake -S tests/sim -B $(@D) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	$(BIN)/cmake --build $(@D)
+	touch $@
+
+NATIVE := CMakeLists.txt pyproject.toml nsa_onnx/spec.py $(wildcard cmake/* ort_ext/* ort_ext/*/*)
+$(BUILD): $(ENV) $(NATIVE)
+	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+demo: $(BUILD)
+	$(BIN)/python examples/nsa_decoder.py
+
+test: $(BUILD) $(OLD_ORT) $(SIM)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(BUILD)
+	$(BIN)/python benchmarks/bench_prefill.py
+
+CXX_SOURCES = $(shell git ls-files '*.cc' '*.h')
+lint: $(ENV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: $(ENV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+clean:
+	rm -rf .venv build

@@ -2,7 +2,8 @@
 //
 // Every function validates its arguments against the whole contract of nsa_onnx/spec.py before the
 // first byte is written; on failure it returns 1, leaves all memory untouched and puts the message
-// (the same words as spec.py's, NUL-terminated, cut to error_size) into `error`. No function throws.
+// (the same words as spec.py's, NUL-terminated, cut to error_size) into `error`. No function
+// throws.
 #ifndef NSA_ONNX_ORT_EXT_C_API_H_
 #define NSA_ONNX_ORT_EXT_C_API_H_
 

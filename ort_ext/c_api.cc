@@ -1,0 +1,205 @@
+// The C interface of c_api.h: checks, plans, runs the CPU kernels on threads of its own.
+#include "c_api.h"
+
+#include <algorithm>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "plan.h"
+
+namespace nsa {
+namespace {
+
+// Puts `message` into the caller's buffer; the return value of the function that failed.
+int Fail(const char* message, char* error, int64_t error_size) noexcept {
+  if (error == nullptr || error_size <= 0) return 1;
+  int64_t i = 0;
+  for (; i < error_size - 1 && message[i] != '\0'; ++i) error[i] = message[i];
+  error[i] = '\0';
+  return 1;
+}
+
+// Runs `call`, which returns a message, and turns it and whatever it throws into the return value.
+template <class Call>
+int Guarded(char* error, int64_t error_size, Call call) noexcept {
+  try {
+    const std::string message = call();
+    return message.empty() ? 0 : Fail(message.c_str(), error, error_size);
+  } catch (const std::exception& e) {
+    return Fail(e.what(), error, error_size);
+  } catch (...) {
+    return Fail("unknown error", error, error_size);
+  }
+}
+
+std::string Describe(const char* name, const std::string& what) { return name + (" " + what); }
+
+// What must hold before an array's shape or data can be read at all; its contract comes after.
+std::string CheckArray(const char* name, const NsaArray* array, int64_t rank, int64_t item_size) {
+  if (array == nullptr) return Describe(name, "must not be null");
+  if (array->rank < 0) return Describe(name, "has rank " + std::to_string(array->rank));
+  if (array->rank != rank) return {};  // refused by rank, nothing else is read
+  if (rank > 0 && array->shape == nullptr) return Describe(name, "has no shape");
+  int64_t bytes = item_size;
+  bool overflow = false;
+  for (int64_t i = 0; i < rank; ++i) {
+    if (array->shape[i] < 0) {
+      return std::string(name) + ".shape[" + std::to_string(i) + "] must be >= 0, got " +
+             std::to_string(array->shape[i]);
+    }
+    if (array->shape[i] == 0) bytes = 0, overflow = false;
+    if (bytes != 0) overflow = overflow || __builtin_mul_overflow(bytes, array->shape[i], &bytes);
+  }
+  if (overflow) return Describe(name, "has more bytes than an int64 can count");
+  if (bytes != 0 && array->data == nullptr) return Describe(name, "has no data");
+  return {};
+}
+
+std::string FirstOf(std::initializer_list<std::string> messages) {
+  for (const std::string& message : messages) {
+    if (!message.empty()) return message;
+  }
+  return {};
+}
+
+std::string CheckCommon(int dtype, int64_t threads, const int64_t* seq, int64_t count) {
+  if (dtype != NSA_FLOAT16 && dtype != NSA_BFLOAT16) {
+    return "dtype must be 0 (float16) or 1 (bfloat16), got " + std::to_string(dtype);
+  }
+  if (threads < 1) return "threads must be >= 1, got " + std::to_string(threads);
+  if (count > 0 && seq == nullptr) return "actual_seq_len has no data";
+  return {};
+}
+
+std::string CheckOutput(const NsaArray& output, const int64_t (&wanted)[3]) {
+  if (output.rank != 3) {
+    return "output must have rank 3 [T', N, D], got rank " + std::to_string(output.rank);
+  }
+  for (int axis = 0; axis < 3; ++axis) {
+    if (output.shape[axis] != wanted[axis]) {
+      return "output.shape[" + std::to_string(axis) + "] must equal " +
+             std::to_string(wanted[axis]) + ", got " + std::to_string(output.shape[axis]);
+    }
+  }
+  return {};
+}
+
+// More threads than this are a mistake, and memory bandwidth is used up long before.
+constexpr int64_t kMostThreads = 256;
+
+template <class Data, class Kernel>
+void Run(const Data& data, int64_t units, int64_t bytes, int64_t threads, Kernel kernel) {
+  const int64_t parts = cpu::PartCount(units, bytes, std::min(threads, kMostThreads));
+  cpu::RunOnThreads(units, parts, [&](int64_t first, int64_t last) { kernel(data, first, last); });
+}
+
+std::string Compress(int dtype, const NsaArray& input, const NsaArray& weight, int64_t block,
+                     int64_t stride, const int64_t* actual_seq_len, int64_t segments,
+                     const NsaArray& output, int64_t threads) {
+  const CompressCall call{{input.shape, input.rank},
+                          {weight.shape, weight.rank},
+                          block,
+                          stride,
+                          actual_seq_len,
+                          segments};
+  std::vector<RowRun> plan;
+  std::string error = PlanCompress(call, &plan);
+  if (!error.empty()) return error;
+  const int64_t heads = input.shape[1], dim = input.shape[2], rows = PlannedRows(plan);
+  error = CheckOutput(output, {rows, heads, dim});
+  if (!error.empty() || rows == 0 || dim == 0) return error;
+  const cpu::CompressData data{static_cast<const uint16_t*>(input.data),
+                               static_cast<const uint16_t*>(weight.data),
+                               static_cast<uint16_t*>(output.data),
+                               heads,
+                               dim,
+                               block,
+                               stride,
+                               plan.data(),
+                               static_cast<int64_t>(plan.size())};
+  const int64_t bytes = input.shape[0] * heads * dim * 2;
+  Run(data, rows, bytes, threads, cpu::ActiveKernels().compress[dtype]);
+  return {};
+}
+
+std::string Infer(int dtype, const InferCall& call, const NsaArray& input, const NsaArray& weight,
+                  const NsaArray& cache, int64_t threads) {
+  std::vector<SlotWrite> plan;
+  const std::string error = PlanInfer(call, &plan);
+  const int64_t dim = error.empty() ? call.input[3] : 0;
+  if (plan.empty() || dim == 0) return error;
+  const int64_t heads = call.input[2];
+  const cpu::InferData data{static_cast<const uint16_t*>(input.data),
+                            static_cast<const uint16_t*>(weight.data),
+                            static_cast<uint16_t*>(cache.data),
+                            heads,
+                            dim,
+                            call.block,
+                            call.page,
+                            plan.data()};
+  const int64_t units = static_cast<int64_t>(plan.size()) * heads;
+  Run(data, units, units * call.block * dim * 2, threads, cpu::ActiveKernels().infer[dtype]);
+  return {};
+}
+
+}  // namespace
+}  // namespace nsa
+
+int nsa_compress(int dtype, const NsaArray* input, const NsaArray* weight,
+                 int64_t compress_block_size, int64_t compress_stride,
+                 const int64_t* actual_seq_len, int64_t segments, const NsaArray* output,
+                 int64_t threads, char* error, int64_t error_size) {
+  return nsa::Guarded(error, error_size, [&] {
+    std::string message = nsa::FirstOf({nsa::CheckCommon(dtype, threads, actual_seq_len, segments),
+                                        nsa::CheckArray("input", input, 3, 2),
+                                        nsa::CheckArray("weight", weight, 2, 2),
+                                        nsa::CheckArray("output", output, 3, 2)});
+    if (!message.empty()) return message;
+    return nsa::Compress(dtype, *input, *weight, compress_block_size, compress_stride,
+                         actual_seq_len, segments, *output, threads);
+  });
+}
+
+int nsa_compress_infer(int dtype, const NsaArray* input, const NsaArray* weight,
+                       const NsaArray* slot_mapping, int64_t compress_block_size,
+                       int64_t compress_stride, int64_t page_block_size,
+                       const NsaArray* block_table, const int64_t* actual_seq_len,
+                       int64_t sequences, const NsaArray* cache, int64_t threads, char* error,
+                       int64_t error_size) {
+  return nsa::Guarded(error, error_size, [&] {
+    std::string message = nsa::FirstOf(
+        {nsa::CheckCommon(dtype, threads, actual_seq_len, sequences),
+         nsa::CheckArray("input", input, 4, 2), nsa::CheckArray("weight", weight, 2, 2),
+         nsa::CheckArray("slot_mapping", slot_mapping, 1, 4), nsa::CheckArray("cache", cache, 3, 2),
+         block_table ? nsa::CheckArray("block_table", block_table, 2, 4) : std::string()});
+    if (!message.empty()) return message;
+    const nsa::InferCall call{
+        {input->shape, input->rank},
+        {weight->shape, weight->rank},
+        {slot_mapping->shape, slot_mapping->rank},
+        {cache->shape, cache->rank},
+        block_table ? nsa::Shape{block_table->shape, block_table->rank} : nsa::Shape{nullptr, 0},
+        compress_block_size,
+        compress_stride,
+        page_block_size,
+        static_cast<const int32_t*>(slot_mapping->data),
+        block_table ? static_cast<const int32_t*>(block_table->data) : nullptr,
+        actual_seq_len,
+        sequences,
+        block_table != nullptr};
+    return nsa::Infer(dtype, call, *input, *weight, *cache, threads);
+  });
+}
+
+const char* nsa_cpu_target(void) { return nsa::cpu::TargetName(); }
+
+const char* nsa_cpu_targets(void) { return nsa::cpu::TargetNames(); }
+
+int nsa_set_cpu_target(const char* name, char* error, int64_t error_size) {
+  return nsa::Guarded(error, error_size, [&] { return nsa::cpu::SetTarget(name); });
+}
+
+const char* nsa_version(void) { return nsa::spec::kVersion; }

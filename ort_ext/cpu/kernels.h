@@ -1,0 +1,65 @@
+// The CPU kernels: one loop, compiled once per instruction set, chosen at run time by name.
+//
+// Every instruction set and every split into ranges gives the same bits: float32 accumulation in
+// the order j = 0, 1, 2, ..., one rounding to nearest even at the end, one NaN.
+#ifndef NSA_ONNX_ORT_EXT_CPU_KERNELS_H_
+#define NSA_ONNX_ORT_EXT_CPU_KERNELS_H_
+
+#include <cstdint>
+#include <string>
+
+#include "plan.h"
+
+namespace nsa::cpu {
+
+enum class DType { kFloat16 = 0, kBFloat16 = 1 };
+
+// NsaCompress: all arrays dense, elements as their bit patterns.
+struct CompressData {
+  const uint16_t* input;   // [T, heads, dim]
+  const uint16_t* weight;  // [block, heads]
+  uint16_t* output;        // [T', heads, dim]
+  int64_t heads;
+  int64_t dim;
+  int64_t block;
+  int64_t stride;
+  const RowRun* runs;
+  int64_t run_count;
+};
+
+// NsaCompressInfer, in place.
+struct InferData {
+  const uint16_t* input;   // [block_num, page, heads, dim]
+  const uint16_t* weight;  // [block, heads]
+  uint16_t* cache;         // [slots, heads, dim]
+  int64_t heads;
+  int64_t dim;
+  int64_t block;
+  int64_t page;
+  const SlotWrite* writes;
+};
+
+// What one instruction set provides; the arrays are indexed by DType.
+struct Kernels {
+  // Output rows first .. last - 1, counted over all runs.
+  void (*compress[2])(const CompressData& data, int64_t first, int64_t last);
+  // Heads first .. last - 1, counted over all writes: unit u is head u % heads of write u / heads.
+  void (*infer[2])(const InferData& data, int64_t first, int64_t last);
+};
+
+// The plain reference.
+const Kernels& ScalarKernels();
+
+// Kernels of the instruction set in use.
+const Kernels& ActiveKernels();
+
+// Its name, and all names this machine can run, best first, comma-separated. Static strings.
+const char* TargetName();
+const char* TargetNames();
+
+// Switches the whole process to `name` ("auto": the best). Returns a message if it cannot.
+std::string SetTarget(const char* name);
+
+}  // namespace nsa::cpu
+
+#endif  // NSA_ONNX_ORT_EXT_CPU_KERNELS_H_

@@ -1,0 +1,41 @@
+// See parallel.h.
+#include "cpu/parallel.h"
+
+#include <algorithm>
+#include <exception>
+#include <thread>
+#include <vector>
+
+namespace nsa::cpu {
+
+int64_t PartCount(int64_t units, int64_t bytes, int64_t most) {
+  // Starting a thread costs some 20 us; reading this many bytes takes about as long.
+  constexpr int64_t kBytesPerPart = int64_t{1} << 17;
+  const int64_t worth = std::min(units, bytes / kBytesPerPart + 1);
+  return std::max<int64_t>(1, std::min(worth, most));
+}
+
+int64_t PartBegin(int64_t units, int64_t parts, int64_t part) {
+  // units / parts each, the first units % parts one more: no product that could overflow.
+  return units / parts * part + std::min(part, units % parts);
+}
+
+void RunOnThreads(int64_t units, int64_t parts, const std::function<void(int64_t, int64_t)>& body) {
+  std::vector<std::thread> threads;
+  int64_t started = 1;
+  try {
+    threads.reserve(static_cast<size_t>(parts - 1));
+    for (; started < parts; ++started) {
+      const int64_t first = PartBegin(units, parts, started);
+      const int64_t last = PartBegin(units, parts, started + 1);
+      threads.emplace_back([&body, first, last] { body(first, last); });
+    }
+  } catch (const std::exception&) {
+    // The system has no thread or memory left for us: the caller's thread does what remains.
+  }
+  body(0, PartBegin(units, parts, 1));
+  if (started < parts) body(PartBegin(units, parts, started), units);
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace nsa::cpu

@@ -1,0 +1,226 @@
+// The checks and plans of plan.h. Every function names its twin in nsa_onnx/spec.py.
+#include "plan.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "message.h"
+
+namespace nsa {
+namespace {
+
+namespace compress_row = spec::compress_row;
+namespace infer_row = spec::infer_row;
+
+// The rows on compress_block_size and compress_stride alone (window_violations).
+std::string CheckWindow(const spec::Limits& limits, int64_t block, int64_t stride) {
+  if (block % spec::kAlignment) return Message(compress_row::kBlockMultiple, {block});
+  if (block < limits.min_block || block > limits.max_block) {
+    return Message(compress_row::kBlockRange, {limits.min_block, limits.max_block, block});
+  }
+  if (stride % spec::kAlignment) return Message(compress_row::kStrideMultiple, {stride});
+  if (stride < spec::kAlignment || stride > block) {
+    return Message(compress_row::kStrideRange, {spec::kAlignment, block, stride});
+  }
+  return {};
+}
+
+// _dim_violations: both operators share these rows and their words.
+std::string CheckDims(const spec::Limits& limits, int64_t heads, int64_t dim, const Shape& weight,
+                      int64_t block, int64_t stride) {
+  if (weight[0] != block) return Message(compress_row::kWeightBlock, {block, weight[0]});
+  if (weight[1] != heads) return Message(compress_row::kWeightHeads, {heads, weight[1]});
+  if (dim % spec::kAlignment) return Message(compress_row::kHeadDimMultiple, {dim});
+  if (dim > spec::kMaxHeadDim) return Message(compress_row::kHeadDimMax, {dim});
+  if (heads < limits.min_heads) return Message(compress_row::kHeadsMin, {limits.min_heads, heads});
+  if (heads > limits.max_heads) return Message(compress_row::kHeadsMax, {limits.max_heads, heads});
+  return CheckWindow(limits, block, stride);
+}
+
+// prefix_sum_violations
+std::string CheckPrefixSums(const int64_t* ends, int64_t segments, int64_t tokens) {
+  if (segments < 1) return Message(compress_row::kSeqEmpty, {segments});
+  for (int64_t i = 1; i < segments; ++i) {
+    if (ends[i] < ends[i - 1]) {
+      return Message(compress_row::kSeqDecreasing, {i, ends[i - 1], ends[i]});
+    }
+  }
+  // They do not decrease, so the first one is the first that can be below 1.
+  if (ends[0] < 1) return Message(compress_row::kSeqPositive, {0, ends[0]});
+  const int64_t last = segments - 1;
+  if (ends[last] != tokens) return Message(compress_row::kSeqLast, {last, tokens, ends[last]});
+  return {};
+}
+
+bool Triggers(int64_t length, int64_t block, int64_t stride) {
+  return length >= block && (length - block) % stride == 0;
+}
+
+// max_pages * page, or the largest number where a made-up shape overflows.
+int64_t LongestSequence(const InferCall& call) {
+  int64_t longest;
+  if (__builtin_mul_overflow(call.max_pages(), call.page, &longest)) {
+    return std::numeric_limits<int64_t>::max();
+  }
+  return longest;
+}
+
+// The first two writing sequences, in order of the second, that share a slot; {-1, -1} if none do.
+// Sorted, not hashed: O(B log B) whatever the slots are.
+std::pair<int64_t, int64_t> FirstSharedSlot(const InferCall& call) {
+  std::vector<std::pair<int64_t, int64_t>> slots;
+  for (int64_t b = 0; b < call.sequences; ++b) {
+    if (Triggers(call.actual_seq_len[b], call.block, call.stride)) {
+      slots.emplace_back(call.slot_mapping[b], b);
+    }
+  }
+  std::sort(slots.begin(), slots.end());
+  std::pair<int64_t, int64_t> shared{-1, -1};
+  for (size_t i = 1, first = 0; i < slots.size(); ++i) {
+    if (slots[i].first != slots[first].first) {
+      first = i;
+    } else if (i == first + 1 && (shared.second < 0 || slots[i].second < shared.second)) {
+      shared = {slots[first].second, slots[i].second};
+    }
+  }
+  return shared;
+}
+
+// infer_index_violations
+std::string CheckInferIndices(const InferCall& call) {
+  const int64_t longest = LongestSequence(call);
+  for (int64_t b = 0; b < call.sequences; ++b) {
+    const int64_t length = call.actual_seq_len[b];
+    if (length < 0 || length > longest) {
+      return Message(infer_row::kSeqRange, {b, longest, length});
+    }
+  }
+  const int64_t slots = call.cache[0];
+  const int64_t block_num = call.input[0];
+  const std::pair<int64_t, int64_t> shared = FirstSharedSlot(call);
+  for (int64_t b = 0; b < call.sequences; ++b) {
+    const int64_t length = call.actual_seq_len[b];
+    if (!Triggers(length, call.block, call.stride)) continue;
+    const int64_t slot = call.slot_mapping[b];
+    if (slot < 0 || slot >= slots) return Message(infer_row::kSlotRange, {b, slots, slot});
+    if (b == shared.second) return Message(infer_row::kSlotDuplicate, {b, shared.first, slot});
+    if (!call.has_table) continue;
+    const int64_t last = (length - 1) / call.page;
+    for (int64_t p = (length - call.block) / call.page; p <= last; ++p) {
+      const int64_t page = call.block_table[b * call.max_pages() + p];
+      if (page < 0 || page >= block_num) {
+        return Message(infer_row::kTableRange, {b, p, block_num, page});
+      }
+    }
+  }
+  return {};
+}
+
+SlotWrite PlanSlotWrite(const InferCall& call, int64_t b) {
+  const int64_t length = call.actual_seq_len[b];
+  SlotWrite write{b, call.slot_mapping[b], 0, {}};
+  for (int64_t token = length - call.block; token < length;) {
+    const int64_t offset = token % call.page;
+    const int64_t tokens = std::min(call.page - offset, length - token);
+    const int64_t entry = b * call.max_pages() + token / call.page;
+    write.runs[write.run_count++] = {call.has_table ? call.block_table[entry] : entry, offset,
+                                     tokens};
+    token += tokens;
+  }
+  return write;
+}
+
+}  // namespace
+
+int64_t InferCall::max_pages() const {
+  if (has_table) return table_shape[1];
+  return slot_shape[0] > 0 ? input[0] / slot_shape[0] : 0;
+}
+
+std::string CheckCompressAttributes(int64_t block, int64_t stride) {
+  return CheckWindow(spec::kCompressLimits, block, stride);
+}
+
+std::string CheckInferAttributes(int64_t block, int64_t stride, int64_t page) {
+  std::string error = CheckWindow(spec::kInferLimits, block, stride);
+  if (!error.empty()) return error;
+  const auto end = std::end(spec::kPageBlockSizes);
+  if (std::find(std::begin(spec::kPageBlockSizes), end, page) == end) {
+    return Message(infer_row::kPageSize, {page});
+  }
+  return {};
+}
+
+// compress_shape_violations
+std::string CheckCompressShapes(const CompressCall& call) {
+  if (call.input.rank != 3) return Message(compress_row::kInputRank, {call.input.rank});
+  if (call.weight.rank != 2) return Message(compress_row::kWeightRank, {call.weight.rank});
+  return CheckDims(spec::kCompressLimits, call.input[1], call.input[2], call.weight, call.block,
+                   call.stride);
+}
+
+// infer_shape_violations
+std::string CheckInferShapes(const InferCall& call) {
+  if (call.input.rank != 4) return Message(infer_row::kInputRank, {call.input.rank});
+  if (call.weight.rank != 2) return Message(infer_row::kWeightRank, {call.weight.rank});
+  if (call.slot_shape.rank != 1) return Message(infer_row::kSlotRank, {call.slot_shape.rank});
+  if (call.has_table && call.table_shape.rank != 2) {
+    return Message(infer_row::kTableRank, {call.table_shape.rank});
+  }
+  if (call.cache.rank != 3) return Message(infer_row::kCacheRank, {call.cache.rank});
+
+  const int64_t heads = call.input[2], dim = call.input[3], batch = call.slot_shape[0];
+  std::string error =
+      CheckDims(spec::kInferLimits, heads, dim, call.weight, call.block, call.stride);
+  if (error.empty()) error = CheckInferAttributes(call.block, call.stride, call.page);
+  if (!error.empty()) return error;
+  if (call.input[1] != call.page) return Message(infer_row::kInputPage, {call.page, call.input[1]});
+  if (call.cache[1] != heads) return Message(infer_row::kCacheHeads, {heads, call.cache[1]});
+  if (call.cache[2] != dim) return Message(infer_row::kCacheDim, {dim, call.cache[2]});
+  if (call.sequences != batch) return Message(infer_row::kSeqCount, {batch, call.sequences});
+  if (call.has_table && call.table_shape[0] != batch) {
+    return Message(infer_row::kTableBatch, {batch, call.table_shape[0]});
+  }
+  if (!call.has_table && batch != 0 && call.input[0] % batch) {
+    return Message(infer_row::kPagesDivide, {batch, call.input[0]});
+  }
+  return {};
+}
+
+std::string PlanCompress(const CompressCall& call, std::vector<RowRun>* plan) {
+  std::string error = CheckCompressShapes(call);
+  if (error.empty()) error = CheckPrefixSums(call.actual_seq_len, call.segments, call.input[0]);
+  if (!error.empty()) return error;
+  plan->clear();
+  int64_t row = 0, start = 0;
+  for (int64_t i = 0; i < call.segments; ++i) {
+    const int64_t length = call.actual_seq_len[i] - start;
+    if (length >= call.block) {
+      const int64_t rows = 1 + (length - call.block) / call.stride;
+      plan->push_back({row, rows, start});
+      row += rows;
+    }
+    start = call.actual_seq_len[i];
+  }
+  return {};
+}
+
+std::string PlanInfer(const InferCall& call, std::vector<SlotWrite>* plan) {
+  std::string error = CheckInferShapes(call);
+  if (error.empty()) error = CheckInferIndices(call);
+  if (!error.empty()) return error;
+  plan->clear();
+  for (int64_t b = 0; b < call.sequences; ++b) {
+    if (Triggers(call.actual_seq_len[b], call.block, call.stride)) {
+      plan->push_back(PlanSlotWrite(call, b));
+    }
+  }
+  return {};
+}
+
+int64_t PlannedRows(const std::vector<RowRun>& plan) {
+  return plan.empty() ? 0 : plan.back().first_row + plan.back().rows;
+}
+
+}  // namespace nsa

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,8 @@ def _is_tensor(value: object) -> bool:
 def _described(value: object) -> object:
     """What the contract sees: a `spec.Array` for arrays and tensors, the object itself otherwise."""
     if isinstance(value, np.ndarray):
-        return spec.Array(value.dtype.name, value.shape)
+        # A foreign byte order has the native type's name, but not its bytes.
+        return spec.Array(value.dtype.name if value.dtype.isnative else value.dtype.str, value.shape)
     if _is_tensor(value):
         return spec.Array(str(value.dtype).removeprefix("torch."), tuple(value.shape))  # type: ignore[attr-defined]
     return value
@@ -114,7 +115,7 @@ def nsa_compress(
         spec.check_compress(*described, compress_block_size, compress_stride, actual_seq_len)
         raise AssertionError("a length beyond int64 passed the contract")
     views = _views(input=input, weight=weight)
-    x, w = (np.ascontiguousarray(view) for view in views.values())
+    x, w = (np.asarray(view, order="C") for view in views.values())
     rows = _rows(lengths, int(compress_block_size), int(compress_stride))
     output = np.empty((rows, *x.shape[1:]), x.dtype)
     _native.compress(
@@ -221,19 +222,21 @@ def nsa_compress_infer(
     sizes = compress_block_size, compress_stride, page_block_size
     lengths = _int64(actual_seq_len)
     if lengths is None or not _fits_int64(*sizes):
-        _check_infer_in_python(described, sizes, actual_seq_len)
+        _refuse_infer(described, sizes, actual_seq_len)
     given = {name: value for name, value in arrays.items() if value is not None}
     views = _views(**given)
-    dense = {name: np.ascontiguousarray(view) for name, view in views.items()}
+    dense = {name: np.asarray(view, order="C") for name, view in views.items()}
     table = dense.get("block_table")
     _native.compress_infer(
         described["input"].dtype,  # type: ignore[attr-defined]
         _buffer(dense["input"]),
         _buffer(dense["weight"]),
         _buffer(dense["slot_mapping"]),
-        *(int(size) for size in sizes),
+        int(compress_block_size),
+        int(compress_stride),
+        int(page_block_size),
         None if table is None else _buffer(table),
-        lengths,  # type: ignore[arg-type]
+        lengths,
         _buffer(dense["cache"]),
         _native.default_threads(),
     )
@@ -246,10 +249,11 @@ def nsa_compress_infer(
 def written_slots(slot_mapping: npt.NDArray[np.int32], lengths: Any, block: int, stride: int) -> npt.NDArray[np.int32]:
     """The slots that a step writes."""
     lengths = np.asarray(lengths)
-    return slot_mapping[(lengths >= block) & ((lengths - block) % stride == 0)]
+    writes = (lengths >= block) & ((lengths - block) % stride == 0)
+    return cast("npt.NDArray[np.int32]", slot_mapping[writes])
 
 
-def _check_infer_in_python(described: dict[str, Any], sizes: tuple[int, int, int], actual_seq_len: Ints) -> None:
+def _refuse_infer(described: dict[str, Any], sizes: tuple[int, int, int], actual_seq_len: Ints) -> NoReturn:
     """Raise the error of a call whose ints do not even fit the kernel's types."""
     table = described["block_table"]
     batch = described["slot_mapping"].shape

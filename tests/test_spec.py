@@ -1,0 +1,97 @@
+"""spec.py against the documentation's formulas, written out again by brute force."""
+
+import ast
+import sys
+from pathlib import Path
+
+import oracle
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsa_onnx import spec
+
+ALIGNED = st.integers(1, 8).map(lambda n: 16 * n)
+
+
+@st.composite
+def segments(draw):
+    block = draw(ALIGNED)
+    stride = draw(ALIGNED.filter(lambda s: s <= block))
+    lengths = draw(st.lists(st.integers(0, 400), min_size=1, max_size=8))
+    lengths[0] = max(1, lengths[0])
+    prefix_sums = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    return prefix_sums, block, stride
+
+
+@given(segments())
+def test_compressed_length_counts_the_windows_that_fit(case):
+    prefix_sums, block, stride = case
+    assert spec.compressed_length(prefix_sums, block, stride) == len(oracle.window_starts(prefix_sums, block, stride))
+
+
+@given(segments())
+def test_the_plan_lists_every_window_once_in_order(case):
+    prefix_sums, block, stride = case
+    starts, next_row = [], 0
+    for run in spec.compress_plan(prefix_sums, block, stride):
+        assert run.first_row == next_row
+        starts += [run.first_token + k * stride for k in range(run.rows)]
+        next_row += run.rows
+    assert starts == oracle.window_starts(prefix_sums, block, stride)
+
+
+@given(
+    st.integers(1, 7).map(lambda n: 16 * n),
+    st.data(),
+    st.sampled_from(spec.PAGE_BLOCK_SIZES),
+    st.booleans(),
+)
+def test_the_decode_plan_covers_the_last_block_tokens_page_by_page(block, data, page, with_table):
+    stride = data.draw(st.sampled_from(range(16, block + 1, 16)))
+    lengths = data.draw(st.lists(st.integers(0, 4 * page), max_size=4))
+    table = [[10 * b + p for p in range(4)] for b in range(len(lengths))] if with_table else None
+    slots = [100 + b for b in range(len(lengths))]
+    plan = spec.infer_plan(slots, table, lengths, block, stride, page, 4)
+    writers = [b for b, n in enumerate(lengths) if n >= block and (n - block) % stride == 0]
+    assert [write.sequence for write in plan] == writers
+    for write in plan:
+        b = write.sequence
+        assert write.slot == slots[b]
+        assert len(write.runs) <= spec.MAX_PAGE_RUNS
+        tokens = [(run.page, run.offset + k) for run in write.runs for k in range(run.tokens)]
+        first_page = 4 * b if table is None else 10 * b
+        assert tokens == [(first_page + t // page, t % page) for t in range(lengths[b] - block, lengths[b])]
+
+
+def test_unknown_dims_violate_nothing():
+    assert not list(spec.compress_shape_violations((None, None, None), (None, None), 32, 16))
+    assert not list(spec.prefix_sum_violations([40, 64], None))
+    nothing_known = ((None,) * 4, (None, None), (None,), 32, 16, 64, None, None, (None,) * 3)
+    assert not list(spec.infer_shape_violations(*nothing_known))
+
+
+def test_a_known_dim_is_judged_beside_unknown_ones():
+    found = [v.row.id for v in spec.compress_shape_violations((None, 129, 24), (None, None), 32, 16)]
+    assert found == ["head_dim_multiple", "heads_max"]
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], b"1"])
+def test_what_is_no_int(value):
+    assert not spec.is_int(value)
+
+
+def test_spec_needs_nothing_but_the_standard_library():
+    tree = ast.parse(Path(spec.__file__).read_text())
+    modules = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or "."]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert modules <= sys.stdlib_module_names

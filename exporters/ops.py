@@ -270,7 +270,7 @@ def _require_equal(dim: int, constant: int, dim_name: str, constant_name: str) -
 def _declared_dynamic(dim: Any) -> bool:
     """Whether a SymInt hangs on a dim that the user has declared dynamic (not: may be dynamic)."""
     node = getattr(dim, "node", None)
-    symbols = getattr(getattr(node, "expr", None), "free_symbols", set())
+    symbols: set[Any] = getattr(getattr(node, "expr", None), "free_symbols", set())
     for tracked in getattr(getattr(node, "shape_env", None), "tracked_fakes", None) or ():
         constraints = getattr(tracked.symbolic_context, "constraint_sizes", None) or ()
         for size, constraint in zip(getattr(tracked.fake, "shape", ()), constraints, strict=False):
@@ -366,7 +366,7 @@ def install_autograd(
 
         keyword_tensors = _tensors(kwargs)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args, *keyword_tensors):
-            return Formula.apply(run, kwargs, *args, *keyword_tensors)
+            return Formula.apply(run, kwargs, *args, *keyword_tensors)  # type: ignore[no-untyped-call]
         return run()
 
     library.impl(name, autograd, "Autograd", with_keyset=True)
@@ -509,7 +509,7 @@ def install_functionalize(library: torch.library.Library, name: str) -> None:
 
 def _unwrap(value: Any) -> Any:
     if isinstance(value, Tensor) and torch._is_functional_tensor(value):
-        torch._sync(value)
+        torch._sync(value)  # type: ignore[attr-defined,no-untyped-call]
         return torch._from_functional_tensor(value)
     return value
 
@@ -627,8 +627,8 @@ def nsa_compress_infer(
     """
     kinds = () if isinstance(actual_seq_len, Tensor) else actual_seq_len
     sizes = compress_block_size, compress_stride, page_block_size
-    described = [eager._described(value) for value in (input, weight, slot_mapping, block_table, cache)]
-    spec.raise_first(spec.infer_type_violations(*described[:3], *sizes, described[3], kinds, described[4]))
+    x, w, slots, table, out = map(eager._described, (input, weight, slot_mapping, block_table, cache))
+    spec.raise_first(spec.infer_type_violations(x, w, slots, *sizes, table, kinds, out))
     lengths, overload = _lengths(actual_seq_len)
     op = _op("nsa_compress_infer_", overload)
     block, stride, page = map(_int, sizes)

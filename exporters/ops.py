@@ -331,45 +331,47 @@ def _grad_weight_fake(grad: Tensor, input: Tensor, block: int, stride: int, *, a
 def install_autograd(
     library: torch.library.Library,
     name: str,
-    setup_context: Callable[[Any, tuple[Any, ...], dict[str, Any]], None],
+    setup_context: Callable[..., None],
     backward: Callable[..., tuple[Any, ...]],
+    key: str = "Autograd",
 ) -> None:
     """Give op ``name`` ("op" or "op.overload") a gradient formula.
 
     As `torch.library.register_autograd`, which refuses tensors among the keyword arguments (lengths,
-    cache) and in-place ops, and which cannot be used on an op that is not defined yet.
+    cache) and in-place ops.
 
     Args:
         library: an IMPL or DEF library of the op's namespace; it must stay alive.
-        setup_context: called as (ctx, args, kwargs) after the forward; ``ctx.needs_input_grad[2:]``
-            belongs to args.
-        backward: called as (ctx, grad); returns one gradient per positional argument.
+        setup_context, backward: as for `torch.library.register_autograd`.
+        key: "Autograd" (every backend without a kernel of its own) or one backend's, "AutogradCPU".
     """
 
     class Formula(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, run: Callable[[], Tensor], kwargs: dict[str, Any], *args: Any) -> Tensor:
-            output = run()
-            setup_context(ctx, args[: len(args) - len(_tensors(kwargs))], kwargs)
+        def forward(ctx: Any, *args: Any) -> Tensor:
+            *inputs, run, kwargs = args
+            output = cast(Tensor, run())
+            inputs = inputs[: len(inputs) - len(_tensors(kwargs))]
+            setup_context(ctx=ctx, inputs=tuple(inputs), keyword_only_inputs=kwargs, output=output)
             return output
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             gradients = backward(ctx, *grads)
-            return None, None, *gradients, *[None] * (len(ctx.needs_input_grad) - 2 - len(gradients))
+            return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
     def autograd(keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        def run() -> Tensor:
+        def run() -> Any:
             with torch._C._AutoDispatchBelowAutograd():
                 op = _overload(library.ns, name)
-                return cast(Tensor, op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs))
+                return op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
 
-        keyword_tensors = _tensors(kwargs)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args, *keyword_tensors):
-            return Formula.apply(run, kwargs, *args, *keyword_tensors)  # type: ignore[no-untyped-call]
+        tensors = _tensors(kwargs)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args, *tensors):
+            return Formula.apply(*args, *tensors, run, kwargs)  # type: ignore[no-untyped-call]
         return run()
 
-    library.impl(name, autograd, "Autograd", with_keyset=True)
+    library.impl(name, autograd, key, with_keyset=True)
 
 
 def _tensors(kwargs: dict[str, Any]) -> list[Tensor]:
@@ -401,12 +403,12 @@ def _op(name: str, overload: str) -> Any:
     return getattr(getattr(torch.ops.nsa_onnx, name), overload)
 
 
-def compress_setup_context(ctx: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def compress_setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
     """For `install_autograd` of NsaCompress, with `compress_backward`."""
-    input, weight, *ctx.window = args
+    input, weight, *ctx.window = inputs
     ctx.tokens = input.shape[0]
-    needs_input, needs_weight = ctx.needs_input_grad[2:4]
-    _keep(ctx, kwargs, input if needs_weight else None, weight if needs_input else None)
+    needs_input, needs_weight = ctx.needs_input_grad[:2]
+    _keep(ctx, keyword_only_inputs, input if needs_weight else None, weight if needs_input else None)
 
 
 def compress_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -421,10 +423,10 @@ def compress_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_input, grad_weight, None, None
 
 
-def _grad_input_setup(ctx: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    grad, weight, block, stride, _ = args
+def _grad_input_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+    grad, weight, block, stride, _ = inputs
     ctx.window = block, stride
-    _keep(ctx, kwargs, grad, weight)
+    _keep(ctx, keyword_only_inputs, grad, weight)
 
 
 def _grad_input_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -434,9 +436,9 @@ def _grad_input_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ..
     return to_grad, to_weight, None, None, None
 
 
-def _grad_weight_setup(ctx: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    grad, input, *ctx.window = args
-    _keep(ctx, kwargs, grad, input)
+def _grad_weight_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+    grad, input, *ctx.window = inputs
+    _keep(ctx, keyword_only_inputs, grad, input)
 
 
 def _grad_weight_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -447,13 +449,12 @@ def _grad_weight_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, .
     return to_grad, to_input, None, None
 
 
-def infer_setup_context(ctx: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """For `install_autograd` of the functional NsaCompressInfer, with `infer_backward`."""
+def _infer_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+    """Nothing to save."""
 
 
-def infer_setup_context_(ctx: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """For `install_autograd` of an in-place NsaCompressInfer, with `infer_backward`."""
-    ctx.mark_dirty(kwargs["cache"])
+def _infer_setup_(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+    ctx.mark_dirty(keyword_only_inputs["cache"])
 
 
 def infer_backward(ctx: Any, *grads: Tensor) -> Any:
@@ -462,6 +463,11 @@ def infer_backward(ctx: Any, *grads: Tensor) -> Any:
         "nsa_compress_infer has no gradient: it is a decode step. Call it under torch.no_grad(), or train through "
         "nsa_compress"
     )
+
+
+def install_inplace_autograd(library: torch.library.Library, name: str, key: str = "Autograd") -> None:
+    """Let a backward pass through the in-place infer op ``name`` raise; parameters as `install_autograd`."""
+    install_autograd(library, name, _infer_setup_, infer_backward, key)
 
 
 def install_version_counter(library: torch.library.Library, name: str) -> None:
@@ -538,10 +544,10 @@ def _register() -> None:
             ("nsa_compress", compress_setup_context, compress_backward),
             ("nsa_compress_grad_input", _grad_input_setup, _grad_input_backward),
             ("nsa_compress_grad_weight", _grad_weight_setup, _grad_weight_backward),
-            ("nsa_compress_infer", infer_setup_context, infer_backward),
-            ("nsa_compress_infer_", infer_setup_context_, infer_backward),
+            ("nsa_compress_infer", _infer_setup, infer_backward),
         ):
             install_autograd(LIBRARY, names[base], setup, backward)
+        install_inplace_autograd(LIBRARY, names["nsa_compress_infer_"])
         install_version_counter(LIBRARY, names["nsa_compress_infer_"])
         install_functionalize(LIBRARY, names["nsa_compress_infer_"])
 

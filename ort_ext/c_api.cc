@@ -93,7 +93,11 @@ constexpr int64_t kMostThreads = 256;
 template <class Data, class Kernel>
 void Run(const Data& data, int64_t units, int64_t bytes, int64_t threads, Kernel kernel) {
   const int64_t parts = cpu::PartCount(units, bytes, std::min(threads, kMostThreads));
-  cpu::RunOnThreads(units, parts, [&](int64_t first, int64_t last) { kernel(data, first, last); });
+  const size_t scratch_size = cpu::ScratchSize(data);
+  std::vector<float> scratch(scratch_size * static_cast<size_t>(parts));
+  cpu::RunOnThreads(units, parts, [&](int64_t part, int64_t first, int64_t last) {
+    kernel(data, first, last, scratch.data() + scratch_size * static_cast<size_t>(part));
+  });
 }
 
 std::string Compress(int dtype, const NsaArray& input, const NsaArray& weight, int64_t block,

@@ -5,6 +5,7 @@
 #ifndef NSA_ONNX_ORT_EXT_CPU_KERNELS_H_
 #define NSA_ONNX_ORT_EXT_CPU_KERNELS_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -39,12 +40,22 @@ struct InferData {
   const SlotWrite* writes;
 };
 
-// What one instruction set provides; the arrays are indexed by DType.
+// Windows of one run that cover the same token at most: ceil(block / stride).
+inline size_t OverlappingWindows(const CompressData& data) {
+  return static_cast<size_t>((data.block + data.stride - 1) / data.stride);
+}
+
+// float32 elements that one call of a kernel needs as `scratch`; their content does not matter.
+size_t ScratchSize(const CompressData& data);
+size_t ScratchSize(const InferData& data);
+
+// What one instruction set provides; the arrays are indexed by DType. No kernel allocates or
+// throws.
 struct Kernels {
   // Output rows first .. last - 1, counted over all runs.
-  void (*compress[2])(const CompressData& data, int64_t first, int64_t last);
+  void (*compress[2])(const CompressData& data, int64_t first, int64_t last, float* scratch);
   // Heads first .. last - 1, counted over all writes: unit u is head u % heads of write u / heads.
-  void (*infer[2])(const InferData& data, int64_t first, int64_t last);
+  void (*infer[2])(const InferData& data, int64_t first, int64_t last, float* scratch);
 };
 
 // The plain reference.

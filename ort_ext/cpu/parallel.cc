@@ -20,21 +20,20 @@ int64_t PartBegin(int64_t units, int64_t parts, int64_t part) {
   return units / parts * part + std::min(part, units % parts);
 }
 
-void RunOnThreads(int64_t units, int64_t parts, const std::function<void(int64_t, int64_t)>& body) {
+void RunOnThreads(int64_t units, int64_t parts, const PartBody& body) {
+  const auto run = [&](int64_t part) {
+    body(part, PartBegin(units, parts, part), PartBegin(units, parts, part + 1));
+  };
   std::vector<std::thread> threads;
   int64_t started = 1;
   try {
     threads.reserve(static_cast<size_t>(parts - 1));
-    for (; started < parts; ++started) {
-      const int64_t first = PartBegin(units, parts, started);
-      const int64_t last = PartBegin(units, parts, started + 1);
-      threads.emplace_back([&body, first, last] { body(first, last); });
-    }
+    for (; started < parts; ++started) threads.emplace_back(run, started);
   } catch (const std::exception&) {
     // The system has no thread or memory left for us: the caller's thread does what remains.
   }
-  body(0, PartBegin(units, parts, 1));
-  if (started < parts) body(PartBegin(units, parts, started), units);
+  run(0);
+  for (int64_t part = started; part < parts; ++part) run(part);
   for (std::thread& thread : threads) thread.join();
 }
 

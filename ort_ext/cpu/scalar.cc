@@ -1,5 +1,6 @@
 // The reference kernel: the definition of the operators as three loops, no instruction set assumed.
 #include "cpu/float16.h"
+#include "cpu/float_environment.h"
 #include "cpu/kernels.h"
 
 namespace nsa::cpu {
@@ -24,7 +25,8 @@ void Store(const float* sum, int64_t dim, uint16_t* output) {
 }
 
 template <class T>
-void Compress(const CompressData& data, int64_t first, int64_t last) {
+void Compress(const CompressData& data, int64_t first, int64_t last, float*) {
+  const FloatEnvironment environment;
   const int64_t pitch = data.heads * data.dim;
   const RowRun* run = data.runs;
   for (int64_t row = first; row < last; ++row) {
@@ -40,7 +42,8 @@ void Compress(const CompressData& data, int64_t first, int64_t last) {
 }
 
 template <class T>
-void Infer(const InferData& data, int64_t first, int64_t last) {
+void Infer(const InferData& data, int64_t first, int64_t last, float*) {
+  const FloatEnvironment environment;
   const int64_t pitch = data.heads * data.dim;
   for (int64_t unit = first; unit < last; ++unit) {
     const SlotWrite& write = data.writes[unit / data.heads];

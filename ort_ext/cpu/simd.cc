@@ -1,0 +1,261 @@
+// The kernel: one loop over Google Highway, compiled once per instruction set.
+//
+// Prefill walks the tokens of a run in memory order, in chunks of `stride` tokens. Every window
+// that covers a chunk takes it into its own float32 sums, so each element is read from memory once
+// and converted once for up to four windows. Decode takes the page runs of one window through the
+// same inner loop.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/simd.cc"
+#include "cpu/simd.h"
+
+#include <hwy/foreach_target.h>  // must come before highway.h
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+
+#include "cpu/float16.h"
+#include "cpu/float_environment.h"
+#include "cpu/kernels.h"
+#include "hwy/cache_control.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace nsa::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// At most 16 lanes, on vectors of any length: D is a multiple of 16, so there is never a remainder.
+using DF = hn::CappedTag<float, 16>;
+using DU = hn::Rebind<uint32_t, DF>;
+using DH = hn::Rebind<uint16_t, DF>;
+using VF = hn::Vec<DF>;
+
+// One NaN for all: its payload and sign would differ between instruction sets.
+HWY_INLINE VF OneNaN(VF v) {
+  return hn::IfThenElse(hn::IsNaN(v), hn::BitCast(DF(), hn::Set(DU(), 0x7FC00000u)), v);
+}
+
+struct SimdFloat16 : Float16 {
+  using DHalf = hn::Rebind<hwy::float16_t, DF>;
+
+  static HWY_INLINE VF Load(const uint16_t* from) {
+    return hn::PromoteTo(DF(), hn::BitCast(DHalf(), hn::LoadU(DH(), from)));
+  }
+  static HWY_INLINE void Store(VF v, uint16_t* to) {
+    hn::StoreU(hn::BitCast(DH(), hn::DemoteTo(DHalf(), OneNaN(v))), DH(), to);
+  }
+  // |x * w| is 0 or in [2^-48, 2^32]: exact in float32, so that fused and unfused agree.
+  static HWY_INLINE VF Add(VF sum, VF x, VF w) { return hn::MulAdd(x, w, sum); }
+};
+
+struct SimdBFloat16 : BFloat16 {
+  static HWY_INLINE VF Load(const uint16_t* from) {
+    return hn::BitCast(DF(), hn::ShiftLeft<16>(hn::PromoteTo(DU(), hn::LoadU(DH(), from))));
+  }
+  // In integers: the instructions for this flush subnormals on some machines and truncate on
+  // others.
+  static HWY_INLINE void Store(VF v, uint16_t* to) {
+    const auto bits = hn::BitCast(DU(), OneNaN(v));
+    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(DU(), 1));
+    const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(DU(), 0x7FFF)));
+    hn::StoreU(hn::TruncateTo(DH(), hn::ShiftRight<16>(rounded)), DH(), to);
+  }
+  // The product may overflow or become subnormal, where fused and unfused differ: always two steps.
+  static HWY_INLINE VF Add(VF sum, VF x, VF w) { return hn::Add(sum, hn::Mul(x, w)); }
+};
+
+// Windows served by one pass. Four sums and their operands fit the 16 registers of SSE and AVX2.
+constexpr int kMostWindows = 4;
+
+// sums[k][d] += token[j * pitch + d] * weight[j * weight_pitch + k] for j = 0 .. tokens - 1 in
+// order, d = 0 .. dim - 1, k = 0 .. kWindows - 1.
+template <class T, int kWindows>
+void Accumulate(const uint16_t* token, size_t pitch, size_t tokens, const float* weight,
+                size_t weight_pitch, float* const* sums, size_t dim) {
+  static_assert(1 <= kWindows && kWindows <= kMostWindows);
+  const DF df;
+  for (size_t d = 0; d < dim; d += hn::Lanes(df)) {
+    VF sum0 = hn::LoadU(df, sums[0] + d);
+    VF sum1 = kWindows > 1 ? hn::LoadU(df, sums[kWindows > 1 ? 1 : 0] + d) : sum0;
+    VF sum2 = kWindows > 2 ? hn::LoadU(df, sums[kWindows > 2 ? 2 : 0] + d) : sum0;
+    VF sum3 = kWindows > 3 ? hn::LoadU(df, sums[kWindows > 3 ? 3 : 0] + d) : sum0;
+    const uint16_t* x = token + d;
+    const float* w = weight;
+    for (size_t j = 0; j < tokens; ++j, x += pitch, w += weight_pitch) {
+      const VF value = T::Load(x);
+      sum0 = T::Add(sum0, value, hn::Set(df, w[0]));
+      if constexpr (kWindows > 1) sum1 = T::Add(sum1, value, hn::Set(df, w[1]));
+      if constexpr (kWindows > 2) sum2 = T::Add(sum2, value, hn::Set(df, w[2]));
+      if constexpr (kWindows > 3) sum3 = T::Add(sum3, value, hn::Set(df, w[3]));
+    }
+    hn::StoreU(sum0, df, sums[0] + d);
+    if constexpr (kWindows > 1) hn::StoreU(sum1, df, sums[1] + d);
+    if constexpr (kWindows > 2) hn::StoreU(sum2, df, sums[2] + d);
+    if constexpr (kWindows > 3) hn::StoreU(sum3, df, sums[3] + d);
+  }
+}
+
+// The same for any number of windows.
+template <class T>
+void AccumulateAll(size_t windows, const uint16_t* token, size_t pitch, size_t tokens,
+                   const float* weight, size_t weight_pitch, float* const* sums, size_t dim) {
+  using Pass = decltype(&Accumulate<T, 1>);
+  static constexpr Pass passes[kMostWindows] = {Accumulate<T, 1>, Accumulate<T, 2>,
+                                                Accumulate<T, 3>, Accumulate<T, 4>};
+  for (size_t k = 0; k < windows; k += kMostWindows) {
+    const size_t count = std::min<size_t>(kMostWindows, windows - k);
+    passes[count - 1](token, pitch, tokens, weight + k, weight_pitch, sums + k, dim);
+  }
+}
+
+template <class T>
+void StoreRow(const float* sum, size_t size, uint16_t* output) {
+  const DF df;
+  for (size_t d = 0; d < size; d += hn::Lanes(df)) T::Store(hn::LoadU(df, sum + d), output + d);
+}
+
+// Brings part `part` of `parts` of `size` elements near before they are needed: going down the
+// sequence one head at a time is a stride that the hardware does not foresee.
+HWY_INLINE void PrefetchPart(const uint16_t* from, size_t size, size_t part, size_t parts) {
+  constexpr size_t kLine = 64 / sizeof(uint16_t);
+  const size_t end = size * (part + 1) / parts;
+  for (size_t i = size * part / parts; i < end; i += kLine) hwy::Prefetch(from + i);
+}
+
+// One chunk as the windows see it that cover it. Window age a began a chunks ago.
+struct Ages {
+  size_t first;
+  size_t count;
+};
+
+template <class T>
+class Prefill {
+ public:
+  Prefill(const CompressData& data, float* scratch)
+      : input_(data.input),
+        output_(data.output),
+        heads_(static_cast<size_t>(data.heads)),
+        dim_(static_cast<size_t>(data.dim)),
+        stride_(static_cast<size_t>(data.stride)),
+        ages_(OverlappingWindows(data)),
+        last_tokens_(static_cast<size_t>(data.block) - (ages_ - 1) * stride_),
+        pitch_(heads_ * dim_),
+        weights_(scratch),
+        sums_(scratch + heads_ * stride_ * ages_) {
+    for (size_t n = 0; n < heads_; ++n) {
+      for (size_t j = 0; j < static_cast<size_t>(data.block); ++j) {
+        weights_[(n * stride_ + j % stride_) * ages_ + j / stride_] =
+            T::ToFloat(data.weight[j * heads_ + n]);
+      }
+    }
+  }
+
+  // `rows` windows from token `token` on, into output rows from `row` on.
+  void Run(size_t token, size_t row, size_t rows) {
+    const size_t chunks = rows + ages_ - 1;
+    const uint16_t* chunk = input_ + token * pitch_;
+    for (size_t c = 0; c < chunks; ++c, chunk += stride_ * pitch_) {
+      if (c < rows) std::memset(Sum(c), 0, pitch_ * sizeof(float));
+      const size_t youngest = c < rows ? 0 : c - rows + 1;
+      const size_t oldest = std::min(c, ages_ - 1);
+      Chunk(chunk, c, {youngest, oldest - youngest + 1}, c + 1 < chunks);
+      if (oldest == ages_ - 1) {
+        const size_t done = c - oldest;
+        StoreRow<T>(Sum(done), pitch_, output_ + (row + done) * pitch_);
+      }
+    }
+  }
+
+ private:
+  float* Sum(size_t window) { return sums_ + window % ages_ * pitch_; }
+
+  void Chunk(const uint16_t* chunk, size_t c, Ages ages, bool more) {
+    // A window's last chunk may be a partial one; what follows is not its own, nor surely memory.
+    const bool closes = ages.first + ages.count == ages_;
+    const size_t shared = closes ? last_tokens_ : stride_;
+    float* sums[spec::kCompressLimits.max_block / spec::kAlignment];
+    for (size_t n = 0; n < heads_; ++n) {
+      if (more) PrefetchPart(chunk + stride_ * pitch_, stride_ * pitch_, n, heads_);
+      for (size_t k = 0; k < ages.count; ++k) sums[k] = Sum(c - ages.first - k) + n * dim_;
+      const float* weight = weights_ + n * stride_ * ages_ + ages.first;
+      const uint16_t* token = chunk + n * dim_;
+      AccumulateAll<T>(ages.count, token, pitch_, shared, weight, ages_, sums, dim_);
+      if (shared < stride_) {
+        AccumulateAll<T>(ages.count - 1, token + shared * pitch_, pitch_, stride_ - shared,
+                         weight + shared * ages_, ages_, sums, dim_);
+      }
+    }
+  }
+
+  const uint16_t* input_;
+  uint16_t* output_;
+  size_t heads_, dim_, stride_;
+  size_t ages_;         // windows that cover a chunk
+  size_t last_tokens_;  // of a window's last chunk
+  size_t pitch_;        // elements of a token
+  float* weights_;      // [heads, stride, ages]: token r of a chunk, for the window of age a
+  float* sums_;         // [ages, heads, dim]: window i lies at i % ages
+};
+
+template <class T>
+void Compress(const CompressData& data, int64_t first, int64_t last, float* scratch) {
+  const FloatEnvironment environment;
+  Prefill<T> prefill(data, scratch);
+  for (int64_t i = 0; i < data.run_count; ++i) {
+    const RowRun& run = data.runs[i];
+    const int64_t begin = std::max(first, run.first_row);
+    const int64_t end = std::min(last, run.first_row + run.rows);
+    if (begin >= end) continue;
+    prefill.Run(static_cast<size_t>(run.first_token + (begin - run.first_row) * data.stride),
+                static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+  }
+}
+
+template <class T>
+void Infer(const InferData& data, int64_t first, int64_t last, float* scratch) {
+  const FloatEnvironment environment;
+  const int64_t pitch = data.heads * data.dim;
+  for (int64_t i = 0; i < data.block * data.heads; ++i) scratch[i] = T::ToFloat(data.weight[i]);
+  const size_t heads = static_cast<size_t>(data.heads), dim = static_cast<size_t>(data.dim);
+  for (int64_t unit = first; unit < last; ++unit) {
+    const SlotWrite& write = data.writes[unit / data.heads];
+    const int64_t n = unit % data.heads;
+    float sum[spec::kMaxHeadDim] = {};
+    float* const sums[1] = {sum};
+    const float* weight = scratch + n;
+    for (int64_t i = 0; i < write.run_count; ++i) {
+      const PageRun& run = write.runs[i];
+      const int64_t token = run.page * data.page + run.offset;
+      Accumulate<T, 1>(data.input + token * pitch + n * data.dim, static_cast<size_t>(pitch),
+                       static_cast<size_t>(run.tokens), weight, heads, sums, dim);
+      weight += run.tokens * data.heads;
+    }
+    StoreRow<T>(sum, dim, data.cache + write.slot * pitch + n * data.dim);
+  }
+}
+
+const Kernels* TargetKernels() {
+  static constexpr Kernels kernels = {{Compress<SimdFloat16>, Compress<SimdBFloat16>},
+                                      {Infer<SimdFloat16>, Infer<SimdBFloat16>}};
+  return &kernels;
+}
+
+}  // namespace nsa::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace nsa::cpu {
+
+HWY_EXPORT(TargetKernels);
+
+std::vector<SimdTarget> SimdTargets() {
+  std::vector<SimdTarget> targets;
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    hwy::GetChosenTarget().Update(target);
+    targets.push_back({hwy::TargetName(target), HWY_DYNAMIC_POINTER(TargetKernels)()});
+  }
+  return targets;
+}
+
+}  // namespace nsa::cpu
+#endif  // HWY_ONCE

@@ -1,0 +1,320 @@
+"""ONNX schemas: exact T', names of dims, and no to what is certainly wrong."""
+
+from __future__ import annotations
+
+import nsa_models as models
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from onnx.checker import check_model
+from onnx.shape_inference import InferenceError, infer_shapes
+
+import nsa_onnx
+from nsa_onnx import schema, spec
+from nsa_onnx.schema import integer_values, register
+
+REJECTED = (InferenceError, onnx.checker.ValidationError)
+
+
+def full_check(model):
+    check_model(model, full_check=True, check_custom_domain=True)
+
+
+def inferred(model, name="y", **options):
+    """Dims of a value after inference: numbers, names, or None."""
+    graph = infer_shapes(model, **options).graph
+    (found,) = [v for v in (*graph.output, *graph.value_info) if v.name == name]
+    dims = found.type.tensor_type.shape.dim
+    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in dims]
+
+
+def without_output_shape(model):
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    return model
+
+
+def test_registering_is_idempotent_and_public():
+    assert nsa_onnx.register is register
+    register()
+    register()
+    for op_type in (spec.COMPRESS_OP, spec.INFER_OP):
+        assert onnx.defs.get_schema(op_type, spec.DOMAIN).since_version == 1
+
+
+@given(data=st.data())
+def test_constant_lengths_give_the_exact_t(data):
+    block = 16 * data.draw(st.integers(1, 8))
+    stride = 16 * data.draw(st.integers(1, block // 16))
+    segments = data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=5).filter(lambda s: s[0] > 0))
+    seq = np.cumsum(segments).tolist()
+    made = models.compress(seq, w=(block, 4), compress_block_size=block, compress_stride=stride)
+    want = sum(len(range(0, length - block + 1, stride)) for length in segments)
+    assert inferred(without_output_shape(made)) == [want, 4, 16]
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        helper.make_node("Constant", [], ["seq"], value=models.lengths([40, 100])),
+        helper.make_node("Constant", [], ["seq"], value_ints=[40, 100]),
+    ],
+    ids=["value", "value_ints"],
+)
+def test_lengths_from_a_constant_node_count_as_constant(constant):
+    made = models.compress([1])
+    del made.graph.initializer[:]
+    made.graph.node.insert(0, constant)
+    assert inferred(without_output_shape(made), data_prop=True)[0] == 1 + 2
+
+
+def test_computed_lengths_are_known_with_data_propagation():
+    made = models.compress([40, 100])
+    made.graph.initializer[0].name = "seq_before"
+    made.graph.node.insert(0, helper.make_node("Cast", ["seq_before"], ["seq"], to=TensorProto.INT64))
+    assert inferred(without_output_shape(made), data_prop=True) == [3, 4, 16]
+
+
+def test_lengths_of_a_run_give_a_dim_of_its_own_per_node():
+    made = models.compress()
+    made.graph.node.append(models.node(outputs=["y2"]))
+    made.graph.output.append(models.value("y2", np.float16, None))
+    made.graph.output[1].type.tensor_type.ClearField("shape")
+    without_output_shape(made)
+    first, second = inferred(made), inferred(made, "y2")
+    assert isinstance(first[0], str)
+    assert isinstance(second[0], str)
+    assert first[0] != second[0]
+    assert first[1:] == [4, 16]
+
+
+def test_names_of_dims_reach_the_output():
+    made = models.compress([40, 100], x=("T", "heads", "dim"), w=("block", 4))
+    assert inferred(without_output_shape(made)) == [3, 4, "dim"]
+    step = models.infer(x=("P", 64, "N", "D"), w=("block", "N"), cache=("slots", "heads", "dim"))
+    assert inferred(without_output_shape(step)) == ["slots", "heads", "dim"]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, models.BFLOAT16], ids=str)
+@pytest.mark.parametrize("table", [("B", "M"), None])
+def test_good_graphs_pass_the_full_check(dtype, table):
+    full_check(models.compress(dtype=dtype))
+    full_check(models.compress([40, 100], dtype=dtype, x=(100, 4, 16), y=(3, 4, 16)))
+    full_check(models.compress([10], dtype=dtype, y=(0, 4, 16)))
+    full_check(models.infer(dtype=dtype, table=table))
+    full_check(models.infer([32, 0], dtype=dtype, table=table, x=(4, 64, 4, 16), batch=2))
+    empty_name = models.infer(dtype=dtype, table=None)
+    empty_name.graph.node[0].input.append("")
+    full_check(empty_name)
+
+
+def edited(model, change):
+    change(model)
+    return model
+
+
+def set_type(index, element_type):
+    return lambda m: setattr(m.graph.input[index].type.tensor_type, "elem_type", element_type)
+
+
+COMPRESS_WRONG = {
+    "T' declared": (lambda: models.compress([40, 100], y=(5, 4, 16)), "5"),
+    "T' declared on an empty result": (lambda: models.compress([10], y=(1, 4, 16)), "1"),
+    "rank declared": (lambda: models.compress([40, 100], y=(3, 4)), "rank"),
+    "type declared": (lambda: edited(models.compress(), lambda m: m.graph.output[0].CopyFrom(
+        models.value("y", TensorProto.FLOAT, ("R", 4, 16)))), "elem type"),
+    "float32 input": (lambda: edited(models.compress(), set_type(0, TensorProto.FLOAT)), "float"),
+    "mixed types": (lambda: edited(models.compress(), set_type(1, TensorProto.BFLOAT16)), "dtype|typestr|type"),
+    "int32 lengths": (lambda: edited(models.compress(), set_type(2, TensorProto.INT32)), "int32|int64"),
+    "input rank": (lambda: models.compress(x=("T", 64)), "rank 3 .* got rank 2"),
+    "weight rank": (lambda: models.compress(w=(32, 4, 1)), "rank 2 .* got rank 3"),
+    "lengths rank": (lambda: edited(models.compress(), lambda m: m.graph.input[2].type.tensor_type.shape.dim.add()),
+                     "rank 1 .* got rank 2"),
+    "weight rows": (lambda: models.compress(w=(16, 4)), r"weight.shape\[0\]"),
+    "weight heads": (lambda: models.compress(w=(32, 5)), r"weight.shape\[1\]"),
+    "head dim": (lambda: models.compress(x=("T", 4, 24)), "multiple of 16, got 24"),
+    "large head dim": (lambda: models.compress(x=("T", 4, 272)), "<= 256, got 272"),
+    "no heads": (lambda: models.compress(x=("T", 0, 16), w=(32, 0)), ">= 1, got 0"),
+    "many heads": (lambda: models.compress(x=("T", 129, 16), w=(32, 129)), "<= 128, got 129"),
+    "block": (lambda: models.compress(w=("b", 4), compress_block_size=40), "multiple of 16, got 40"),
+    "large block": (lambda: models.compress(w=("b", 4), compress_block_size=144), r"\[16, 128\], got 144"),
+    "stride": (lambda: models.compress(compress_stride=8), "multiple of 16, got 8"),
+    "stride 0": (lambda: models.compress([40, 100], compress_stride=0), "got 0"),
+    "stride over block": (lambda: models.compress(compress_stride=48), "= 32], got 48"),
+    "no stride": (lambda: models.compress(compress_stride=None), "compress_stride"),
+    "float stride": (lambda: models.compress(compress_stride=16.0), "compress_stride"),
+    "surplus attribute": (lambda: models.compress(page_block_size=64), "page_block_size"),
+    "empty lengths": (lambda: models.compress([]), "at least 1 element"),
+    "decreasing": (lambda: models.compress([50, 40]), r"actual_seq_len\[1\] must be >= .* 50, got 40"),
+    "leading 0": (lambda: models.compress([0, 40]), r"actual_seq_len\[0\] must be >= 1, got 0"),
+    "not T": (lambda: models.compress([40, 99], x=(100, 4, 16)), r"must equal T = 100, got 99"),
+    "no lengths": (lambda: edited(models.compress(), lambda m: m.graph.node[0].input.pop()), "seq_len|input size 2"),
+    "another input": (lambda: edited(models.compress(), lambda m: m.graph.node[0].input.append("x")), "input"),
+    "another output": (lambda: edited(models.compress(), lambda m: m.graph.node[0].output.append("z")), "output"),
+}  # fmt: skip
+
+INFER_WRONG = {
+    "float16 table": (lambda: edited(models.infer(), set_type(5, TensorProto.INT64)), "int64|int32"),
+    "cache type": (lambda: edited(models.infer(), set_type(3, TensorProto.BFLOAT16)), "dtype|typestr|type"),
+    "input rank": (lambda: models.infer(x=("P", 64, 64)), "rank 4 .* got rank 3"),
+    "cache rank": (lambda: models.infer(cache=("S", 64)), "rank 3 .* got rank 2"),
+    "page": (lambda: models.infer(x=("P", "page", 4, 16), page_block_size=32), "64 or 128, got 32"),
+    "page of input": (lambda: models.infer(page_block_size=128), "= 128, got 64"),
+    "block of 128": (lambda: models.infer(w=(128, 4), compress_block_size=128), r"\[16, 127\], got 128"),
+    "64 heads": (lambda: models.infer(x=("P", 64, 64, 16), w=(32, 64), cache=("S", 64, 16)), "<= 63, got 64"),
+    "cache heads": (lambda: models.infer(cache=("S", 5, 16)), r"cache.shape\[1\] must equal N = 4, got 5"),
+    "cache dim": (lambda: models.infer(cache=("S", 4, 32)), r"cache.shape\[2\] must equal D = 16, got 32"),
+    "batch": (lambda: models.infer([32, 0], batch=3), "B = 3 elements, got 2"),
+    "table rows": (lambda: models.infer(batch=3, table=(2, 4)), "B = 3, got 2"),
+    "pages": (lambda: models.infer(table=None, batch=3, x=(4, 64, 4, 16)), "multiple of B = 3 .* got 4"),
+    "length below": (lambda: models.infer([-1, 0]), r"actual_seq_len\[0\] must be >= 0, got -1"),
+    "length above": (lambda: models.infer([32, 257], table=("B", 4)), r"\[1\] must be in \[0, 256\] .* got 257"),
+    "default table": (lambda: models.infer([0, 129], table=None, x=(4, 64, 4, 16), batch=2), r"\[0, 128\].*129"),
+    "no page size": (lambda: models.infer(page_block_size=None), "page_block_size"),
+}
+
+
+@pytest.mark.parametrize("case", [*COMPRESS_WRONG.items(), *INFER_WRONG.items()], ids=lambda case: case[0])
+def test_what_is_certainly_wrong_is_rejected_in_words(case):
+    make, words = case[1]
+    with pytest.raises(REJECTED, match=words):
+        full_check(make())
+
+
+@pytest.mark.parametrize(
+    "name", ["input rank", "weight heads", "stride 0", "no stride", "decreasing", "not T", "no lengths", "float stride"]
+)
+def test_strict_inference_refuses_it_without_the_checker(name):
+    with pytest.raises(InferenceError):
+        infer_shapes(COMPRESS_WRONG[name][0](), strict_mode=True)
+
+
+def constant_index_model(slots, table, seq=(32, 33, 48)):
+    made = models.infer(list(seq), x=(12, 64, 4, 16), cache=(9, 4, 16), batch=3, table=(3, 4))
+    del made.graph.input[4], made.graph.input[2]
+    made.graph.initializer.append(helper.make_tensor("slots", TensorProto.INT32, [3], slots))
+    made.graph.initializer.append(helper.make_tensor("table", TensorProto.INT32, [3, 4], table))
+    return made
+
+
+def test_constant_indices_are_checked_where_they_are_read_and_only_there():
+    good_table = [0, -1, -1, -1, -7, -7, -7, -7, 3, -1, -1, -1]
+    full_check(constant_index_model([1, -1, 2], good_table))
+    for slots, table, words in (
+        ([1, -1, 1], good_table, r"slot_mapping\[2\] must differ from slot_mapping\[0\]"),
+        ([1, -1, 9], good_table, r"slot_mapping\[2\] must be in \[0, 9\), got 9"),
+        ([1, -1, 2], [12, *good_table[1:]], r"block_table\[0, 0\] must be in \[0, 12\), got 12"),
+    ):
+        with pytest.raises(InferenceError, match=words):
+            full_check(constant_index_model(slots, table))
+
+
+def forget(*names):
+    def change(model):
+        for entry in model.graph.input:
+            if entry.name in names:
+                entry.ClearField("type")
+
+    return change
+
+
+def forget_shapes(model):
+    for entry in (*model.graph.input, *model.graph.output):
+        entry.type.tensor_type.ClearField("shape")
+
+
+@pytest.mark.parametrize("make", [models.compress, models.infer, lambda: models.infer(table=None)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        forget("x"),
+        forget("w"),
+        forget("seq"),
+        forget("x", "w"),
+        forget("x", "w", "seq", "cache", "slots", "table"),
+        forget_shapes,
+        lambda m: (
+            m.graph.input[0].type.CopyFrom(models.value("x", np.float16, ["a", "b", "c", "d"][-3:]).type)
+            if m.graph.node[0].op_type == "NsaCompress"
+            else None
+        ),
+        lambda m: m.graph.input[1].type.CopyFrom(models.value("w", np.float16, [-1, -1]).type),
+    ],
+)
+def test_an_unresolved_graph_is_no_error(make, change):
+    made = edited(make(), change)
+    for strict in (False, True):
+        infer_shapes(made, strict_mode=strict, data_prop=True)
+
+
+def test_a_function_s_attribute_that_is_not_known_yet_is_no_error():
+    inner = models.node(compress_block_size=None, compress_stride=None)
+    for name in ("compress_block_size", "compress_stride"):
+        inner.attribute.add(name=name, ref_attr_name=name, type=onnx.AttributeProto.INT)
+    imports = [helper.make_opsetid("nsa_onnx", 1)]
+    function = helper.make_function(
+        "f", "F", ["x", "w", "seq"], ["y"], [inner], imports, [a.name for a in inner.attribute]
+    )
+    source = models.compress([40, 100])
+    call = helper.make_node("F", ["x", "w", "seq"], ["y"], domain="f", compress_block_size=32, compress_stride=16)
+    made = models.model(
+        [call],
+        list(source.graph.input),
+        list(source.graph.output),
+        source.graph.initializer,
+        functions=[function],
+        imports=(("nsa_onnx", 1), ("f", 1)),
+    )
+    check_model(made, full_check=True)
+    assert inferred(made)[0] == 3
+    call.attribute[1].i = 48
+    made.graph.node[0].CopyFrom(call)
+    with pytest.raises(InferenceError, match="got 48"):
+        infer_shapes(made)
+
+
+def test_nodes_in_branches_are_inferred_with_outer_constants():
+    branch = helper.make_graph([models.node(outputs=["z"])], "branch", [], [models.value("z", np.float16, (3, 4, 16))])
+    source = models.compress([40, 100])
+    made = models.model(
+        [helper.make_node("If", ["go"], ["y"], then_branch=branch, else_branch=branch)],
+        [*source.graph.input, helper.make_tensor_value_info("go", TensorProto.BOOL, [])],
+        source.graph.output,
+        source.graph.initializer,
+    )
+    full_check(made)
+    assert inferred(made)[1:] == [4, 16]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        TensorProto(data_type=TensorProto.INT64, dims=[3], raw_data=b"\0" * 16),
+        TensorProto(data_type=TensorProto.INT64, dims=[2], raw_data=b"\0" * 15),
+        TensorProto(data_type=TensorProto.INT64, dims=[-2], int64_data=[1, 2]),
+        TensorProto(data_type=TensorProto.INT64, dims=[2**62, 2**62], int64_data=[1]),
+        TensorProto(data_type=TensorProto.FLOAT, dims=[1], float_data=[1]),
+        TensorProto(data_type=TensorProto.INT64, dims=[1], data_location=TensorProto.EXTERNAL),
+        TensorProto(),
+    ],
+)
+def test_malformed_constants_are_not_read(tensor):
+    assert integer_values(tensor) is None
+
+
+def test_constants_are_read_in_both_layouts():
+    plain = helper.make_tensor("t", TensorProto.INT32, [2, 1], [-1, 7])
+    raw = helper.make_tensor("t", TensorProto.INT32, [2, 1], np.array([-1, 7], "<i4").tobytes(), raw=True)
+    for tensor in (plain, raw):
+        values = integer_values(tensor)
+        assert values is not None
+        assert values.tolist() == [[-1], [7]]
+
+
+def test_every_part_of_a_schema_is_documented():
+    for op in schema.SCHEMAS.values():
+        assert len(op.doc) > 500
+        for part in (*op.inputs, *op.outputs, *op.type_constraints, *op.attributes.values()):
+            assert part.description

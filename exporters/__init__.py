@@ -1,11 +1,16 @@
 """Exporters: import this package and models that call the two operators can leave torch.
 
-Importing registers the torch ops of namespace ``nsa_onnx`` (`ops`) and routes
-``nsa_onnx.nsa_compress`` and ``nsa_onnx.nsa_compress_infer`` on torch tensors to them.
+Importing registers the torch ops of namespace ``nsa_onnx`` (`ops`), routes ``nsa_onnx.nsa_compress`` and
+``nsa_onnx.nsa_compress_infer`` on torch tensors to them, and teaches ``torch.onnx.export`` to translate
+them.
 """
 
 from __future__ import annotations
 
+from . import dynamo
+from .dynamo import onnx_translation_table
 from .ops import nsa_compress, nsa_compress_infer
 
-__all__ = ["nsa_compress", "nsa_compress_infer"]
+__all__ = ["nsa_compress", "nsa_compress_infer", "onnx_translation_table"]
+
+dynamo.register()

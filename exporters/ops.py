@@ -358,7 +358,7 @@ def install_autograd(
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             gradients = backward(ctx, *grads)
-            return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
+            return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))  # run, kwargs, their tensors
 
     def autograd(keyset: Any, *args: Any, **kwargs: Any) -> Any:
         def run() -> Any:
@@ -450,19 +450,33 @@ def _grad_weight_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, .
 
 
 def _infer_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
-    """Nothing to save."""
+    operands = (*inputs, *_tensors(keyword_only_inputs))
+    ctx.shapes = [value.shape if needs else None for value, needs in zip(operands, ctx.needs_input_grad, strict=False)]
 
 
 def _infer_setup_(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+    _infer_setup(ctx, inputs, keyword_only_inputs, output)
     ctx.mark_dirty(keyword_only_inputs["cache"])
 
 
-def infer_backward(ctx: Any, *grads: Tensor) -> Any:
-    """A decode step has no gradient: say so instead of returning zeros."""
+def infer_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """A decode step has no gradient: an op that raises when it runs, instead of zeros.
+
+    An op, because torch.compile traces backward passes that are never run.
+    """
+    raises = torch.ops.nsa_onnx.nsa_compress_infer_has_no_gradient
+    return tuple(None if shape is None else raises(grad, shape) for shape in ctx.shapes)
+
+
+def _no_gradient(grad: Tensor, size: Sequence[int]) -> Tensor:
     raise NotImplementedError(
         "nsa_compress_infer has no gradient: it is a decode step. Call it under torch.no_grad(), or train through "
         "nsa_compress"
     )
+
+
+def _no_gradient_fake(grad: Tensor, size: Sequence[int]) -> Tensor:
+    return grad.new_empty(size)
 
 
 def install_inplace_autograd(library: torch.library.Library, name: str, key: str = "Autograd") -> None:
@@ -550,6 +564,10 @@ def _register() -> None:
         install_inplace_autograd(LIBRARY, names["nsa_compress_infer_"])
         install_version_counter(LIBRARY, names["nsa_compress_infer_"])
         install_functionalize(LIBRARY, names["nsa_compress_infer_"])
+    name = "nsa_compress_infer_has_no_gradient"
+    LIBRARY.define(f"{name}(Tensor grad, SymInt[] size) -> Tensor", tags=[torch.Tag.pt2_compliant_tag])
+    LIBRARY.impl(name, _no_gradient, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"nsa_onnx::{name}", _no_gradient_fake, lib=LIBRARY)
 
 
 _register()

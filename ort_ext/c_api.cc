@@ -87,19 +87,6 @@ std::string CheckOutput(const NsaArray& output, const int64_t (&wanted)[3]) {
   return {};
 }
 
-// More threads than this are a mistake, and memory bandwidth is used up long before.
-constexpr int64_t kMostThreads = 256;
-
-template <class Data, class Kernel>
-void Run(const Data& data, int64_t units, int64_t bytes, int64_t threads, Kernel kernel) {
-  const int64_t parts = cpu::PartCount(units, bytes, std::min(threads, kMostThreads));
-  const size_t scratch_size = cpu::ScratchSize(data);
-  std::vector<float> scratch(scratch_size * static_cast<size_t>(parts));
-  cpu::RunOnThreads(units, parts, [&](int64_t part, int64_t first, int64_t last) {
-    kernel(data, first, last, scratch.data() + scratch_size * static_cast<size_t>(part));
-  });
-}
-
 std::string Compress(int dtype, const NsaArray& input, const NsaArray& weight, int64_t block,
                      int64_t stride, const int64_t* actual_seq_len, int64_t segments,
                      const NsaArray& output, int64_t threads) {
@@ -114,7 +101,7 @@ std::string Compress(int dtype, const NsaArray& input, const NsaArray& weight, i
   if (!error.empty()) return error;
   const int64_t heads = input.shape[1], dim = input.shape[2], rows = PlannedRows(plan);
   error = CheckOutput(output, {rows, heads, dim});
-  if (!error.empty() || rows == 0 || dim == 0) return error;
+  if (!error.empty()) return error;
   const cpu::CompressData data{static_cast<const uint16_t*>(input.data),
                                static_cast<const uint16_t*>(weight.data),
                                static_cast<uint16_t*>(output.data),
@@ -124,8 +111,7 @@ std::string Compress(int dtype, const NsaArray& input, const NsaArray& weight, i
                                stride,
                                plan.data(),
                                static_cast<int64_t>(plan.size())};
-  const int64_t bytes = input.shape[0] * heads * dim * 2;
-  Run(data, rows, bytes, threads, cpu::ActiveKernels().compress[dtype]);
+  cpu::RunCompress(static_cast<cpu::DType>(dtype), data, cpu::OwnThreads(threads));
   return {};
 }
 
@@ -133,19 +119,17 @@ std::string Infer(int dtype, const InferCall& call, const NsaArray& input, const
                   const NsaArray& cache, int64_t threads) {
   std::vector<SlotWrite> plan;
   const std::string error = PlanInfer(call, &plan);
-  const int64_t dim = error.empty() ? call.input[3] : 0;
-  if (plan.empty() || dim == 0) return error;
-  const int64_t heads = call.input[2];
+  if (!error.empty()) return error;
   const cpu::InferData data{static_cast<const uint16_t*>(input.data),
                             static_cast<const uint16_t*>(weight.data),
                             static_cast<uint16_t*>(cache.data),
-                            heads,
-                            dim,
+                            call.input[2],
+                            call.input[3],
                             call.block,
                             call.page,
-                            plan.data()};
-  const int64_t units = static_cast<int64_t>(plan.size()) * heads;
-  Run(data, units, units * call.block * dim * 2, threads, cpu::ActiveKernels().infer[dtype]);
+                            plan.data(),
+                            static_cast<int64_t>(plan.size())};
+  cpu::RunInfer(static_cast<cpu::DType>(dtype), data, cpu::OwnThreads(threads));
   return {};
 }
 

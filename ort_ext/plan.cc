@@ -152,6 +152,11 @@ std::string CheckInferAttributes(int64_t block, int64_t stride, int64_t page) {
   return {};
 }
 
+std::string CheckLengthsRank(const Shape& actual_seq_len) {
+  if (actual_seq_len.rank == 1) return {};
+  return Message("actual_seq_len must have rank 1 [B], got rank {}", {actual_seq_len.rank});
+}
+
 // compress_shape_violations
 std::string CheckCompressShapes(const CompressCall& call) {
   if (call.input.rank != 3) return Message(compress_row::kInputRank, {call.input.rank});

@@ -79,6 +79,9 @@ struct InferCall {
 std::string CheckCompressAttributes(int64_t block, int64_t stride);
 std::string CheckInferAttributes(int64_t block, int64_t stride, int64_t page);
 
+// The rank of the lengths as a tensor; Python's lists have none.
+std::string CheckLengthsRank(const Shape& actual_seq_len);
+
 // Ranks and dims; no index is read. PlanCompress and PlanInfer check them too.
 std::string CheckCompressShapes(const CompressCall& call);
 std::string CheckInferShapes(const InferCall& call);

@@ -38,6 +38,7 @@ struct InferData {
   int64_t block;
   int64_t page;
   const SlotWrite* writes;
+  int64_t write_count;
 };
 
 // Windows of one run that cover the same token at most: ceil(block / stride).

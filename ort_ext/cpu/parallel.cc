@@ -3,38 +3,75 @@
 
 #include <algorithm>
 #include <exception>
+#include <memory>
 #include <thread>
 #include <vector>
 
 namespace nsa::cpu {
+namespace {
 
-int64_t PartCount(int64_t units, int64_t bytes, int64_t most) {
-  // Starting a thread costs some 20 us; reading this many bytes takes about as long.
-  constexpr int64_t kBytesPerPart = int64_t{1} << 17;
-  const int64_t worth = std::min(units, bytes / kBytesPerPart + 1);
-  return std::max<int64_t>(1, std::min(worth, most));
-}
+// Handing work to another thread costs some 20 us; reading this much takes about as long.
+constexpr int64_t kBytesPerPart = int64_t{1} << 17;
 
+// More threads than this are a mistake, and memory bandwidth is used up long before.
+constexpr int64_t kMostThreads = 256;
+
+// First unit of part `part` of `parts`; part `parts` ends the range.
 int64_t PartBegin(int64_t units, int64_t parts, int64_t part) {
   // units / parts each, the first units % parts one more: no product that could overflow.
   return units / parts * part + std::min(part, units % parts);
 }
 
-void RunOnThreads(int64_t units, int64_t parts, const PartBody& body) {
-  const auto run = [&](int64_t part) {
-    body(part, PartBegin(units, parts, part), PartBegin(units, parts, part + 1));
+template <class Data, class Kernel>
+void Run(const Data& data, Kernel kernel, int64_t units, int64_t bytes, const Parallel& parallel) {
+  if (units == 0 || data.dim == 0) return;
+  const int64_t worth = std::min(units, bytes / kBytesPerPart + 1);
+  const int64_t parts = std::max<int64_t>(1, std::min(worth, parallel.most_parts));
+  const size_t scratch_size = ScratchSize(data);
+  const std::unique_ptr<float[]> scratch(new float[scratch_size * static_cast<size_t>(parts)]);
+  const auto body = [&](int64_t part) {
+    kernel(data, PartBegin(units, parts, part), PartBegin(units, parts, part + 1),
+           scratch.get() + scratch_size * static_cast<size_t>(part));
   };
+  if (parts == 1) {
+    body(0);
+  } else {
+    parallel.run(parts, body);
+  }
+}
+
+void RunOnOwnThreads(int64_t parts, const std::function<void(int64_t)>& body) {
   std::vector<std::thread> threads;
   int64_t started = 1;
   try {
     threads.reserve(static_cast<size_t>(parts - 1));
-    for (; started < parts; ++started) threads.emplace_back(run, started);
+    for (; started < parts; ++started) threads.emplace_back(std::cref(body), started);
   } catch (const std::exception&) {
     // The system has no thread or memory left for us: the caller's thread does what remains.
   }
-  run(0);
-  for (int64_t part = started; part < parts; ++part) run(part);
+  body(0);
+  for (int64_t part = started; part < parts; ++part) body(part);
   for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+
+Parallel OwnThreads(int64_t threads) { return {std::min(threads, kMostThreads), RunOnOwnThreads}; }
+
+void RunCompress(DType dtype, const CompressData& data, const Parallel& parallel) {
+  int64_t rows = 0;
+  if (data.run_count > 0) {
+    const RowRun& last = data.runs[data.run_count - 1];
+    rows = last.first_row + last.rows;
+  }
+  const int64_t bytes = rows * data.stride * data.heads * data.dim * 2;
+  Run(data, ActiveKernels().compress[static_cast<int>(dtype)], rows, bytes, parallel);
+}
+
+void RunInfer(DType dtype, const InferData& data, const Parallel& parallel) {
+  const int64_t units = data.write_count * data.heads;
+  const int64_t bytes = units * data.block * data.dim * 2;
+  Run(data, ActiveKernels().infer[static_cast<int>(dtype)], units, bytes, parallel);
 }
 
 }  // namespace nsa::cpu

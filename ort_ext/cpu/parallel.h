@@ -1,25 +1,27 @@
-// Splits a kernel's range over threads. The split never changes a bit of the result.
+// Runs a kernel in parts, on whatever threads the caller has. The split never changes a bit.
 #ifndef NSA_ONNX_ORT_EXT_CPU_PARALLEL_H_
 #define NSA_ONNX_ORT_EXT_CPU_PARALLEL_H_
 
 #include <cstdint>
 #include <functional>
 
+#include "cpu/kernels.h"
+
 namespace nsa::cpu {
 
-// Parts worth making of `units` units with `bytes` bytes to read in all: at most `most`, at
-// least 1.
-int64_t PartCount(int64_t units, int64_t bytes, int64_t most);
+// Where a kernel's parts run: at most `most_parts`, through run(parts, body), which calls
+// body(0) .. body(parts - 1) in any order, on any threads, and returns when all have returned.
+struct Parallel {
+  int64_t most_parts;
+  std::function<void(int64_t parts, const std::function<void(int64_t)>& body)> run;
+};
 
-// First unit of part `part` of `parts`; part `parts` ends the range.
-int64_t PartBegin(int64_t units, int64_t parts, int64_t part);
+// Up to `threads` threads, started for this one call: for Python's eager calls. Inside onnxruntime,
+// its own pool takes their place.
+Parallel OwnThreads(int64_t threads);
 
-// Units first .. last - 1 are part `part`.
-using PartBody = std::function<void(int64_t part, int64_t first, int64_t last)>;
-
-// Calls `body` for every part, on up to parts - 1 threads of its own and the caller's.
-// For Python's eager calls only: inside onnxruntime, its own thread pool does this.
-void RunOnThreads(int64_t units, int64_t parts, const PartBody& body);
+void RunCompress(DType dtype, const CompressData& data, const Parallel& parallel);
+void RunInfer(DType dtype, const InferData& data, const Parallel& parallel);
 
 }  // namespace nsa::cpu
 

@@ -34,11 +34,11 @@ ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 MAX_BYTES = 4096  # of the text; more would only take longer
 
-# Largest |onnxruntime - PyTorch| over the largest |logit|. Both compute in float32, but their matrix
-# products sum in different orders, and now and then a K or V lies so near the middle of two 16-bit values
-# that it rounds to the other neighbour: an error of 2**-11 (2**-8 in bfloat16) in one element, which the
-# attention and the layers above thin out. Measured over texts, layers and windows: see docs/demo.md.
-TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
+# Largest |onnxruntime - PyTorch| over the largest |logit|. Both compute in float32 but sum matrix products
+# in different orders, so that now and then a K or V rounds to the other 16-bit neighbour: 2**-11 of one
+# element, 2**-8 in bfloat16. Measured: at most 5e-5 and 2e-4, see docs/demo.md; ten times that is allowed.
+# A window that is seen one step late, or one wrong compression weight, gives 4e-3 to 1e-1.
+TOLERANCE = {torch.float16: 5e-4, torch.bfloat16: 2e-3}
 
 
 class UsageError(Exception):

@@ -18,9 +18,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-
 from nsa_onnx.exporters import nsa_compress, nsa_compress_infer
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -131,6 +130,7 @@ class Prefill(nn.Module):
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.decoder = decoder
+        self.eval()
 
     def forward(self, tokens: Tensor, actual_seq_len: Tensor) -> tuple[Tensor, ...]:
         config = self.decoder.config
@@ -184,6 +184,7 @@ class Decode(nn.Module):
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.decoder = decoder
+        self.eval()
 
     def forward(
         self,

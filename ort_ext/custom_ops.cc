@@ -1,6 +1,7 @@
 // RegisterCustomOps: what onnxruntime looks for in a custom-op library.
 #include <algorithm>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
 
 #include "c_api.h"
@@ -10,10 +11,10 @@
 namespace nsa::ort {
 namespace {
 
-uint32_t negotiated_version = 0;
+uint32_t runtime_version = 0;
 
-// N of the version string "1.N.P": the runtime's newest API.
-uint32_t RuntimeApiVersion(const OrtApiBase* base) {
+// N of the version string "1.N.P".
+uint32_t MinorVersion(const OrtApiBase* base) {
   const char* version = base->GetVersionString();
   while (*version != '\0' && *version != '.') ++version;
   return *version == '.' ? static_cast<uint32_t>(std::strtoul(version + 1, nullptr, 10)) : 0;
@@ -45,7 +46,7 @@ OrtStatusPtr Register(OrtSessionOptions* options, const OrtApiBase* base, const 
   const std::lock_guard<std::mutex> lock(mutex);
   if (registration == nullptr) {
     Ort::InitApi(api);
-    negotiated_version = version;
+    runtime_version = version;
     registration = new Registration(base);
   } else if (registration->base != base) {
     return api->CreateStatus(
@@ -56,15 +57,18 @@ OrtStatusPtr Register(OrtSessionOptions* options, const OrtApiBase* base, const 
 
 }  // namespace
 
-uint32_t NegotiatedApiVersion() { return negotiated_version; }
+uint32_t RuntimeApiVersion() { return runtime_version; }
 
 }  // namespace nsa::ort
 
 extern "C" NSA_EXPORT OrtStatusPtr RegisterCustomOps(OrtSessionOptions* options,
                                                      const OrtApiBase* base) {
-  const uint32_t version = std::min(nsa::ort::kApiVersion, nsa::ort::RuntimeApiVersion(base));
-  const OrtApi* api = base->GetApi(version);
-  if (api == nullptr) std::abort();  // a runtime without its own version; there is no way to say so
+  const uint32_t version = nsa::ort::MinorVersion(base);
+  const OrtApi* api = base->GetApi(std::min(nsa::ort::kApiVersion, version));
+  if (api == nullptr || version < nsa::ort::kOldestApiVersion) {
+    api = base->GetApi(1);  // CreateStatus is in every version
+    return api ? api->CreateStatus(ORT_FAIL, "nsa_onnx needs onnxruntime 1.21 or newer") : nullptr;
+  }
   try {
     return nsa::ort::Register(options, base, api, version);
   } catch (const std::exception& e) {

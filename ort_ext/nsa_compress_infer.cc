@@ -76,7 +76,11 @@ void InferKernel::Compute(OrtKernelContext* context) const {
 
 InferOp::InferOp(cpu::DType dtype) : dtype_(dtype) {
   OrtCustomOp::version = NegotiatedApiVersion();
-  OrtCustomOp::InferOutputShapeFn = InferShape;
+  // Older ones crash before they call it where an optional input is left out with an empty name.
+  constexpr uint32_t kFirstThatInfersOptional = 24;
+  if (RuntimeApiVersion() >= kFirstThatInfersOptional) {
+    OrtCustomOp::InferOutputShapeFn = InferShape;
+  }
   OrtCustomOp::GetMayInplace = MayInplace;
   OrtCustomOp::ReleaseMayInplace = [](int*, int*) {};
 }

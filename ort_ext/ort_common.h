@@ -7,6 +7,7 @@
 #include <onnxruntime_cxx_api.h>
 #undef ORT_API_MANUAL_INIT
 
+#include <algorithm>
 #include <cstdint>
 #include <exception>
 #include <optional>
@@ -19,10 +20,15 @@
 
 namespace nsa::ort {
 
-// The version of onnxruntime's API that this library speaks, set once by RegisterCustomOps:
-// kApiVersion or what the runtime has, if that is less.
+// The newest version of onnxruntime's API that the runtime has: N of its version 1.N. Set once, by
+// RegisterCustomOps.
+uint32_t RuntimeApiVersion();
+
+// The version that this library speaks with it.
 constexpr uint32_t kApiVersion = 21;
-uint32_t NegotiatedApiVersion();
+// With older ones it would call functions that are not there. (Tested are 21 and up.)
+constexpr uint32_t kOldestApiVersion = 17;
+inline uint32_t NegotiatedApiVersion() { return std::min(kApiVersion, RuntimeApiVersion()); }
 
 // Runs a callback's body: nothing but an OrtStatus leaves, whatever it throws.
 template <class Body>

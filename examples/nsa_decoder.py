@@ -37,7 +37,7 @@ MAX_BYTES = 4096  # of the text; more would only take longer
 # Largest |onnxruntime - PyTorch| over the largest |logit|. Both compute in float32 but sum matrix products
 # in different orders, so that now and then a K or V rounds to the other 16-bit neighbour: 2**-11 of one
 # element, 2**-8 in bfloat16. Measured: at most 5e-5 and 2e-4, see docs/demo.md; ten times that is allowed.
-# A window that is seen one step late, or one wrong compression weight, gives 4e-3 to 1e-1.
+# One wrong compression weight or a window seen one step late gives about 1e-1.
 TOLERANCE = {torch.float16: 5e-4, torch.bfloat16: 2e-3}
 
 

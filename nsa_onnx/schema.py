@@ -10,7 +10,9 @@ node (`NodeFacts`, `violations`) serves the graph checker; the limits themselves
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +109,14 @@ def attribute_value(attribute: AttributeProto) -> object:
         return Unknown()
     if attribute.type == AttributeProto.INT:
         return int(attribute.i)
-    return attribute
+    # Only the kind matters of what is wrong; tensors and graphs stay unread.
+    kinds: dict[int, object] = {
+        AttributeProto.FLOAT: attribute.f,
+        AttributeProto.STRING: "",
+        AttributeProto.INTS: [],
+        AttributeProto.FLOATS: [],
+    }
+    return kinds.get(attribute.type, attribute)
 
 
 _INTEGER_FIELDS: dict[int, tuple[str, str]] = {
@@ -409,6 +418,24 @@ def _context_values(ctx: InferenceContext, index: int) -> Integers | None:
     return np.array([dim.dim_value for dim in symbolic.dim], np.int64)
 
 
+# While `observing`: what onnx has shown of each node, and then nothing is raised.
+_observed: ContextVar[list[tuple[str, NodeFacts]] | None] = ContextVar("observed", default=None)
+
+
+@contextmanager
+def observing() -> Iterator[list[tuple[str, NodeFacts]]]:
+    """Collect what onnx knows of every node of ours that it infers (name for people, facts), and raise nothing.
+
+    Nodes in functions come once per call, with what the call gives them.
+    """
+    seen: list[tuple[str, NodeFacts]] = []
+    token = _observed.set(seen)
+    try:
+        yield seen
+    finally:
+        _observed.reset(token)
+
+
 def _inference(op_type: str) -> Callable[[InferenceContext], None]:
     """The inference function of one operator.
 
@@ -418,9 +445,13 @@ def _inference(op_type: str) -> Callable[[InferenceContext], None]:
 
     def infer(ctx: InferenceContext) -> None:
         facts, types = context_facts(op_type, ctx)
-        for violation in violations(facts):
-            raise InferenceError(f"[ShapeInferenceError] {op_type}: {violation.message}")
-        if ctx.get_num_outputs() and ctx.has_output(0):
+        first = next(violations(facts), None)
+        seen = _observed.get()
+        if seen is not None:
+            seen.append((ctx.get_display_name(), facts))
+        elif first is not None:
+            raise InferenceError(f"[ShapeInferenceError] {op_type}: {first.message}")
+        if first is None and ctx.get_num_outputs() and ctx.has_output(0):
             ctx.set_output_type(0, output_type(facts, types))
 
     return infer

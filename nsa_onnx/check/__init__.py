@@ -1,0 +1,56 @@
+"""The graph checker: is a model with NSA nodes right, before it meets a runtime or hardware?
+
+`check` looks at a model and returns a `Report`. What it looks for is in `rules`, how it reads a model that it does
+not trust in `model`, how a report is printed in `report`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from onnx import ModelProto
+
+from . import rules
+from .model import UnreadableModelError, load, read
+from .report import Finding, Report, Severity
+
+__all__ = ["TARGETS", "Finding", "Report", "Severity", "UnreadableModelError", "check"]
+
+TARGETS = ("cpu",)
+
+
+def check(model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu") -> Report:
+    """Look for everything that is wrong with a model's NSA nodes. Weights are not loaded.
+
+    Args:
+        model: path of an ONNX file, or the model itself.
+        target: what the model is meant for; one of `TARGETS`.
+
+    Raises:
+        UnreadableModelError: (a ValueError) the file cannot be read as a model.
+        ValueError: the target is unknown.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
+    if isinstance(model, ModelProto):
+        path, proto, folder = "", model, None
+    else:
+        path = os.fspath(model)
+        proto, folder = load(Path(path)), Path(path).parent
+    seen = read(proto, folder)
+    names = tuple(node.name for node in seen.nodes)
+    return Report(path, target, names, rules.run(seen))
+
+
+class _CallableModule(ModuleType):
+    """``nsa_onnx.check`` is the function and, once anything in here is imported, this module: both must be callable."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Report:
+        return check(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

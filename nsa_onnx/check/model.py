@@ -1,0 +1,400 @@
+"""A model as the rules see it: its scopes, its NSA nodes and what is known of them. Trusts nothing in the file."""
+
+from __future__ import annotations
+
+import math
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
+
+from .. import spec
+from ..functions import standard_opset, subgraphs
+from ..schema import (
+    INPUT_NAMES,
+    Integers,
+    NodeFacts,
+    TensorFacts,
+    attribute_value,
+    integer_values,
+    observing,
+    tensor_facts,
+    violations,
+)
+
+# Protobuf cannot hold more in one message, so a larger file is no model.
+MAX_FILE_BYTES = 2**31 - 1
+# Index constants beyond this are taken as unknown, not read: no batch has so many sequences.
+MAX_CONSTANT_BYTES = 64 * 2**20
+# Initializers up to here may matter to shape inference; larger ones are weights, which it need not see.
+_SMALL_BYTES = 64 * 2**10
+# onnx infers a function anew for every call, so nested calls can multiply without bound.
+_MAX_FUNCTION_CALLS = 10_000
+
+
+class UnreadableModelError(ValueError):
+    """The file cannot be read as an ONNX model. The message names the file and says why."""
+
+
+def load(path: Path) -> ModelProto:
+    """The model without its external data.
+
+    Raises:
+        UnreadableModelError: no such file, not a regular file, too large, or not an ONNX model.
+    """
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise UnreadableModelError(f"{path}: not a file")
+        if info.st_size > MAX_FILE_BYTES:
+            raise UnreadableModelError(f"{path}: {info.st_size} bytes, a model is at most {MAX_FILE_BYTES}")
+        return onnx.load(path, load_external_data=False)
+    except UnreadableModelError:
+        raise
+    except OSError as error:
+        raise UnreadableModelError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # onnx has a parser per file type, each with exceptions of its own
+        raise UnreadableModelError(f"{path}: not an ONNX model ({type(error).__name__})") from error
+
+
+@dataclass
+class Scope:
+    """The nodes of one graph or function, with what names mean there."""
+
+    place: str
+    nodes: Sequence[NodeProto]
+    imports: Mapping[str, int]
+    parent: Scope | None = None
+    types: dict[str, TypeProto] = field(default_factory=dict)
+    declared: dict[str, TypeProto] = field(default_factory=dict)
+    constants: dict[str, TensorProto] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+
+    def chain(self) -> Iterator[Scope]:
+        scope: Scope | None = self
+        while scope is not None:
+            yield scope
+            scope = scope.parent
+
+    def type_of(self, name: str) -> TypeProto | None:
+        return next((scope.types[name] for scope in self.chain() if name in scope.types), None)
+
+    def constant(self, name: str) -> TensorProto | None:
+        """The tensor that a name stands for in every run. An inner name hides an outer one."""
+        for scope in self.chain():
+            if name in scope.names:
+                return scope.constants.get(name)
+        return None
+
+    def knows(self, name: str) -> bool:
+        return any(name in scope.names for scope in self.chain())
+
+
+@dataclass(frozen=True)
+class NsaNode:
+    """A node of our domain.
+
+    Attributes:
+        facts: what is known of it; None if its operator is none of ours.
+        violations: what is certainly wrong with it, as far as the error table goes.
+        unreadable: constant index inputs that cannot be read, with the reason.
+    """
+
+    proto: NodeProto
+    name: str
+    scope: Scope
+    facts: NodeFacts | None = None
+    violations: tuple[spec.Violation, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def op_type(self) -> str:
+        return str(self.proto.op_type)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the rules look at.
+
+    Attributes:
+        proto: the model, as it is in the file.
+        nodes: the nodes of our domain, in all graphs and functions.
+        inferred: what onnx infers for the values of the main graph when nothing but its inputs is declared.
+        observed: (node's name, operator, what is wrong) of our nodes as onnx met them, in functions once per call.
+        inference_error: why onnx could not infer; empty if it could.
+    """
+
+    proto: ModelProto
+    nodes: tuple[NsaNode, ...]
+    inferred: Mapping[str, TypeProto]
+    observed: Sequence[tuple[str, str, spec.Violation]]
+    inference_error: str
+
+
+def read(proto: ModelProto, folder: Path | None) -> Model:
+    """Look at a model. ``folder`` is where its external data may be; without it, none is read."""
+    inferred, seen, error = _infer(proto)
+    observed = [(name, facts.op_type, violation) for name, facts in seen for violation in violations(facts)]
+    nodes: list[NsaNode] = []
+    for scope in _scopes(proto, inferred):
+        for index, node in enumerate(scope.nodes):
+            if node.domain == spec.DOMAIN:
+                nodes.append(_nsa_node(node, index, scope, folder))
+    return Model(proto, tuple(nodes), inferred, observed, error)
+
+
+# --------------------------------------------------------------------------------------------------
+# Scopes
+
+
+def _scopes(proto: ModelProto, inferred: Mapping[str, TypeProto]) -> Iterator[Scope]:
+    main = _graph_scope(proto.graph, "graph", _imports(proto), None, proto.ir_version)
+    for name, type_proto in inferred.items():
+        main.types[name] = merged_type(type_proto, main.types.get(name))
+    yield from _with_subgraphs(main, proto.ir_version)
+    for function in proto.functions:
+        # The bodies of our own operators hold standard operators only; a rule looks at them.
+        scope = Scope(f"function {function.domain}.{function.name}", function.node, _imports(function))
+        scope.names.update(function.input)
+        _add_nodes(scope)
+        yield from _with_subgraphs(scope, proto.ir_version)
+
+
+def _with_subgraphs(top: Scope, ir_version: int) -> Iterator[Scope]:
+    pending = [top]
+    while pending:
+        scope = pending.pop()
+        yield scope
+        for index, node in enumerate(scope.nodes):
+            for graph in subgraphs(node):
+                place = f"{scope.place} > {graph.name or 'subgraph'} of {node_name(node, index)!r}"
+                pending.append(_graph_scope(graph, place, scope.imports, scope, ir_version))
+
+
+def _graph_scope(
+    graph: GraphProto, place: str, imports: Mapping[str, int], parent: Scope | None, ir_version: int
+) -> Scope:
+    scope = Scope(place, graph.node, imports, parent)
+    for value in (*graph.value_info, *graph.output, *graph.input):
+        if value.HasField("type"):
+            scope.types[value.name] = scope.declared[value.name] = value.type
+    inputs = {value.name for value in graph.input}
+    scope.names.update(inputs)
+    for tensor in graph.initializer:
+        scope.names.add(tensor.name)
+        # From IR version 4 on, an initializer of an input is a default that a run may replace.
+        if tensor.name not in inputs or ir_version < 4:
+            scope.constants[tensor.name] = tensor
+            scope.types.setdefault(tensor.name, _tensor_type(tensor))
+    scope.names.update(sparse.values.name for sparse in graph.sparse_initializer)
+    _add_nodes(scope)
+    return scope
+
+
+def _add_nodes(scope: Scope) -> None:
+    for node in scope.nodes:
+        scope.names.update(node.output)
+        tensor = _constant_node_tensor(node)
+        if tensor is not None:
+            scope.constants[node.output[0]] = tensor
+            scope.types.setdefault(node.output[0], _tensor_type(tensor))
+
+
+def _constant_node_tensor(node: NodeProto) -> TensorProto | None:
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
+        return None
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            return None
+        if attribute.name == "value" and attribute.HasField("t"):
+            tensor: TensorProto = attribute.t
+            return tensor
+        if attribute.name in ("value_ints", "value_int"):
+            scalar = attribute.name == "value_int"
+            values = [attribute.i] if scalar else attribute.ints
+            return TensorProto(data_type=TensorProto.INT64, dims=[] if scalar else [len(values)], int64_data=values)
+    return None
+
+
+def _tensor_type(tensor: TensorProto) -> TypeProto:
+    result = TypeProto()
+    result.tensor_type.elem_type = tensor.data_type
+    result.tensor_type.shape.SetInParent()
+    for dim in tensor.dims:
+        result.tensor_type.shape.dim.add().dim_value = dim
+    return result
+
+
+def merged_type(first: TypeProto, second: TypeProto | None) -> TypeProto:
+    """What two types say together of a tensor; where they disagree, the first."""
+    if second is None or not first.HasField("tensor_type") or not second.HasField("tensor_type"):
+        return first
+    result = TypeProto()
+    result.CopyFrom(first)
+    tensor, other = result.tensor_type, second.tensor_type
+    tensor.elem_type = tensor.elem_type or other.elem_type
+    if not tensor.HasField("shape"):
+        if other.HasField("shape"):
+            tensor.shape.CopyFrom(other.shape)
+    elif len(tensor.shape.dim) == len(other.shape.dim):
+        for dim, other_dim in zip(tensor.shape.dim, other.shape.dim, strict=True):
+            if not dim.HasField("dim_value") and other_dim.HasField("dim_value"):
+                dim.CopyFrom(other_dim)
+    return result
+
+
+def _imports(owner: ModelProto | FunctionProto) -> dict[str, int]:
+    imports = {entry.domain: entry.version for entry in owner.opset_import}
+    version = standard_opset(owner.opset_import)
+    return imports if version is None else {**imports, "": version}
+
+
+# --------------------------------------------------------------------------------------------------
+# Nodes
+
+
+def node_name(node: NodeProto, index: int) -> str:
+    return node.name or f"#{index}"
+
+
+def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None) -> NsaNode:
+    name = node_name(node, index)
+    if node.op_type not in INPUT_NAMES:
+        return NsaNode(node, name, scope)
+    inputs: dict[str, TensorFacts] = {}
+    constants: dict[str, Integers] = {}
+    unreadable: dict[str, str] = {}
+    for formal, value in zip(INPUT_NAMES[node.op_type], node.input, strict=False):
+        if not value:
+            continue
+        inputs[formal] = tensor_facts(scope.type_of(value))
+        tensor = scope.constant(value)
+        if tensor is None or inputs[formal].dtype not in ("int32", "int64"):
+            continue
+        try:
+            values = integer_values(tensor, _external_bytes(tensor, folder))
+        except ValueError as error:
+            unreadable[formal] = str(error)
+            continue
+        if values is not None:
+            constants[formal] = values
+        elif tensor.data_location != TensorProto.EXTERNAL:
+            unreadable[formal] = f"the data of {value!r} does not fit its shape {list(tensor.dims)}"
+    attributes = {attribute.name: attribute_value(attribute) for attribute in node.attribute}
+    facts = NodeFacts(node.op_type, attributes, inputs, constants)
+    return NsaNode(node, name, scope, facts, tuple(violations(facts)), unreadable)
+
+
+def _external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
+    """The data of an external tensor in the model's own folder; None if it is not external or not to be read.
+
+    Raises:
+        ValueError: there is no such data, or it would be read from outside of the folder.
+    """
+    if tensor.data_location != TensorProto.EXTERNAL or folder is None:
+        return None
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    size = 8 if tensor.data_type == TensorProto.INT64 else 4
+    length = size * math.prod(tensor.dims) if all(dim >= 0 for dim in tensor.dims) else 0
+    if length > MAX_CONSTANT_BYTES:
+        return None
+    try:
+        offset = int(entries.get("offset", 0))
+        base = folder.resolve()
+        path = (base / location).resolve()  # links followed, so that none leads out of the folder
+        if not location or not path.is_relative_to(base):
+            raise ValueError(f"external data {location!r} is outside of the model's folder")
+        if offset < 0 or not path.is_file():
+            raise ValueError(f"external data {location!r} at {offset}: no such data")
+        with path.open("rb") as file:
+            file.seek(offset)
+            data: bytes = file.read(length)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"external data {location!r}: {error}") from error
+    if len(data) != length:
+        raise ValueError(f"external data {location!r} has {len(data)} bytes at {offset}, {length} are needed")
+    return data
+
+
+# --------------------------------------------------------------------------------------------------
+# Inference
+
+
+def _infer(proto: ModelProto) -> tuple[dict[str, TypeProto], Sequence[tuple[str, NodeFacts]], str]:
+    """Types of the main graph's values from its inputs alone, what was seen of our nodes, and what went wrong."""
+    if _function_calls(proto) > _MAX_FUNCTION_CALLS:
+        return {}, (), f"functions call one another more than {_MAX_FUNCTION_CALLS} times"
+    light = _without_weights(proto)
+    error = ""
+    # Data propagation sees lengths that are computed from constants, but is the less robust of the two.
+    for data_prop in (True, False):
+        with observing() as observed:
+            try:
+                graph = onnx.shape_inference.infer_shapes(light, data_prop=data_prop).graph
+            except Exception as failure:  # whatever a broken model makes onnx raise
+                error = error or (str(failure).splitlines() or [type(failure).__name__])[0]
+                continue
+        values = (*graph.output, *graph.value_info)
+        return {value.name: value.type for value in values if value.HasField("type")}, observed, ""
+    return {}, (), error
+
+
+def _without_weights(proto: ModelProto) -> ModelProto:
+    """The model with large initializers as inputs and nothing declared of what its nodes compute."""
+    light = ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+    graph, source = light.graph, proto.graph
+    graph.name = source.name
+    graph.node.extend(source.node)
+    graph.input.extend(source.input)
+    inputs = {value.name for value in source.input}
+    for tensor in source.initializer:
+        if tensor.name in inputs:
+            continue
+        if tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() <= _SMALL_BYTES:
+            graph.initializer.append(tensor)
+        else:
+            graph.input.add(name=tensor.name, type=_tensor_type(tensor))
+    for value in source.output:
+        output = graph.output.add(name=value.name)
+        if value.type.HasField("tensor_type"):
+            output.type.tensor_type.elem_type = value.type.tensor_type.elem_type
+        elif value.HasField("type"):
+            output.type.CopyFrom(value.type)
+    return light
+
+
+def _function_calls(proto: ModelProto) -> float:
+    """How often functions are called in all, calls within calls counted each time; infinite if they recur."""
+    called: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for function in proto.functions:
+        called[(function.domain, function.name)] = _all_ops(function.node)
+    totals: dict[tuple[str, str], float] = {}
+    open_: set[tuple[str, str]] = set()
+    pending: list[tuple[tuple[str, str], bool]] = [(key, False) for key in called]
+    while pending:
+        key, done = pending.pop()
+        inner = [other for other in called[key] if other in called]
+        if done:
+            open_.discard(key)
+            totals[key] = 1 + sum(totals.get(other, math.inf) for other in inner)
+        elif key not in totals and key not in open_:
+            open_.add(key)
+            pending.append((key, True))
+            pending.extend((other, False) for other in set(inner) if other not in totals)
+    return sum(totals.get(key, 0) for key in _all_ops(proto.graph.node))
+
+
+def _all_ops(nodes: Sequence[Any]) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        found.append((node.domain, node.op_type))
+        for graph in subgraphs(node):
+            pending.extend(graph.node)
+    return found

@@ -2,15 +2,17 @@
 
 Importing registers the torch ops of namespace ``nsa_onnx`` (`ops`), routes ``nsa_onnx.nsa_compress`` and
 ``nsa_onnx.nsa_compress_infer`` on torch tensors to them, and teaches ``torch.onnx.export`` to translate
-them.
+them. torch_npu's ops get what they lack for that (`torch_npu`), before or after torch_npu is imported.
 """
 
 from __future__ import annotations
 
-from . import dynamo
+from . import dynamo, torch_npu, torchscript
 from .dynamo import onnx_translation_table
 from .ops import nsa_compress, nsa_compress_infer
 
 __all__ = ["nsa_compress", "nsa_compress_infer", "onnx_translation_table"]
 
 dynamo.register()
+torchscript.register()
+torch_npu.attach_when_imported()

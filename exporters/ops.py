@@ -582,6 +582,15 @@ def _int(value: Any) -> Any:
     return value if isinstance(value, torch.SymInt) else operator.index(value)
 
 
+def _traced_lengths(actual_seq_len: Any) -> Any:
+    """As given; in a trace (legacy exporter), where sizes are 0-dim tensors, one tensor that stays computed."""
+    if torch._C._get_tracing_state() is None or not isinstance(actual_seq_len, (tuple, list)):
+        return actual_seq_len
+    if not any(isinstance(end, Tensor) for end in actual_seq_len):
+        return actual_seq_len
+    return torch.stack([torch.as_tensor(end, dtype=torch.int64) for end in actual_seq_len])
+
+
 def _lengths(actual_seq_len: Any) -> tuple[Any, str]:
     if isinstance(actual_seq_len, Tensor):
         return actual_seq_len, "tensor"
@@ -612,6 +621,7 @@ def nsa_compress(
     Raises:
         TypeError, RuntimeError: as `nsa_onnx.nsa_compress`.
     """
+    actual_seq_len = _traced_lengths(actual_seq_len)
     kinds = () if isinstance(actual_seq_len, Tensor) else actual_seq_len
     spec.raise_first(
         spec.compress_type_violations(
@@ -649,6 +659,7 @@ def nsa_compress_infer(
     Raises:
         TypeError, RuntimeError: as `nsa_onnx.nsa_compress_infer`. NotImplementedError in a backward pass.
     """
+    actual_seq_len = _traced_lengths(actual_seq_len)
     kinds = () if isinstance(actual_seq_len, Tensor) else actual_seq_len
     sizes = compress_block_size, compress_stride, page_block_size
     x, w, slots, table, out = map(eager._described, (input, weight, slot_mapping, block_table, cache))

@@ -1,0 +1,183 @@
+"""What torch_npu's two operators lack for export, attached to them as soon as torch_npu is there.
+
+``npu::npu_nsa_compress`` and ``npu::npu_nsa_compress_infer.cache`` come with kernels for NPU tensors
+only. Here they get CPU, fake, autograd and Functionalize kernels, the very ones of our own ops
+(`ops`), so that a model that calls ``torch_npu.npu_nsa_compress(...)`` can be run, exported and
+compiled where there is no NPU. The other way round, our ops run on NPU tensors through torch_npu's.
+
+Nothing that torch_npu brings is replaced, nothing is defined in its namespace, and torch_npu is never
+imported from here: without it this module does nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from . import ops, torchscript
+
+COMPRESS = "npu_nsa_compress"
+INFER = "npu_nsa_compress_infer.cache"
+
+# The interfaces that the kernels below are written for; the tests hold them against the real wheel.
+SCHEMAS = {
+    COMPRESS: (
+        "npu::npu_nsa_compress(Tensor input, Tensor weight, int compress_block_size, int compress_stride, *, "
+        "int[]? actual_seq_len=None) -> Tensor"
+    ),
+    INFER: (
+        "npu::npu_nsa_compress_infer.cache(Tensor input, Tensor weight, Tensor slot_mapping, "
+        "int compress_block_size, int compress_stride, int page_block_size, *, Tensor? block_table=None, "
+        "int[]? actual_seq_len=None, Tensor(a!) cache) -> Tensor(a!)"
+    ),
+}
+
+Kernel = Callable[..., Any]
+
+_library: torch.library.Library | None = None  # its kernels live as long as it does
+
+
+def attach() -> bool:
+    """Attach to the ``npu::`` ops what they lack. Idempotent; False as long as they do not exist."""
+    global _library
+    if _library is not None:
+        return True
+    if not _exists(COMPRESS) or not _exists(INFER):
+        return False
+    _library = torch.library.Library("npu", "IMPL")
+    _attach_compress(_library)
+    _attach_infer(_library)
+    _attach_npu_kernels()
+    return True
+
+
+def _exists(name: str) -> bool:
+    packet, _, overload = name.partition(".")
+    return (overload or "default") in getattr(getattr(torch.ops.npu, packet, None), "overloads", list)()
+
+
+def _has(name: str, *keys: str) -> bool:
+    """Whether the op has a kernel of its own for one of the dispatch keys (fallbacks do not count)."""
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(f"npu::{name}", key) for key in keys)
+
+
+_COMPOSITE = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
+
+
+def _with_optional_lengths(kernel: Kernel) -> Kernel:
+    """The schema lets actual_seq_len out, and the dispatcher leaves out what equals its default."""
+    return functools.wraps(kernel)(functools.partial(kernel, actual_seq_len=None))
+
+
+def _attach_compress(library: torch.library.Library) -> None:
+    name = f"npu::{COMPRESS}"
+    if not _has(COMPRESS, "CPU", *_COMPOSITE):
+        library.impl(COMPRESS, _with_optional_lengths(ops.compress_cpu), "CPU")
+    if not _has(COMPRESS, "Meta", *_COMPOSITE):
+        torch.library.register_fake(name, _with_optional_lengths(ops.compress_fake), lib=library)
+    if not _has(COMPRESS, "Autograd", "AutogradCPU", "CompositeImplicitAutograd"):
+        # "Autograd" stands for the backends that have no autograd kernel: NPU tensors keep torch_npu's.
+        ops.install_autograd(library, COMPRESS, ops.compress_setup_context, ops.compress_backward)
+
+
+def _attach_infer(library: torch.library.Library) -> None:
+    if not _has(INFER, "CPU", *_COMPOSITE):
+        library.impl(INFER, _with_optional_lengths(_infer_cpu), "CPU")
+    if not _has(INFER, "Meta", *_COMPOSITE):
+        torch.library.register_fake(f"npu::{INFER}", _with_optional_lengths(ops.infer_fake_), lib=library)
+    if not _has(INFER, "Autograd", "AutogradCPU", "CompositeImplicitAutograd"):
+        # On the CPU only: a decode step on an NPU shall not take the way through Python.
+        ops.install_inplace_autograd(library, INFER, "AutogradCPU")
+    if not _has(INFER, "Functionalize", "CompositeImplicitAutograd"):
+        ops.install_functionalize(library, INFER)
+    if not _has(INFER, "Tracer", "CompositeImplicitAutograd"):
+        torchscript.install_tracer(library, INFER)
+
+
+def _infer_cpu(*args: Any, cache: Tensor, **kwargs: Any) -> Tensor:
+    torch.autograd.graph.increment_version(cache)
+    return ops.infer_cpu_(*args, cache=cache, **kwargs)
+
+
+# --------------------------------------------------------------------------------------------------
+# Our ops on NPU tensors: functionalization leaves them in compiled graphs, on whatever device
+
+
+def _int_list(actual_seq_len: Sequence[int] | Tensor) -> list[int]:
+    """torch_npu takes a list only: a lengths tensor is read back, which waits for the device."""
+    return actual_seq_len.tolist() if isinstance(actual_seq_len, Tensor) else list(actual_seq_len)
+
+
+def _compress_npu(*args: Any, actual_seq_len: Sequence[int] | Tensor) -> Tensor:
+    return cast(Tensor, torch.ops.npu.npu_nsa_compress(*args, actual_seq_len=_int_list(actual_seq_len)))
+
+
+def _infer_npu_(*args: Any, actual_seq_len: Sequence[int] | Tensor, **kwargs: Any) -> Tensor:
+    lengths = _int_list(actual_seq_len)
+    return cast(Tensor, torch.ops.npu.npu_nsa_compress_infer.cache(*args, actual_seq_len=lengths, **kwargs))
+
+
+def _infer_npu(*args: Any, cache: Tensor, **kwargs: Any) -> Tensor:
+    return _infer_npu_(*args, cache=cache.clone(memory_format=torch.contiguous_format), **kwargs)
+
+
+def _attach_npu_kernels() -> None:
+    for packet, kernel in (
+        ("nsa_compress", _compress_npu),
+        ("nsa_compress_infer", _infer_npu),
+        ("nsa_compress_infer_", _infer_npu_),
+    ):
+        for name in (packet, f"{packet}.tensor"):
+            ops.LIBRARY.impl(name, kernel, "PrivateUse1")
+
+
+# --------------------------------------------------------------------------------------------------
+# torch_npu imported after us
+
+
+class _Loader(importlib.abc.Loader):
+    """torch_npu's own loader, and `attach` after it."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:  # nothing of us stays in the module
+            module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        attach()
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds torch_npu as the other finders do, and has `attach` called once it is imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "torch_npu":
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader)
+                return spec
+        return None
+
+
+def attach_when_imported() -> None:
+    """`attach` now, or when torch_npu gets imported."""
+    if not attach() and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        # Kernels registered ahead of torch_npu could not ask what it brings.
+        sys.meta_path.insert(0, _Finder())

@@ -35,15 +35,56 @@ HWY_INLINE VF OneNaN(VF v) {
   return hn::IfThenElse(hn::IsNaN(v), hn::BitCast(DF(), hn::Set(DU(), 0x7FC00000u)), v);
 }
 
-struct SimdFloat16 : Float16 {
-  using DHalf = hn::Rebind<hwy::float16_t, DF>;
+// Before F16C, x86 has no instruction for float16, and Highway's stand-ins are not exact.
+#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX2
+using DI = hn::Rebind<int32_t, DF>;
 
-  static HWY_INLINE VF Load(const uint16_t* from) {
-    return hn::PromoteTo(DF(), hn::BitCast(DHalf(), hn::LoadU(DH(), from)));
-  }
-  static HWY_INLINE void Store(VF v, uint16_t* to) {
-    hn::StoreU(hn::BitCast(DH(), hn::DemoteTo(DHalf(), OneNaN(v))), DH(), to);
-  }
+HWY_INLINE VF PromoteFloat16(const uint16_t* from) {
+  const auto bits = hn::PromoteTo(DU(), hn::LoadU(DH(), from));
+  const auto magnitude = hn::And(bits, hn::Set(DU(), 0x7FFF));
+  const auto sign = hn::ShiftLeft<16>(hn::Xor(bits, magnitude));
+  // In its new place the exponent is 112 too low; a subnormal is one of float32 and is scaled up.
+  const VF low = hn::BitCast(DF(), hn::ShiftLeft<13>(magnitude));
+  const auto scaled = hn::BitCast(DU(), hn::Mul(low, hn::Set(DF(), 0x1p112f)));
+  const auto special = hn::Gt(hn::BitCast(DI(), magnitude), hn::Set(DI(), 0x7BFF));
+  const auto ones = hn::IfThenElseZero(hn::RebindMask(DU(), special), hn::Set(DU(), 0x7F800000));
+  return hn::BitCast(DF(), hn::Or(hn::Or(scaled, ones), sign));
+}
+
+HWY_INLINE void DemoteFloat16(VF v, uint16_t* to) {
+  const auto bits = hn::BitCast(DU(), v);
+  const auto magnitude = hn::And(bits, hn::Set(DU(), 0x7FFFFFFF));
+  const auto sign = hn::ShiftRight<16>(hn::Xor(bits, magnitude));
+  // Normal: round 13 bits away, lower the exponent by 112; all above the largest is infinity.
+  const auto odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(DU(), 1));
+  const auto rounded = hn::Add(magnitude, hn::Add(odd, hn::Set(DU(), 0xFFF)));
+  const auto lowered = hn::Sub(hn::ShiftRight<13>(rounded), hn::Set(DU(), 112u << 10));
+  const auto normal = hn::Min(lowered, hn::Set(DU(), 0x7C00));
+  // Subnormal: the last place of 0.5 is 2^-24, the unit of float16's subnormals.
+  const VF half = hn::Set(DF(), 0.5f);
+  const VF aligned = hn::Add(hn::BitCast(DF(), magnitude), half);
+  const auto subnormal = hn::Sub(hn::BitCast(DU(), aligned), hn::BitCast(DU(), half));
+  const auto small = hn::Lt(hn::BitCast(DF(), magnitude), hn::Set(DF(), 0x1p-14f));
+  auto result = hn::Or(hn::IfThenElse(hn::RebindMask(DU(), small), subnormal, normal), sign);
+  const auto nan = hn::RebindMask(DU(), hn::IsNaN(v));
+  result = hn::IfThenElse(nan, hn::Set(DU(), Float16::kNaN), result);
+  hn::StoreU(hn::TruncateTo(DH(), result), DH(), to);
+}
+#else
+using DHalf = hn::Rebind<hwy::float16_t, DF>;
+
+HWY_INLINE VF PromoteFloat16(const uint16_t* from) {
+  return hn::PromoteTo(DF(), hn::BitCast(DHalf(), hn::LoadU(DH(), from)));
+}
+
+HWY_INLINE void DemoteFloat16(VF v, uint16_t* to) {
+  hn::StoreU(hn::BitCast(DH(), hn::DemoteTo(DHalf(), OneNaN(v))), DH(), to);
+}
+#endif
+
+struct SimdFloat16 : Float16 {
+  static HWY_INLINE VF Load(const uint16_t* from) { return PromoteFloat16(from); }
+  static HWY_INLINE void Store(VF v, uint16_t* to) { DemoteFloat16(v, to); }
   // |x * w| is 0 or in [2^-48, 2^32]: exact in float32, so that fused and unfused agree.
   static HWY_INLINE VF Add(VF sum, VF x, VF w) { return hn::MulAdd(x, w, sum); }
 };

@@ -33,7 +33,7 @@ MAX_CONSTANT_BYTES = 64 * 2**20
 # Initializers up to here may matter to shape inference; larger ones are weights, which it need not see.
 _SMALL_BYTES = 64 * 2**10
 # onnx infers a function anew for every call, so nested calls can multiply without bound.
-_MAX_FUNCTION_CALLS = 10_000
+MAX_FUNCTION_CALLS = 10_000
 
 
 class UnreadableModelError(ValueError):
@@ -327,8 +327,8 @@ def _external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
 
 def _infer(proto: ModelProto) -> tuple[dict[str, TypeProto], Sequence[tuple[str, NodeFacts]], str]:
     """Types of the main graph's values from its inputs alone, what was seen of our nodes, and what went wrong."""
-    if _function_calls(proto) > _MAX_FUNCTION_CALLS:
-        return {}, (), f"functions call one another more than {_MAX_FUNCTION_CALLS} times"
+    if function_calls(proto) > MAX_FUNCTION_CALLS:
+        return {}, (), f"functions call one another more than {MAX_FUNCTION_CALLS} times"
     light = _without_weights(proto)
     error = ""
     # Data propagation sees lengths that are computed from constants, but is the less robust of the two.
@@ -368,7 +368,7 @@ def _without_weights(proto: ModelProto) -> ModelProto:
     return light
 
 
-def _function_calls(proto: ModelProto) -> float:
+def function_calls(proto: ModelProto) -> float:
     """How often functions are called in all, calls within calls counted each time; infinite if they recur."""
     called: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for function in proto.functions:

@@ -1,0 +1,184 @@
+"""The command line: nsa-onnx check | infer-shapes | expand | doctor | demo.
+
+Exit status: 0 all is well, 1 something was found or the command could not be done, 2 wrong usage or a file that
+cannot be read or written. Errors are one line on stderr that names the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+from onnx.shape_inference import infer_shapes
+
+from . import __version__, schema, spec
+from .check import TARGETS, UnreadableModelError, check
+from .check.model import MAX_FUNCTION_CALLS, function_calls, load
+from .eager import nsa_compress
+from .functions import expand, subgraphs
+from .session import compress_model, create_session, doctor
+
+OK, FOUND, UNUSABLE = 0, 1, 2
+
+
+class _CommandError(Exception):
+    """A command that cannot be done; the message is for the user."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line, without the program's name; the process's own if None. Returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader has gone, which is its right; without this, Python complains when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except UnreadableModelError as error:
+        return _fail(error, UNUSABLE)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, UNUSABLE)
+    except _CommandError as error:
+        return _fail(error, FOUND)
+
+
+def _fail(error: object, status: int) -> int:
+    print(f"nsa-onnx: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nsa-onnx", description="Check, convert and try models with NSA nodes.")
+    parser.add_argument("--version", action="version", version=f"nsa-onnx {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    checking = command("check", _check, "Say what is wrong with a model's NSA nodes. Exit 0 clean, 1 findings.")
+    checking.add_argument("model", metavar="MODEL")
+    checking.add_argument("--format", choices=("text", "json"), default="text")
+    checking.add_argument("--target", choices=TARGETS, default="cpu", help="what the model is meant for")
+    for name, run, text in (
+        ("infer-shapes", _infer_shapes, "Write a model with the shapes of all its values, T' included."),
+        ("expand", _expand, "Write a model that also runs without our library: bodies in standard operators added."),
+    ):
+        converting = command(name, run, text)
+        converting.add_argument("model", metavar="MODEL")
+        converting.add_argument("-o", "--output", metavar="OUT", required=True)
+    command("doctor", _doctor, "Show versions, library and instruction set, and try them.")
+    command("demo", _demo, "Build, check and serve a tiny model; compare with the eager call.")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    report = check(arguments.model, target=arguments.target)
+    print(report.to_json() if arguments.format == "json" else report.to_text())
+    return OK if report.ok else FOUND
+
+
+def _infer_shapes(arguments: argparse.Namespace) -> int:
+    model = load(Path(arguments.model))
+    if function_calls(model) > MAX_FUNCTION_CALLS:
+        raise _CommandError(f"{arguments.model}: functions call one another more than {MAX_FUNCTION_CALLS} times")
+    schema.register()
+    try:
+        # Strict: what onnx would leave out without a word is an error here.
+        result = infer_shapes(model, strict_mode=True, data_prop=True)
+    except Exception as error:  # onnx raises classes of its own, and others for broken models
+        raise _CommandError(f"{arguments.model}: {error}") from error
+    _write(result, arguments)
+    return OK
+
+
+def _expand(arguments: argparse.Namespace) -> int:
+    try:
+        result = expand(load(Path(arguments.model)))
+    except UnreadableModelError:
+        raise
+    except ValueError as error:
+        raise _CommandError(f"{arguments.model}: {error}") from error
+    _write(result, arguments)
+    return OK
+
+
+def _write(model: ModelProto, arguments: argparse.Namespace) -> None:
+    """Write all of the file or nothing, even where it is the input."""
+    source, target = Path(arguments.model), Path(arguments.output)
+    if _has_external_data(model) and source.resolve().parent != target.resolve().parent:
+        raise _CommandError(f"{target}: the weights of {source} are files beside it: write the output to that folder")
+    try:
+        data = model.SerializeToString()
+    except Exception as error:  # protobuf's own class, beyond 2 GiB
+        raise _CommandError(f"{target}: does not fit into one file ({type(error).__name__})") from error
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _has_external_data(model: ModelProto) -> bool:
+    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model))
+
+
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+    graphs = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        for graph in graphs:
+            yield from graph.initializer
+            nodes.extend(graph.node)
+        graphs = [inner for node in nodes for inner in subgraphs(node)]
+        for node in nodes:
+            yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
+        nodes = []
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    diagnosis = doctor()
+    print(diagnosis.to_text())
+    return OK if diagnosis.ok else FOUND
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    block, stride, heads, dim, seq = 32, 16, 4, 64, (40, 100, 100, 230)
+    model = compress_model(block, stride, seq, heads, dim)
+    report = check(model)
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((seq[-1], heads, dim)).astype(np.float16)
+    w = generator.random((block, heads)).astype(np.float16)
+    try:
+        (got,) = create_session(model).run(None, {"input": x, "weight": w})
+        want = nsa_compress(x, w, block, stride, actual_seq_len=seq)
+    except Exception as error:  # onnxruntime has classes of its own
+        raise _CommandError(error) from error
+    same = np.array_equal(np.asarray(got).view(np.uint16), want.view(np.uint16))
+    rows = spec.compressed_length(seq, block, stride)
+    print(f"model        one {spec.COMPRESS_OP}, windows of {block} tokens, {stride} apart")
+    print(f"check        {report.to_text()}")
+    print(f"segments     prefix sums {', '.join(map(str, seq))}")
+    print(
+        f"compressed   {list(x.shape)} -> {list(np.shape(got))} (T' = {rows}), {x.nbytes} -> {rows * heads * dim * 2} bytes"
+    )
+    print(f"onnxruntime  {'the same bits as' if same else 'DIFFERS FROM'} the eager call")
+    return OK if same and report.ok else FOUND
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Serving with onnxruntime: sessions that know our operators, and a doctor for when they do not work.
+
+onnxruntime is imported when it is first needed: who only checks graphs does not need it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, TensorProto, helper
+
+from . import _native, spec
+from .eager import nsa_compress
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, SessionOptions
+
+DEVICES = ("auto", "cpu", "ascend")
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeError(f"onnxruntime cannot be imported ({error}): pip install 'nsa_onnx[ort]'") from error
+    return onnxruntime
+
+
+def get_library_path() -> str:
+    """Path of the custom-op library, for ``SessionOptions.register_custom_ops_library``.
+
+    Raises:
+        RuntimeError: the package was imported without having been built.
+    """
+    return str(_native.library_path())
+
+
+def session_options(base: SessionOptions | None = None) -> SessionOptions:
+    """Session options with our operators registered.
+
+    Args:
+        base: options to add them to, changed in place; new ones if None. Register once: onnxruntime refuses a
+            library that its options already have.
+
+    Raises:
+        RuntimeError: onnxruntime is not installed, or cannot load the library.
+    """
+    options = _onnxruntime().SessionOptions() if base is None else base
+    options.register_custom_ops_library(get_library_path())
+    return options
+
+
+def create_session(
+    model: str | os.PathLike[str] | bytes | ModelProto,
+    *,
+    device: str = "auto",
+    options: SessionOptions | None = None,
+    providers: Sequence[Any] | None = None,
+) -> InferenceSession:
+    """An onnxruntime session that runs NSA nodes.
+
+    Args:
+        model: path of the file, its bytes, or the model itself.
+        device: ``auto`` or ``cpu``, which in this version are the same.
+        options: session options without our library, changed in place; new ones if None.
+        providers: execution providers as onnxruntime takes them; they win over ``device``.
+
+    Raises:
+        ValueError: the device is unknown.
+        RuntimeError: the device is not in this version; onnxruntime is not installed or cannot load the library.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    if device == "ascend" and providers is None:
+        raise RuntimeError("device 'ascend' is not in this version of nsa_onnx: use 'cpu' or 'auto'")
+    source = model.SerializeToString() if isinstance(model, ModelProto) else model
+    source = source if isinstance(source, bytes) else os.fspath(source)
+    chosen = ["CPUExecutionProvider"] if providers is None else list(providers)
+    session: InferenceSession = _onnxruntime().InferenceSession(source, session_options(options), providers=chosen)
+    return session
+
+
+# --------------------------------------------------------------------------------------------------
+# The doctor
+
+# Distributions that matter, by what they are imported as; the first that is installed counts.
+_DISTRIBUTIONS = {
+    "numpy": ("numpy",),
+    "onnx": ("onnx",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-cann", "onnxruntime-gpu"),
+    "onnxscript": ("onnxscript",),
+    "torch": ("torch",),
+    "torch_npu": ("torch_npu",),
+}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `doctor` found out.
+
+    Attributes:
+        versions: by package; None if it is not installed. Nothing is imported to learn them.
+        library: path of the native library, or why there is none.
+        library_version: equal to nsa_onnx's own if the installation is sound; empty without a library.
+        cpu_target: instruction set that the kernels use; empty without a library.
+        cpu_targets: those that this machine can run, best first.
+        providers: execution providers of the installed onnxruntime. That one is listed does not mean that it works.
+        runs: outcome of a tiny computation by whom it was done: ``ok``, or what went wrong.
+    """
+
+    versions: dict[str, str | None]
+    library: str
+    library_version: str
+    cpu_target: str
+    cpu_targets: tuple[str, ...]
+    providers: tuple[str, ...]
+    runs: dict[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all runs gave the expected result."""
+        return all(outcome == "ok" for outcome in self.runs.values())
+
+    def to_text(self) -> str:
+        """For people: one line per fact."""
+        rows = [(name, version or "not installed") for name, version in self.versions.items()]
+        rows.append(("library", f"{self.library} {self.library_version}".strip()))
+        rows.append(("cpu target", f"{self.cpu_target or 'unknown'} (of {', '.join(self.cpu_targets) or 'none'})"))
+        rows.append(("providers", ", ".join(self.providers) or "none"))
+        rows.extend((f"run: {name}", outcome) for name, outcome in self.runs.items())
+        return "\n".join(f"{name:<17} {value}" for name, value in rows)
+
+
+def doctor() -> Diagnosis:
+    """Look at the installation and compute something small with it. Raises nothing: what fails is in the result."""
+    versions: dict[str, str | None] = {"nsa_onnx": _version("nsa_onnx"), "python": platform.python_version()}
+    versions |= {name: next(filter(None, map(_version, names)), None) for name, names in _DISTRIBUTIONS.items()}
+    library = library_version = target = ""
+    targets: tuple[str, ...] = ()
+    try:
+        library = get_library_path()
+        library_version, target, targets = _native.version(), _native.cpu_target(), tuple(_native.cpu_targets())
+    except (OSError, RuntimeError) as error:
+        library = f"{library} ({error})".strip()
+    providers: tuple[str, ...] = ()
+    runs = {"eager": _outcome(lambda x, w: nsa_compress(x, w, _BLOCK, _STRIDE, actual_seq_len=_SEQ))}
+    if versions["onnxruntime"] is not None:
+        runs["onnxruntime"] = _outcome(_run_onnxruntime)
+        try:
+            providers = tuple(_onnxruntime().get_available_providers())
+        except RuntimeError as error:
+            runs["onnxruntime"] = str(error)
+    return Diagnosis(versions, library, library_version, target, targets, providers, runs)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+# Two windows in the first segment, none in the second. All sums are small integers, exact in float16.
+_BLOCK, _STRIDE, _SEQ, _HEADS, _DIM = 32, 16, (48, 60), 2, 16
+
+Half = npt.NDArray[np.float16]
+
+
+def _outcome(compute: Any) -> str:
+    """Compare a computation with a result that needs none of our code; ``ok`` or what is wrong."""
+    tokens = np.arange(_SEQ[-1])
+    x = np.broadcast_to((tokens % 3)[:, None, None], (_SEQ[-1], _HEADS, _DIM)).astype(np.float16)
+    w = np.broadcast_to((np.arange(_BLOCK) % 2)[:, None], (_BLOCK, _HEADS)).astype(np.float16)
+    want = [int((tokens[start : start + _BLOCK] % 3 * (np.arange(_BLOCK) % 2)).sum()) for start in (0, _STRIDE)]
+    try:
+        got = np.asarray(compute(x, w))
+    except Exception as error:  # the doctor reports, whatever it is
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    expected = np.broadcast_to(np.array(want, np.float16)[:, None, None], (2, _HEADS, _DIM))
+    return "ok" if np.array_equal(got, expected) else "computes a wrong result"
+
+
+def _run_onnxruntime(x: Half, w: Half) -> Any:
+    options = _onnxruntime().SessionOptions()
+    options.log_severity_level = 4  # what fails is told by the exception
+    session = create_session(compress_model(_BLOCK, _STRIDE, _SEQ, _HEADS, _DIM), options=options)
+    return session.run(None, {"input": x, "weight": w})[0]
+
+
+def compress_model(
+    compress_block_size: int, compress_stride: int, actual_seq_len: Sequence[int], heads: int, dim: int
+) -> ModelProto:
+    """The smallest model: one float16 NsaCompress from input ``[T, N, D]`` and weight to output, lengths constant."""
+    node = helper.make_node(
+        spec.COMPRESS_OP,
+        ["input", "weight", "actual_seq_len"],
+        ["output"],
+        name="compress",
+        domain=spec.DOMAIN,
+        compress_block_size=compress_block_size,
+        compress_stride=compress_stride,
+    )
+    half = TensorProto.FLOAT16
+    rows = spec.compressed_length(actual_seq_len, compress_block_size, compress_stride)
+    graph = helper.make_graph(
+        [node],
+        "compress",
+        [
+            helper.make_tensor_value_info("input", half, [actual_seq_len[-1], heads, dim]),
+            helper.make_tensor_value_info("weight", half, [compress_block_size, heads]),
+        ],
+        [helper.make_tensor_value_info("output", half, [rows, heads, dim])],
+        [helper.make_tensor("actual_seq_len", TensorProto.INT64, [len(actual_seq_len)], actual_seq_len)],
+    )
+    # Old enough for every onnxruntime that we support.
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(spec.DOMAIN, spec.OPSET_VERSION)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)

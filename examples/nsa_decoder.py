@@ -14,9 +14,12 @@ fill pages and compress every window that becomes complete. Exit code 0 only if 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -91,6 +94,21 @@ def prefix_sums(lengths: Sequence[int]) -> Tensor:
 
 def cache_names(layers: int, kinds: Sequence[str]) -> list[str]:
     return [f"{kind}.{layer}" for layer in range(layers) for kind in kinds]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's remarks on every export: that torchvision is absent, that axes share their names."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for kind in (UserWarning, FutureWarning):
+                warnings.simplefilter("ignore", kind)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 PREFILL_CACHES = ("k", "v", "windows_k", "windows_v")
@@ -299,7 +317,7 @@ class Check:
 
 def check_graph(path: Path) -> Check:
     report = nsa_onnx.check(path)
-    return Check(f"nsa_onnx.check {path.name}", report.ok, str(report))
+    return Check(f"nsa_onnx.check {path.name}", report.ok, report.to_text().splitlines()[0])
 
 
 def check_logits(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> Check:
@@ -408,14 +426,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="exit codes: 0 everything holds, 1 a check failed, 2 the input cannot be used",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--text", type=Path, default=ROOT / "README.md", help="file to serve, taken as bytes")
-    parser.add_argument("--layers", type=int, default=2, help="layers of the model")
-    parser.add_argument("--steps", type=int, default=128, help="decode steps, at least one window")
-    parser.add_argument("--block", type=int, default=32, help="tokens per window (compress_block_size)")
-    parser.add_argument("--stride", type=int, default=16, help="tokens between two windows' starts (compress_stride)")
+    parser.add_argument(
+        "--text", metavar="FILE", type=Path, default=ROOT / "README.md", help="file to serve, taken as bytes"
+    )
+    parser.add_argument("--layers", metavar="N", type=int, default=2, help="layers of the model")
+    parser.add_argument("--steps", metavar="N", type=int, default=128, help="decode steps, at least one window")
+    parser.add_argument("--block", metavar="N", type=int, default=32, help="tokens per window (compress_block_size)")
+    parser.add_argument(
+        "--stride", metavar="N", type=int, default=16, help="tokens between two windows' starts (compress_stride)"
+    )
     parser.add_argument("--page", type=int, default=64, choices=spec.PAGE_BLOCK_SIZES, help="tokens per page")
     parser.add_argument("--dtype", default="float16", choices=DTYPES, help="of K and V")
-    parser.add_argument("--output-dir", type=Path, default=ROOT / "build" / "demo", help="where the ONNX files go")
+    parser.add_argument(
+        "--output-dir", metavar="DIR", type=Path, default=ROOT / "build" / "demo", help="where the ONNX files go"
+    )
     return parser.parse_args(argv)
 
 
@@ -438,10 +462,11 @@ def configure(args: argparse.Namespace) -> tuple[Config, Batch]:
 def run(config: Config, batch: Batch, folder: Path, progress: Progress) -> int:
     decoder = Decoder(config)
     prefill_path, decode_path = folder / "prefill.onnx", folder / "decode.onnx"
-    progress.stage(f"export {prefill_path}")
-    export_prefill(decoder, prefill_path)
-    progress.stage(f"export {decode_path}")
-    export_decode(decoder, decode_path)
+    with quiet():
+        progress.stage(f"export {prefill_path}")
+        export_prefill(decoder, prefill_path)
+        progress.stage(f"export {decode_path}")
+        export_decode(decoder, decode_path)
     checks = [check_graph(prefill_path), check_graph(decode_path)]
 
     progress.stage(f"prefill {sum(batch.prompts)} bytes in {len(batch.prompts)} sequences")

@@ -82,7 +82,7 @@ def _attach_compress(library: torch.library.Library) -> None:
     if not _has(COMPRESS, "CPU", *_COMPOSITE):
         library.impl(COMPRESS, _with_optional_lengths(ops.compress_cpu), "CPU")
     if not _has(COMPRESS, "Meta", *_COMPOSITE):
-        torch.library.register_fake(name, _with_optional_lengths(ops.compress_fake), lib=library)
+        torch.library.register_fake(name, _with_optional_lengths(_compress_fake), lib=library)
     if not _has(COMPRESS, "Autograd", "AutogradCPU", "CompositeImplicitAutograd"):
         # "Autograd" stands for the backends that have no autograd kernel: NPU tensors keep torch_npu's.
         ops.install_autograd(library, COMPRESS, ops.compress_setup_context, ops.compress_backward)
@@ -92,7 +92,7 @@ def _attach_infer(library: torch.library.Library) -> None:
     if not _has(INFER, "CPU", *_COMPOSITE):
         library.impl(INFER, _with_optional_lengths(_infer_cpu), "CPU")
     if not _has(INFER, "Meta", *_COMPOSITE):
-        torch.library.register_fake(f"npu::{INFER}", _with_optional_lengths(ops.infer_fake_), lib=library)
+        torch.library.register_fake(f"npu::{INFER}", _with_optional_lengths(_infer_fake), lib=library)
     if not _has(INFER, "Autograd", "AutogradCPU", "CompositeImplicitAutograd"):
         # On the CPU only: a decode step on an NPU shall not take the way through Python.
         ops.install_inplace_autograd(library, INFER, "AutogradCPU")
@@ -105,6 +105,26 @@ def _attach_infer(library: torch.library.Library) -> None:
 def _infer_cpu(*args: Any, cache: Tensor, **kwargs: Any) -> Tensor:
     torch.autograd.graph.increment_version(cache)
     return ops.infer_cpu_(*args, cache=cache, **kwargs)
+
+
+def _compress_fake(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    _refuse_dynamic(input, "T = input.shape[0]", "nsa_compress")
+    return ops.compress_fake(input, *args, **kwargs)
+
+
+def _infer_fake(input: Tensor, weight: Tensor, slot_mapping: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    _refuse_dynamic(slot_mapping, "B = slot_mapping.shape[0]", "nsa_compress_infer")
+    return ops.infer_fake_(input, weight, slot_mapping, *args, **kwargs)
+
+
+def _refuse_dynamic(tensor: Tensor, dim: str, op: str) -> None:
+    """``int[]`` carries constants only: torch has made one even of ``[x.shape[0]]``."""
+    if tensor.dim() and ops._declared_dynamic(tensor.shape[0]):
+        raise RuntimeError(
+            f"{dim} is dynamic, but the lengths of torch_npu.npu_{op} are constants in every exported program (int[] "
+            f"in its schema). Call nsa_onnx.exporters.{op} instead, which takes lengths computed from shapes and "
+            "int64 tensors, or make the dim static"
+        )
 
 
 # --------------------------------------------------------------------------------------------------

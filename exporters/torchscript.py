@@ -28,10 +28,9 @@ from . import ops
 # Lowest opset that the legacy exporter writes; a symbolic serves all later ones.
 _OPSET = 9
 
-CACHE_WARNING = (
-    "NsaCompressInfer updates a cache which is not an output of the exported graph: the update is lost "
-    "when the run ends. Return the cache from forward(), or call nsa_onnx.exporters.export(), which adds updated "
-    "caches to the outputs"
+LOST_UPDATE = (
+    "nsa_compress_infer updates a cache which the model does not return: the update will not be in the ONNX graph. "
+    "Return the cache from forward(), or use nsa_onnx.exporters.export(), which adds updated caches to the outputs"
 )
 
 
@@ -120,7 +119,7 @@ def _warn_of_lost_updates(graph: Any) -> None:
         kept = any(user.kind() in _RETURNS for user in users)
         updated_again = any(user.kind() == _INFER and _cache_operand(user) == updated for user in users)
         if _is_state(updated.node()) and not kept and not updated_again:
-            warnings.warn(CACHE_WARNING, stacklevel=2)
+            warnings.warn(LOST_UPDATE, stacklevel=2)
 
 
 def _is_state(infer: Any) -> bool:

@@ -3,15 +3,17 @@
 Importing registers the torch ops of namespace ``nsa_onnx`` (`ops`), routes ``nsa_onnx.nsa_compress`` and
 ``nsa_onnx.nsa_compress_infer`` on torch tensors to them, and teaches ``torch.onnx.export`` to translate
 them. torch_npu's ops get what they lack for that (`torch_npu`), before or after torch_npu is imported.
+`export` is torch.onnx.export plus what that does not do.
 """
 
 from __future__ import annotations
 
 from . import dynamo, torch_npu, torchscript
 from .dynamo import onnx_translation_table
+from .export import ExportResult, export
 from .ops import nsa_compress, nsa_compress_infer
 
-__all__ = ["nsa_compress", "nsa_compress_infer", "onnx_translation_table"]
+__all__ = ["ExportResult", "export", "nsa_compress", "nsa_compress_infer", "onnx_translation_table"]
 
 dynamo.register()
 torchscript.register()

@@ -6,14 +6,21 @@ and the explicit one (`onnx_translation_table`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Optional, TypeVar, Union
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Optional, TypeVar, Union, cast
+from weakref import WeakSet
 
 import onnx
 import onnxscript
 import torch
 from onnxscript import BFLOAT16, FLOAT16, INT32, INT64
 from onnxscript.function_libs.torch_lib import registration
+from torch.export import ExportedProgram
+from torch.fx import Node
 
 from nsa_onnx import schema, spec
 
@@ -24,20 +31,22 @@ INFER_OPS = (
     "nsa_onnx::nsa_compress_infer.tensor",
     "npu::npu_nsa_compress_infer.cache",
 )
+INPLACE_INFER_OPS = ("nsa_onnx::nsa_compress_infer_", "npu::npu_nsa_compress_infer")
 
 
 def _node(op_type: str) -> Callable[..., Any]:
-    """The onnxscript op that emits ``op_type`` of our domain."""
+    """The onnxscript op that emits ``op_type`` of our domain; constants and SymInts become inputs by themselves."""
     schema.register()
     opset = onnxscript.values.Opset(spec.DOMAIN, spec.OPSET_VERSION)
-    return onnxscript.values.Op(opset, op_type, onnx.defs.get_schema(op_type, spec.OPSET_VERSION, spec.DOMAIN))
+    op = onnxscript.values.Op(opset, op_type, onnx.defs.get_schema(op_type, spec.OPSET_VERSION, spec.DOMAIN))
+    lengths = schema.INPUT_NAMES[op_type].index("actual_seq_len")
 
+    def emit(*inputs: Any, **attributes: Any) -> Any:
+        if inputs[lengths] is None:
+            raise TypeError(f"actual_seq_len is missing: {op_type} needs it; pass it in the model")
+        return op(*inputs, **attributes)
 
-def _lengths(actual_seq_len: Any) -> Any:
-    """An int64 ``[B]`` value; onnxscript has made a Constant of constants and puts SymInts together itself."""
-    if actual_seq_len is None:
-        raise TypeError("actual_seq_len is missing: NsaCompress and NsaCompressInfer need it; pass it in the model")
-    return actual_seq_len
+    return emit
 
 
 # The annotations are read by onnxscript: INT64 and INT32 are inputs, a bare int is an attribute. It knows
@@ -56,7 +65,7 @@ def _compress(
     return _node(spec.COMPRESS_OP)(  # type: ignore[no-any-return]
         input,
         weight,
-        _lengths(actual_seq_len),
+        actual_seq_len,
         compress_block_size=compress_block_size,
         compress_stride=compress_stride,
     )
@@ -78,7 +87,7 @@ def _infer(
         weight,
         slot_mapping,
         cache,
-        _lengths(actual_seq_len),
+        actual_seq_len,
         block_table,
         compress_block_size=compress_block_size,
         compress_stride=compress_stride,
@@ -124,3 +133,90 @@ def register() -> None:
     for name, function in _translations().items():
         if name not in registration.default_registry:
             registration.default_registry.register(function, name)
+
+
+# --------------------------------------------------------------------------------------------------
+# Caches that would vanish
+
+_looked_after = ContextVar("nsa_onnx_caches_looked_after", default=False)
+_warned: WeakSet[ExportedProgram] = WeakSet()
+
+
+@contextmanager
+def caches_looked_after() -> Iterator[None]:
+    """`nsa_onnx.exporters.export` makes outputs of the caches: no warning inside."""
+    token = _looked_after.set(True)
+    try:
+        yield
+    finally:
+        _looked_after.reset(token)
+
+
+def warn_of_lost_caches() -> None:
+    """During torch.onnx.export: warn of caches that the program updates but does not return.
+
+    Called while an infer op is functionalized; torch itself drops such an update without a word.
+    """
+    program = None if _looked_after.get() else _program_being_exported()
+    if program is None or program in _warned:
+        return
+    _warned.add(program)
+    if lost := lost_caches(program):
+        warnings.warn(
+            f"nsa_compress_infer updates {', '.join(lost)}, which the model does not return: the update will not be in "
+            "the ONNX graph. Return the cache from forward(), or use nsa_onnx.exporters.export(), which adds updated "
+            "caches to the outputs",
+            stacklevel=2,
+        )
+
+
+def _program_being_exported() -> ExportedProgram | None:
+    """The program whose decomposition is running: no argument leads to it, but the call stack does."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is _RUN_DECOMPOSITIONS:
+            return cast(ExportedProgram, frame.f_locals["self"])
+        frame = frame.f_back
+    return None
+
+
+_RUN_DECOMPOSITIONS = inspect.unwrap(ExportedProgram.run_decompositions).__code__
+
+
+def lost_caches(program: ExportedProgram) -> list[str]:
+    """Arguments and buffers that infer ops of a not yet functionalized program update but no output returns."""
+    (output,) = program.graph.find_nodes(op="output")
+    returned = {_origin(node) for node in output.all_input_nodes}
+    updated = [_origin(node) for node in program.graph.nodes if _is_inplace_infer(node)]
+    lost = dict.fromkeys(node for node in updated if node.op == "placeholder" and node not in returned)
+    buffers = program.graph_signature.inputs_to_buffers
+    return [f"buffer {buffers[node.name]}" if node.name in buffers else f"argument {node.name}" for node in lost]
+
+
+def _is_inplace_infer(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.name in INPLACE_INFER_OPS and schema.is_mutable
+
+
+def _origin(node: Node) -> Node:
+    """The node whose memory ``node`` is or shows; a copy counts as a way to return it."""
+    while (source := _source(node)) is not None:
+        node = source
+    return node
+
+
+def _source(node: Node) -> Node | None:
+    """The argument that the result aliases, by the op's schema: of a view, or of an in-place op."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or len(schema.returns) != 1:
+        return None
+    alias = schema.returns[0].alias_info
+    for index, argument in enumerate(schema.arguments):
+        aliased = alias and argument.alias_info and argument.alias_info.before_set == alias.before_set
+        if aliased or (index == 0 and node.target in _COPIES):
+            source = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+            return source if isinstance(source, Node) else None
+    return None
+
+
+_COPIES = (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default)

@@ -270,13 +270,18 @@ def _require_equal(dim: int, constant: int, dim_name: str, constant_name: str) -
 def _declared_dynamic(dim: Any) -> bool:
     """Whether a SymInt hangs on a dim that the user has declared dynamic (not: may be dynamic)."""
     node = getattr(dim, "node", None)
-    symbols: set[Any] = getattr(getattr(node, "expr", None), "free_symbols", set())
+    symbols: set[Any] = getattr(_expression(dim), "free_symbols", set())
     for tracked in getattr(getattr(node, "shape_env", None), "tracked_fakes", None) or ():
         constraints = getattr(tracked.symbolic_context, "constraint_sizes", None) or ()
         for size, constraint in zip(getattr(tracked.fake, "shape", ()), constraints, strict=False):
-            if constraint is not None and getattr(getattr(size, "node", None), "expr", None) in symbols:
+            if constraint is not None and _expression(size) in symbols:
                 return True
     return False
+
+
+def _expression(size: Any) -> Any:
+    """The symbols of a size as it was declared: what has since been found to be a constant is still a symbol."""
+    return getattr(getattr(size, "node", None), "_expr", None)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -511,6 +516,10 @@ def install_functionalize(library: torch.library.Library, name: str) -> None:
     """
 
     def functionalize(*args: Any, cache: Tensor, **kwargs: Any) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            from . import dynamo  # imports this module
+
+            dynamo.warn_of_lost_caches()
         _check_lengths_kind(spec.INFER_ROWS, kwargs.get("actual_seq_len"))
         overload = "tensor" if isinstance(kwargs["actual_seq_len"], Tensor) else "default"
         plain_args = [_unwrap(arg) for arg in args]

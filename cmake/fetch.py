@@ -39,7 +39,7 @@ HIGHWAY_URL = f"https://github.com/google/highway/archive/refs/tags/{HIGHWAY_VER
 HIGHWAY_SHA256 = "7e0be78b8318e8bdbf6fa545d2ecb4c90f947df03f7aadc42c1967f019e63343"
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """This source cannot give the files; the text says why."""
 
 
@@ -85,9 +85,9 @@ def debian_mirror() -> str:
     release = os_release()
     codename = release.get("VERSION_CODENAME", "")
     if release.get("ID") != "debian" or not codename:
-        raise Unavailable("this machine is not a Debian release")
+        raise UnavailableError("this machine is not a Debian release")
     if not shutil.which("apt-get"):
-        raise Unavailable("there is no apt-get")
+        raise UnavailableError("there is no apt-get")
     apt = Path("/etc/apt")
     for path in [apt / "sources.list", *sorted((apt / "sources.list.d").glob("*"))]:
         parse = {".list": one_line_sources, ".sources": deb822_sources}.get(path.suffix)
@@ -96,7 +96,7 @@ def debian_mirror() -> str:
         for source in parse(path.read_text(encoding="utf-8", errors="replace")):
             if codename in source.suites and "main" in source.components and source.uris:
                 return source.uris[0]
-    raise Unavailable(f"no apt source of this machine offers its own release, {codename}")
+    raise UnavailableError(f"no apt source of this machine offers its own release, {codename}")
 
 
 def run(command: list[str], cwd: Path) -> None:
@@ -104,9 +104,9 @@ def run(command: list[str], cwd: Path) -> None:
         subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=20 * TIMEOUT)
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise Unavailable(f"{' '.join(command[:1] + command[-2:])}: {last}") from error
+        raise UnavailableError(f"{' '.join(command[:1] + command[-2:])}: {last}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unavailable(str(error)) from error
+        raise UnavailableError(str(error)) from error
 
 
 def apt_get(kind: str, command: list[str], folder: Path) -> None:
@@ -139,7 +139,7 @@ def apt_get(kind: str, command: list[str], folder: Path) -> None:
 def only(folder: Path, pattern: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
-        raise Unavailable(f"expected one {pattern} from {SUITE}, got {len(found)}")
+        raise UnavailableError(f"expected one {pattern} from {SUITE}, got {len(found)}")
     return found[0]
 
 
@@ -150,7 +150,7 @@ def only(folder: Path, pattern: str) -> Path:
 def check_sha256(path: Path, wanted: str) -> None:
     got = hashlib.sha256(path.read_bytes()).hexdigest()
     if got != wanted:
-        raise Unavailable(f"{path.name} has SHA256 {got}, expected {wanted}")
+        raise UnavailableError(f"{path.name} has SHA256 {got}, expected {wanted}")
 
 
 def download(url: str, path: Path, sha256: str) -> None:
@@ -158,7 +158,7 @@ def download(url: str, path: Path, sha256: str) -> None:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             path.write_bytes(answer.read())
     except OSError as error:
-        raise Unavailable(f"{url}: {error}") from error
+        raise UnavailableError(f"{url}: {error}") from error
     check_sha256(path, sha256)
 
 
@@ -238,7 +238,7 @@ def fetch(name: str, folder: Path) -> Path:
             result.mkdir()
             try:
                 bring(work, result)
-            except Unavailable as error:
+            except UnavailableError as error:
                 failures.append(f"  {source}: {error}")
                 continue
             try:

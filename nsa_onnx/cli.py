@@ -86,8 +86,15 @@ def _check(arguments: argparse.Namespace) -> int:
     return OK if report.ok else FOUND
 
 
-def _infer_shapes(arguments: argparse.Namespace) -> int:
+def _load(arguments: argparse.Namespace) -> ModelProto:
     model = load(Path(arguments.model))
+    if not model.HasField("graph"):
+        raise UnreadableModelError(f"{arguments.model}: the model has no graph")
+    return model
+
+
+def _infer_shapes(arguments: argparse.Namespace) -> int:
+    model = _load(arguments)
     if function_calls(model) > MAX_FUNCTION_CALLS:
         raise _CommandError(f"{arguments.model}: functions call one another more than {MAX_FUNCTION_CALLS} times")
     schema.register()
@@ -102,7 +109,7 @@ def _infer_shapes(arguments: argparse.Namespace) -> int:
 
 def _expand(arguments: argparse.Namespace) -> int:
     try:
-        result = expand(load(Path(arguments.model)))
+        result = expand(_load(arguments))
     except UnreadableModelError:
         raise
     except ValueError as error:
@@ -173,9 +180,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     print(f"model        one {spec.COMPRESS_OP}, windows of {block} tokens, {stride} apart")
     print(f"check        {report.to_text()}")
     print(f"segments     prefix sums {', '.join(map(str, seq))}")
-    print(
-        f"compressed   {list(x.shape)} -> {list(np.shape(got))} (T' = {rows}), {x.nbytes} -> {rows * heads * dim * 2} bytes"
-    )
+    print(f"compressed   {list(x.shape)} -> {list(np.shape(got))} (T' = {rows}), {x.nbytes} -> {want.nbytes} bytes")
     print(f"onnxruntime  {'the same bits as' if same else 'DIFFERS FROM'} the eager call")
     return OK if same and report.ok else FOUND
 

@@ -374,6 +374,7 @@ def _insert_tables(scopes: list[_Scope], opset: int) -> None:
     """Give every NsaCompressInfer node without a block_table one, computed from the shapes of its other inputs."""
     taken = {name for scope in scopes for name in scope.values}
     taken.update(name for scope in scopes for node in scope.nodes for name in (*node.output, node.name))
+    taken = {name for name in taken if isinstance(name, str)}  # protobuf gives text that is not UTF-8 as bytes
     number = 0
     for scope in scopes:
         for node in [node for node in scope.nodes if _lacks_table(node)]:

@@ -41,9 +41,12 @@ def check(model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu") ->
     else:
         path = os.fspath(model)
         proto, folder = load(Path(path)), Path(path).parent
-    seen = read(proto, folder)
-    names = tuple(node.name for node in seen.nodes)
-    return Report(path, target, names, rules.run(seen))
+    try:
+        seen = read(proto, folder)
+        findings = rules.run(seen)
+    except UnicodeError as error:
+        raise UnreadableModelError(f"{path or 'model'}: holds text that is not UTF-8") from error
+    return Report(path, target, tuple(node.name for node in seen.nodes), findings)
 
 
 class _CallableModule(ModuleType):

@@ -113,7 +113,7 @@ class NsaNode:
 
     @property
     def op_type(self) -> str:
-        return str(self.proto.op_type)
+        return text(self.proto.op_type)
 
 
 @dataclass(frozen=True)
@@ -257,8 +257,13 @@ def _imports(owner: ModelProto | FunctionProto) -> dict[str, int]:
 # Nodes
 
 
+def text(value: str | bytes) -> str:
+    """A name from a model. Protobuf gives one that is not UTF-8 as bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
 def node_name(node: NodeProto, index: int) -> str:
-    return node.name or f"#{index}"
+    return text(node.name) or f"#{index}"
 
 
 def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None) -> NsaNode:

@@ -14,7 +14,7 @@ from onnx import TypeProto
 from .. import spec
 from ..functions import standard_opset
 from ..schema import SCHEMAS, output_type
-from .model import Model, NsaNode, merged_type
+from .model import Model, NsaNode, merged_type, text
 from .report import Finding, Severity
 
 Check = Callable[[Model], Iterator[Finding]]
@@ -44,7 +44,7 @@ def rule(rule_id: str, title: str, severity: Severity = Severity.ERROR) -> Calla
     def register(check: Check) -> Check:
         def stamped(model: Model) -> Iterator[Finding]:
             for finding in check(model):
-                yield replace(finding, rule=rule_id, severity=severity)
+                yield replace(finding, rule=rule_id, severity=severity, argument=text(finding.argument))
 
         RULES[rule_id] = Rule(rule_id, title, severity, check.__doc__ or "", stamped)
         return check
@@ -334,5 +334,6 @@ def _body(model: Model) -> Iterator[Finding]:
 @rule("NSA021", "shapes can be inferred", Severity.WARNING)
 def _inference(model: Model) -> Iterator[Finding]:
     """onnx can infer the model's shapes. Where it cannot, what is checked is what the model declares."""
-    if model.inference_error and model.proto.graph.node:
+    explained = any(True for _ in _import(model))
+    if model.inference_error and model.proto.graph.node and not explained:
         yield Finding("", Severity.WARNING, f"shapes could not be inferred: {model.inference_error}")

@@ -1,11 +1,15 @@
 """The demo: its model keeps what the paper asks of causality, and its checks really can fail."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
 import onnx
+import oracle
 import pytest
 import torch
 
@@ -18,6 +22,15 @@ from nsa_model import Config, Decode, Decoder, Prefill  # noqa: E402
 BLOCK, STRIDE = 32, 16
 OPTIONS = ["--layers", "1", "--steps", "40"]
 TEXT = bytes(range(256)) * 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """The model is tiny, and other tests run beside these: threads that wait for one another cost seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def prefill(config, sequences):
@@ -51,6 +64,46 @@ def test_decode_by_steps_gives_the_logits_and_the_windows_of_prefill(dtype, page
         if name.startswith("windows"):
             got = torch.cat([state.sequence(name, b, 8) for b in range(3)])
             torch.testing.assert_close(got, cache, rtol=0, atol=1e-2 if dtype == torch.float16 else 5e-2)
+
+
+def as_numpy(tensor):
+    return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16 if tensor.dtype == torch.bfloat16 else np.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_decode_steps_cache_the_windows_of_the_tokens_in_the_pages(dtype):
+    config = Config(dtype=dtype, layers=1)
+    decoder = Decoder(config)
+    decode, state = Decode(decoder), nsa_decoder.DecodeState.empty(config, [100, 100])
+    for t in range(100):
+        state.feed(torch.tensor([2 * t, 250 - 2 * t]), torch.tensor([t + 1, t + 1]))
+        decode(*state.step.values(), *state.caches.values())
+    for kind, weight in (
+        ("k", decoder.layers[0].attention.compress_key),
+        ("v", decoder.layers[0].attention.compress_value),
+    ):
+        tokens = as_numpy(torch.cat([state.sequence(f"pages_{kind}.0", b, 100) for b in range(2)]))
+        windows = as_numpy(torch.cat([state.sequence(f"windows_{kind}.0", b, 5) for b in range(2)]))
+        wanted = oracle.compress_exact(tokens, as_numpy(weight.detach()), BLOCK, STRIDE, [100, 200])
+        assert len(wanted) == 10
+        assert oracle.same_bits(windows, wanted)
+
+
+def test_a_query_attends_to_its_own_token_and_the_visible_windows():
+    attention = Decoder(Config(layers=1)).layers[0].attention
+    generator = torch.Generator().manual_seed(3)
+    q, k, v, windows_k, windows_v = (
+        torch.randn(1, *shape, generator=generator) for shape in ((4, 2, 2, 32), *[(4, 2, 32)] * 2, *[(3, 2, 32)] * 2)
+    )
+    visible = torch.tensor([[False, False, False], [True, False, False], [True, True, False], [True, True, True]])
+    got = attention.attend(q, k, v, windows_k, windows_v, visible[None])
+    for t in range(4):
+        mixed = []
+        for n in range(2):
+            keys = torch.stack([k[0, t, n], *windows_k[0, visible[t], n]]).double()
+            values = torch.stack([v[0, t, n], *windows_v[0, visible[t], n]]).double()
+            mixed += [torch.softmax(keys @ q[0, t, n, g].double() / 32**0.5, 0) @ values for g in range(2)]
+        torch.testing.assert_close(got[t], attention.out(torch.cat(mixed).float()), rtol=0, atol=1e-5)
 
 
 def test_a_token_changes_no_earlier_logit_and_shows_from_the_first_complete_window_on():
@@ -92,7 +145,8 @@ def text(tmp_path_factory):
 
 def run_program(*arguments):
     command = [sys.executable, str(EXAMPLES / "nsa_decoder.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=one_thread)
 
 
 @pytest.fixture(scope="module")

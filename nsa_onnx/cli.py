@@ -16,9 +16,9 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 from onnx.shape_inference import infer_shapes
 
-from . import __version__, schema, spec
+from . import __version__, spec
 from .check import TARGETS, UnreadableModelError, check
-from .check.model import MAX_FUNCTION_CALLS, function_calls, load
+from .check.model import MAX_FUNCTION_CALLS, embedded, function_calls, load
 from .eager import nsa_compress
 from .functions import expand, subgraphs
 from .session import compress_model, create_session, doctor
@@ -97,7 +97,8 @@ def _infer_shapes(arguments: argparse.Namespace) -> int:
     model = _load(arguments)
     if function_calls(model) > MAX_FUNCTION_CALLS:
         raise _CommandError(f"{arguments.model}: functions call one another more than {MAX_FUNCTION_CALLS} times")
-    schema.register()
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(embedded(tensor, Path(arguments.model).parent))  # inference reads no other file
     try:
         # Strict: what onnx would leave out without a word is an error here.
         result = infer_shapes(model, strict_mode=True, data_prop=True)

@@ -362,7 +362,7 @@ def _require_sound(scope: _Scope) -> None:
         if versions != [spec.OPSET_VERSION]:
             raise ValueError(f"{where}: version {spec.OPSET_VERSION} of domain {spec.DOMAIN} must be imported")
         schema = SCHEMAS[node.op_type]
-        missing = [name for name in schema.attributes if name not in {a.name for a in node.attribute}]
+        missing = [name for name in sorted(schema.attributes) if name not in {a.name for a in node.attribute}]
         connected = [name != "" for name in node.input] + [False] * len(schema.inputs)
         missing += [formal.name for formal, there in zip(schema.inputs, connected, strict=False) if not there]
         missing = [name for name in missing if name != "block_table"]

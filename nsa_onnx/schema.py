@@ -184,7 +184,7 @@ def _completeness_violations(facts: NodeFacts) -> spec.Violations:
     for formal in schema.inputs:
         if formal.option == OpSchema.FormalParameterOption.Single and formal.name not in facts.inputs:
             yield _row("input_missing", formal.name)
-    for name in schema.attributes:
+    for name in sorted(schema.attributes):
         if name not in facts.attributes:
             yield _row("attribute_missing", name)
 

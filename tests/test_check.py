@@ -444,6 +444,10 @@ def save_with_external(folder, seq, location="data.bin", data=None, **more):
 def test_external_lengths_are_read_from_the_model_s_folder(tmp_path):
     assert check(save_with_external(tmp_path, [40, 100])).ok
     assert rules_of(check(save_with_external(tmp_path, [50, 40]))) == {"NSA015"}
+    wrong_t = onnx.load(save_with_external(tmp_path, [40, 100]), load_external_data=False)
+    wrong_t.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 4
+    (tmp_path / "wrong.onnx").write_bytes(wrong_t.SerializeToString())
+    assert rules_of(check(tmp_path / "wrong.onnx")) == {"NSA018"}
     shifted = np.array([7, 50, 40], "<i8").tobytes()
     assert rules_of(check(save_with_external(tmp_path, [1, 2], data=shifted, offset=8))) == {"NSA015"}
 

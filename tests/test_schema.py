@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import nsa_models as models
 import numpy as np
 import onnx
@@ -318,3 +321,9 @@ def test_every_part_of_a_schema_is_documented():
         assert len(op.doc) > 500
         for part in (*op.inputs, *op.outputs, *op.type_constraints, *op.attributes.values()):
             assert part.description
+
+
+def test_the_operators_page_is_the_schemas_documentation():
+    path = Path(__file__).parents[1] / "docs" / "generate_operators.py"
+    page = runpy.run_path(str(path))
+    assert page["OUTPUT"].read_text() == page["render"](), f"stale: run python {path}"

@@ -31,7 +31,7 @@ MAX_FILE_BYTES = 2**31 - 1
 # Index constants beyond this are taken as unknown, not read: no batch has so many sequences.
 MAX_CONSTANT_BYTES = 64 * 2**20
 # Initializers up to here may matter to shape inference; larger ones are weights, which it need not see.
-_SMALL_BYTES = 64 * 2**10
+SMALL_BYTES = 64 * 2**10
 # onnx infers a function anew for every call, so nested calls can multiply without bound.
 MAX_FUNCTION_CALLS = 10_000
 
@@ -137,7 +137,7 @@ class Model:
 
 def read(proto: ModelProto, folder: Path | None) -> Model:
     """Look at a model. ``folder`` is where its external data may be; without it, none is read."""
-    inferred, seen, error = _infer(proto)
+    inferred, seen, error = _infer(proto, folder)
     observed = [(name, facts.op_type, violation) for name, facts in seen for violation in violations(facts)]
     nodes: list[NsaNode] = []
     for scope in _scopes(proto, inferred):
@@ -294,6 +294,22 @@ def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None) ->
     return NsaNode(node, name, scope, facts, tuple(violations(facts)), unreadable)
 
 
+def embedded(tensor: TensorProto, folder: Path | None) -> TensorProto:
+    """The tensor, with its data inside if that is a few integers in the model's folder: lengths, a table."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return tensor
+    small = all(dim >= 0 for dim in tensor.dims) and 8 * math.prod(tensor.dims) <= SMALL_BYTES
+    if not small or tensor.data_type not in (TensorProto.INT64, TensorProto.INT32):
+        return tensor
+    try:
+        data = _external_bytes(tensor, folder)
+    except ValueError:  # told by a rule
+        data = None
+    if data is None:
+        return tensor
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
+
+
 def _external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
     """The data of an external tensor in the model's own folder; None if it is not external or not to be read.
 
@@ -330,11 +346,11 @@ def _external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
 # Inference
 
 
-def _infer(proto: ModelProto) -> tuple[dict[str, TypeProto], Sequence[tuple[str, NodeFacts]], str]:
+def _infer(proto: ModelProto, folder: Path | None) -> tuple[dict[str, TypeProto], Sequence[tuple[str, NodeFacts]], str]:
     """Types of the main graph's values from its inputs alone, what was seen of our nodes, and what went wrong."""
     if function_calls(proto) > MAX_FUNCTION_CALLS:
         return {}, (), f"functions call one another more than {MAX_FUNCTION_CALLS} times"
-    light = _without_weights(proto)
+    light = _without_weights(proto, folder)
     error = ""
     # Data propagation sees lengths that are computed from constants, but is the less robust of the two.
     for data_prop in (True, False):
@@ -349,7 +365,7 @@ def _infer(proto: ModelProto) -> tuple[dict[str, TypeProto], Sequence[tuple[str,
     return {}, (), error
 
 
-def _without_weights(proto: ModelProto) -> ModelProto:
+def _without_weights(proto: ModelProto, folder: Path | None) -> ModelProto:
     """The model with large initializers as inputs and nothing declared of what its nodes compute."""
     light = ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
     graph, source = light.graph, proto.graph
@@ -360,8 +376,9 @@ def _without_weights(proto: ModelProto) -> ModelProto:
     for tensor in source.initializer:
         if tensor.name in inputs:
             continue
-        if tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() <= _SMALL_BYTES:
-            graph.initializer.append(tensor)
+        inside = embedded(tensor, folder)
+        if inside.data_location != TensorProto.EXTERNAL and inside.ByteSize() <= SMALL_BYTES:
+            graph.initializer.append(inside)
         else:
             graph.input.add(name=tensor.name, type=_tensor_type(tensor))
     for value in source.output:

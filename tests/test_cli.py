@@ -1,0 +1,200 @@
+"""The command line: exit statuses, one-line errors, files written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import nsa_models as models
+import numpy as np
+import onnx
+import oracle
+import pytest
+from onnx import TensorProto, helper
+
+import nsa_onnx
+from nsa_onnx.cli import main
+
+
+@pytest.fixture
+def good(tmp_path):
+    path = tmp_path / "good.onnx"
+    onnx.save(models.compress([40, 100]), path)
+    return path
+
+
+@pytest.fixture
+def bad(tmp_path):
+    path = tmp_path / "bad.onnx"
+    onnx.save(models.compress([50, 40]), path)
+    return path
+
+
+@pytest.fixture
+def broken(tmp_path):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"no model")
+    return path
+
+
+def run(capsys, *arguments):
+    """Exit status, stdout, stderr."""
+    status = main([str(argument) for argument in arguments])
+    return status, *capsys.readouterr()
+
+
+def test_check_exits_0_1_2(capsys, good, bad, broken, tmp_path):
+    assert run(capsys, "check", good) == (0, f"{good}: ok (1 NSA node checked)\n", "")
+    status, out, err = run(capsys, "check", bad)
+    assert (status, err) == (1, "")
+    assert "error NSA015 NsaCompress 'nsa': actual_seq_len[1] must be >=" in out
+    for path in (broken, tmp_path / "missing.onnx", tmp_path):
+        status, out, err = run(capsys, "check", path)
+        assert (status, out) == (2, "")
+        assert len(err.splitlines()) == 1
+        assert str(path) in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["check"], ["check", "m", "--format", "xml"], ["expand", "m"], ["nonsense"]])
+def test_wrong_usage_exits_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: nsa-onnx" in capsys.readouterr().err
+
+
+def test_check_as_json(capsys, good, bad):
+    for path, wanted in ((good, 0), (bad, 1)):
+        status, out, _ = run(capsys, "check", path, "--format", "json")
+        data = json.loads(out)
+        assert status == wanted
+        assert data["summary"]["ok"] is (wanted == 0)
+        assert data["model"] == str(path)
+        assert len(data["entries"]) == wanted
+
+
+def test_infer_shapes_writes_the_exact_t(capsys, tmp_path):
+    model = models.compress([40, 100])
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "R"
+    source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(model, source)
+    assert run(capsys, "infer-shapes", source, "-o", target) == (0, "", "")
+    dims = onnx.load(target).graph.output[0].type.tensor_type.shape.dim
+    assert [dim.dim_value for dim in dims] == [3, 4, 16]
+
+
+def test_infer_shapes_says_what_stands_against_it(capsys, bad, tmp_path):
+    target = tmp_path / "out.onnx"
+    status, out, err = run(capsys, "infer-shapes", bad, "-o", target)
+    assert (status, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert str(bad) in err
+    assert "got 40" in err
+    assert not target.exists()
+
+
+def test_expand_writes_a_model_for_any_runtime(capsys, good, tmp_path):
+    target = tmp_path / "out.onnx"
+    assert run(capsys, "expand", good, "-o", target) == (0, "", "")
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((100, 4, 16)).astype(np.float16)
+    w = generator.standard_normal((32, 4)).astype(np.float16)
+    (got,) = models.run_ort(onnx.load(target), {"x": x, "w": w})
+    assert oracle.same_bits(got, oracle.compress_exact(x, w, 32, 16, [40, 100]))
+
+
+@pytest.mark.parametrize("command", ["expand", "infer-shapes"])
+def test_the_output_may_be_the_input_and_is_written_whole(command, capsys, good, monkeypatch):
+    before = good.read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    status, _, err = run(capsys, command, good, "-o", good)
+    assert status == 2
+    assert f"{good}: No space left on device" in err
+    assert good.read_bytes() == before
+    assert [path.name for path in good.parent.iterdir()] == [good.name]
+    monkeypatch.undo()
+    assert run(capsys, command, good, "-o", good)[0] == 0
+    assert good.read_bytes() != before or command == "infer-shapes"
+    onnx.checker.check_model(onnx.load(good), full_check=True, check_custom_domain=True)
+
+
+@pytest.mark.parametrize("command", ["expand", "infer-shapes"])
+def test_what_cannot_be_written_is_named(command, capsys, good, tmp_path):
+    target = tmp_path / "no such folder" / "out.onnx"
+    status, _, err = run(capsys, command, good, "-o", target)
+    assert status == 2
+    assert str(target) in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["expand", "infer-shapes"])
+def test_a_model_without_a_graph_is_refused(command, capsys, tmp_path):
+    empty = tmp_path / "empty.onnx"
+    empty.write_bytes(b"")
+    status, _, err = run(capsys, command, empty, "-o", tmp_path / "out.onnx")
+    assert status == 2
+    assert f"{empty}: the model has no graph" in err
+
+
+def test_expand_names_the_file_and_the_opset(capsys, tmp_path):
+    source = tmp_path / "old.onnx"
+    onnx.save(models.compress([40, 100], opset=13), source)
+    status, _, err = run(capsys, "expand", source, "-o", tmp_path / "out.onnx")
+    assert status == 1
+    assert f"{source}: the portable bodies need opset 16" in err
+
+
+def save_external(folder):
+    model = models.compress([40, 100])
+    model.graph.input.pop(1)
+    weight = helper.make_tensor("w", TensorProto.FLOAT16, [32, 4], np.ones(128, np.float16).tobytes(), raw=True)
+    model.graph.initializer.append(weight)
+    onnx.save(model, folder / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    return folder / "m.onnx"
+
+
+def test_external_weights_stay_where_they_are(capsys, tmp_path):
+    source = save_external(tmp_path)
+    (tmp_path / "other").mkdir()
+    for command in ("expand", "infer-shapes"):
+        target = tmp_path / f"{command}.onnx"
+        assert run(capsys, command, source, "-o", target)[0] == 0
+        written = onnx.load(target)
+        rows = written.graph.output[0].type.tensor_type.shape.dim[0].dim_value
+        assert rows == (3 if command == "infer-shapes" else 0)  # the lengths, too, are in a file of their own
+        assert written.graph.initializer[-1].raw_data == np.ones(128, np.float16).tobytes()
+        status, _, err = run(capsys, command, source, "-o", tmp_path / "other" / "out.onnx")
+        assert status == 1
+        assert "write the output to that folder" in err
+
+
+def test_doctor_and_demo_are_well(capsys):
+    status, out, err = run(capsys, "doctor")
+    assert (status, err) == (0, "")
+    assert nsa_onnx.get_library_path() in out
+    status, out, err = run(capsys, "demo")
+    assert (status, err) == (0, "")
+    assert "(T' = 10)" in out
+    assert "the same bits as the eager call" in out
+
+
+def test_the_installed_command_is_this_one(good):
+    command = [sys.executable, "-m", "nsa_onnx.cli", "check", str(good)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{good}: ok (1 NSA node checked)\n", "")
+    (script,) = [e for e in _entry_points() if e.name == "nsa-onnx"]
+    assert script.load() is main
+
+
+def _entry_points():
+    from importlib.metadata import entry_points
+
+    return entry_points(group="console_scripts")
+
+
+def test_a_reader_that_leaves_is_no_error(good):
+    code = f"{sys.executable} -m nsa_onnx.cli check {good} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("0", "")

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from nsa_onnx import _native, eager, spec
 
@@ -98,7 +99,8 @@ def _host_lengths(actual_seq_len: Lengths) -> npt.NDArray[np.int64]:
 
 
 # --------------------------------------------------------------------------------------------------
-# CPU kernels
+# CPU kernels. Where torch.compile cannot capture an op, it runs it, and must not compile the kernel's own
+# Python: `_disable_dynamo`, as torch.library.custom_op does.
 
 
 def _buffer(tensor: Tensor) -> _native.Buffer:
@@ -109,6 +111,7 @@ def _dtype(tensor: Tensor) -> str:
     return _array(tensor).dtype
 
 
+@_disable_dynamo
 def compress_cpu(
     input: Tensor, weight: Tensor, compress_block_size: int, compress_stride: int, *, actual_seq_len: Lengths
 ) -> Tensor:
@@ -133,6 +136,7 @@ def compress_cpu(
     return output
 
 
+@_disable_dynamo
 def infer_cpu_(
     input: Tensor,
     weight: Tensor,
@@ -168,6 +172,7 @@ def infer_cpu_(
     return cache
 
 
+@_disable_dynamo
 def infer_cpu(
     input: Tensor,
     weight: Tensor,
@@ -269,6 +274,8 @@ def _require_equal(dim: int, constant: int, dim_name: str, constant_name: str) -
 
 def _declared_dynamic(dim: Any) -> bool:
     """Whether a SymInt hangs on a dim that the user has declared dynamic (not: may be dynamic)."""
+    if not torch.compiler.is_exporting():  # torch.compile compiles again for another size
+        return False
     node = getattr(dim, "node", None)
     symbols: set[Any] = getattr(_expression(dim), "free_symbols", set())
     for tracked in getattr(getattr(node, "shape_env", None), "tracked_fakes", None) or ():
@@ -295,6 +302,7 @@ def _window_starts(actual_seq_len: Lengths, block: int, stride: int, device: tor
     return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *starts])).to(device)
 
 
+@_disable_dynamo
 def _grad_input(
     grad: Tensor,
     weight: Tensor,
@@ -313,6 +321,7 @@ def _grad_input(
     return total.to(grad.dtype)
 
 
+@_disable_dynamo
 def _grad_weight(
     grad: Tensor, input: Tensor, compress_block_size: int, compress_stride: int, *, actual_seq_len: Lengths
 ) -> Tensor:
@@ -365,6 +374,7 @@ def install_autograd(
             gradients = backward(ctx, *grads)
             return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))  # run, kwargs, their tensors
 
+    @_disable_dynamo
     def autograd(keyset: Any, *args: Any, **kwargs: Any) -> Any:
         def run() -> Any:
             with torch._C._AutoDispatchBelowAutograd():
@@ -473,6 +483,7 @@ def infer_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(None if shape is None else raises(grad, shape) for shape in ctx.shapes)
 
 
+@_disable_dynamo
 def _no_gradient(grad: Tensor, size: Sequence[int]) -> Tensor:
     raise NotImplementedError(
         "nsa_compress_infer has no gradient: it is a decode step. Call it under torch.no_grad(), or train through "
@@ -492,6 +503,7 @@ def install_inplace_autograd(library: torch.library.Library, name: str, key: str
 def install_version_counter(library: torch.library.Library, name: str) -> None:
     """Let autograd notice that the in-place infer op ``name`` has changed its cache."""
 
+    @_disable_dynamo
     def count(keyset: Any, *args: Any, cache: Tensor, **kwargs: Any) -> Any:
         torch.autograd.graph.increment_version(cache)
         below = keyset & torch._C._after_ADInplaceOrView_keyset
@@ -515,6 +527,7 @@ def install_functionalize(library: torch.library.Library, name: str) -> None:
         name: "op" or "op.overload"; its schema ends in ``actual_seq_len, Tensor(a!) cache -> Tensor(a!)``.
     """
 
+    @_disable_dynamo
     def functionalize(*args: Any, cache: Tensor, **kwargs: Any) -> Tensor:
         if torch.onnx.is_in_onnx_export():
             from . import dynamo  # imports this module

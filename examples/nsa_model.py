@@ -18,8 +18,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from nsa_onnx.exporters import nsa_compress, nsa_compress_infer
 from torch import Tensor, nn
+
+from nsa_onnx.exporters import nsa_compress, nsa_compress_infer
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 ENV := .venv/.stamp-env
 OLD_ORT := build/venv-ort-1.21/.stamp
 TORCH_NPU := build/torch_npu/.stamp
+ORT_CANN := build/venv-cann/.stamp
 SIM := build/sim/.stamp
 BUILD := .venv/.stamp-build
 
@@ -39,8 +40,14 @@ $(TORCH_NPU): pyproject.toml
 	build/venv-pip/bin/pip install -q --upgrade --no-deps --target $(@D) torch_npu==2.13.0 pyyaml==6.0.3
 	touch $@
 
-# Stand-ins for CANN's libraries, so that the real torch_npu can be imported.
-$(SIM): $(wildcard tests/sim/*) $(ENV) $(TORCH_NPU)
+# The real onnxruntime-cann, which needs numpy < 2 and has the import name of onnxruntime.
+$(ORT_CANN): pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q onnxruntime-cann==1.24.4 numpy==1.26.4 onnx==1.19.1 ml_dtypes==0.5.3 protobuf==7.36.2
+	touch $@
+
+# The simulated CANN that the real torch_npu and onnxruntime-cann run on.
+$(SIM): $(wildcard tests/sim/*.cc tests/sim/*.h tests/sim/CMakeLists.txt) $(ENV) $(TORCH_NPU) $(ORT_CANN)
 	$(BIN)/cmake -S tests/sim -B $(@D) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 	$(BIN)/cmake --build $(@D)
 	touch $@

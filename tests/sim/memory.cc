@@ -41,6 +41,8 @@ struct Memory {
   std::mutex mutex;
   std::map<std::uintptr_t, std::size_t> allocations;  // device address -> size
   std::map<std::uintptr_t, std::size_t> pinned;       // host address -> size
+  std::map<std::uintptr_t, std::uint64_t> serials;    // host address -> which allocation it is
+  std::uint64_t next_serial = 1;
 
   Memory() {
     const char* megabytes = std::getenv("NSA_SIM_DEVICE_MB");
@@ -132,22 +134,37 @@ Direction check_copy(void* dst, std::size_t dst_size, const void* src, std::size
   return ways;
 }
 
-// Pinned memory must still be there when its turn comes.
-void require_pinned(const void* host, std::size_t size) {
+// The host's side of a copy, as it was when the copy was asked for. Pinned memory has a serial
+// number: unlike device addresses, the host's are handed out again.
+struct HostSide {
+  bool pinned = false;
+  std::uint64_t serial = 0;
+};
+
+HostSide host_side(const void* host) {
   std::lock_guard<std::mutex> lock(memory().mutex);
   const auto* found = find(memory().pinned, address_of(host));
-  if (found == nullptr || address_of(host) + size > found->first + found->second)
+  return found == nullptr ? HostSide{} : HostSide{true, memory().serials.at(found->first)};
+}
+
+// Pinned memory must still be there when its turn comes.
+void require_pinned(const void* host, std::size_t size, std::uint64_t serial) {
+  std::lock_guard<std::mutex> lock(memory().mutex);
+  const auto* found = find(memory().pinned, address_of(host));
+  if (found == nullptr || memory().serials.at(found->first) != serial)
     throw DeviceFault{ACL_ERROR_RT_SYS_DMA,
-                      text("copy uses %zu bytes of pinned host memory at %p that has been freed or "
-                           "is smaller",
-                           size, host)};
+                      text("copy uses pinned host memory at %p that has been freed", host)};
+  if (address_of(host) + size > found->first + found->second)
+    throw DeviceFault{
+        ACL_ERROR_RT_SYS_DMA,
+        text("copy uses %zu bytes at %p, past the end of the pinned host memory", size, host)};
 }
 
 // Host memory that may be gone by now is reached through the kernel: an error, not a crash.
-void copy_host(void* dst, const void* src, std::size_t size, bool host_is_source, Place place) {
+void copy_host(void* dst, const void* src, std::size_t size, bool host_is_source, HostSide side) {
   const void* host = host_is_source ? src : dst;
-  if (place == Place::kPinned) {
-    require_pinned(host, size);
+  if (side.pinned) {
+    require_pinned(host, size, side.serial);
     std::memcpy(dst, src, size);
     return;
   }
@@ -164,14 +181,14 @@ void copy_host(void* dst, const void* src, std::size_t size, bool host_is_source
                     text("copy uses %zu bytes of host memory at %p that is gone", size, host)};
 }
 
-void copy(void* dst, const void* src, std::size_t size, Direction ways, Place host_place) {
+void copy(void* dst, const void* src, std::size_t size, Direction ways, HostSide side) {
   constexpr int kFault = ACL_ERROR_RT_SYS_DMA;
   void* to = ways.to_device ? device_bytes(dst, size, kFault, "copy's dst") : dst;
   const void* from = ways.from_device ? device_bytes(src, size, kFault, "copy's src") : src;
   if (ways.to_device == ways.from_device)
     std::memmove(to, from, size);
   else
-    copy_host(to, from, size, ways.to_device, host_place);
+    copy_host(to, from, size, ways.to_device, side);
 }
 
 }  // namespace
@@ -238,6 +255,7 @@ void* allocate_pinned(std::size_t size) {
   std::memset(address, kUnwritten, size);
   std::lock_guard<std::mutex> lock(memory().mutex);
   memory().pinned[address_of(address)] = size;
+  memory().serials[address_of(address)] = memory().next_serial++;
   add_handle(Kind::kPinnedMemory, address);
   return address;
 }
@@ -248,6 +266,7 @@ void free_pinned(void* address) {
   if (memory().pinned.erase(address_of(address)) == 0)
     throw Refused{ACL_ERROR_RT_PARAM_INVALID,
                   text("%p was not allocated by aclrtMallocHost", address)};
+  memory().serials.erase(address_of(address));
   remove_handle(Kind::kPinnedMemory, address);
   std::free(address);
 }
@@ -263,16 +282,15 @@ void copy_now(void* dst, std::size_t dst_size, const void* src, std::size_t size
               aclrtMemcpyKind kind) {
   if (size == 0) return;
   const Direction ways = check_copy(dst, dst_size, src, size, kind);
-  copy(dst, src, size, ways, place_of(ways.to_device ? src : dst));
+  copy(dst, src, size, ways, host_side(ways.to_device ? src : dst));
 }
 
 void copy_later(void* dst, std::size_t dst_size, const void* src, std::size_t size,
                 aclrtMemcpyKind kind, aclrtStream stream) {
   if (size == 0) return;
   const Direction ways = check_copy(dst, dst_size, src, size, kind);
-  // Decided now: pinned memory that is freed before the copy must not pass for pageable then.
-  const Place host_place = place_of(ways.to_device ? src : dst);
-  submit(stream, "memcpy", [=] { copy(dst, src, size, ways, host_place); });
+  const HostSide side = host_side(ways.to_device ? src : dst);
+  submit(stream, "memcpy", [=] { copy(dst, src, size, ways, side); });
 }
 
 }  // namespace nsa_sim

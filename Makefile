@@ -53,7 +53,9 @@ $(SIM): $(wildcard tests/sim/*.cc tests/sim/*.h tests/sim/CMakeLists.txt) $(ENV)
 	touch $@
 
 NATIVE := CMakeLists.txt pyproject.toml nsa_onnx/spec.py $(wildcard cmake/* ort_ext/* ort_ext/*/*)
-$(BUILD): $(ENV) $(NATIVE)
+# The folders themselves: an editable install finds only the modules that were there when it was made.
+PACKAGES := nsa_onnx $(filter %/,$(wildcard nsa_onnx/*/)) exporters
+$(BUILD): $(ENV) $(NATIVE) $(PACKAGES)
 	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 

@@ -600,8 +600,8 @@ _register()
 
 
 def _int(value: Any) -> Any:
-    """A Python int for NumPy's; a SymInt stays what it is."""
-    return value if isinstance(value, torch.SymInt) else operator.index(value)
+    """A Python int for NumPy's; a SymInt, which Dynamo takes for an int, stays what it is."""
+    return value if isinstance(value, (int, torch.SymInt)) else operator.index(value)
 
 
 def _traced_lengths(actual_seq_len: Any) -> Any:

@@ -29,6 +29,7 @@ from nsa_onnx import schema, spec
 from nsa_onnx.check import Report, Severity, check
 
 from . import dynamo as dynamo_exporter
+from . import torch_npu
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,12 @@ class _Call:
     def _torch_export(self, model: Any, path: Path | None, options: dict[str, Any]) -> Any:
         options = {"verbose": False} | options
         names = self.output_names or None
-        return torch.onnx.export(model, self.args, path, kwargs=self.kwargs or None, output_names=names, **options)
+        try:
+            return torch.onnx.export(model, self.args, path, kwargs=self.kwargs or None, output_names=names, **options)
+        except Exception as error:
+            if hint := torch_npu.lengths_hint(error):
+                raise RuntimeError(hint) from error
+            raise
 
     def _returning(self, states: list[_State]) -> nn.Module:
         if not isinstance(self.model, nn.Module):

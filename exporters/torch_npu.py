@@ -107,24 +107,52 @@ def _infer_cpu(*args: Any, cache: Tensor, **kwargs: Any) -> Tensor:
     return ops.infer_cpu_(*args, cache=cache, **kwargs)
 
 
-def _compress_fake(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    _refuse_dynamic(input, "T = input.shape[0]", "nsa_compress")
-    return ops.compress_fake(input, *args, **kwargs)
+def _compress_fake(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    _refuse_dynamic("nsa_compress", input=input, weight=weight)
+    return ops.compress_fake(input, weight, *args, **kwargs)
 
 
-def _infer_fake(input: Tensor, weight: Tensor, slot_mapping: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    _refuse_dynamic(slot_mapping, "B = slot_mapping.shape[0]", "nsa_compress_infer")
-    return ops.infer_fake_(input, weight, slot_mapping, *args, **kwargs)
+def _infer_fake(
+    input: Tensor, weight: Tensor, slot_mapping: Tensor, *args: Any, cache: Tensor, **kwargs: Any
+) -> Tensor:
+    _refuse_dynamic("nsa_compress_infer", slot_mapping=slot_mapping, input=input, cache=cache)
+    return ops.infer_fake_(input, weight, slot_mapping, *args, cache=cache, **kwargs)
 
 
-def _refuse_dynamic(tensor: Tensor, dim: str, op: str) -> None:
-    """``int[]`` carries constants only: torch has made one even of ``[x.shape[0]]``."""
-    if tensor.dim() and ops._declared_dynamic(tensor.shape[0]):
-        raise RuntimeError(
-            f"{dim} is dynamic, but the lengths of torch_npu.npu_{op} are constants in every exported program (int[] "
-            f"in its schema). Call nsa_onnx.exporters.{op} instead, which takes lengths computed from shapes and "
-            "int64 tensors, or make the dim static"
-        )
+def _refuse_dynamic(op: str, **tensors: Tensor) -> None:
+    """``int[]`` carries constants only: torch has made one even of ``[x.shape[0]]``, and of that dim.
+
+    Whatever the lengths come from, the first dim of the first tensor cannot be dynamic: T or B.
+    """
+    first, *_ = tensors
+    for name, tensor in tensors.items():
+        for axis, size in enumerate(tensor.shape):
+            tied_to_lengths = name == first and axis == 0
+            if (tied_to_lengths or _made_constant(size)) and ops._declared_dynamic(size):
+                raise RuntimeError(
+                    f"{name}.shape[{axis}] is dynamic, but the lengths of torch_npu.npu_{op} are constants in every "
+                    f"exported program (int[] in its schema). Call nsa_onnx.exporters.{op} instead, which takes "
+                    "lengths computed from shapes and int64 tensors, or make the dim static"
+                )
+
+
+def lengths_hint(error: Exception) -> str | None:
+    """What to do if ``error`` is torch's on a symbolic length that it could not put into ``int[]``."""
+    for op in ("nsa_compress", "nsa_compress_infer"):
+        if f"npu::npu_{op}() Expected a value of type" in str(error) and "actual_seq_len" in str(error):
+            return (
+                f"actual_seq_len of torch_npu.npu_{op} is int[] in its schema and cannot come out of a tensor in an "
+                f"exported program. Call nsa_onnx.exporters.{op} instead, with the tensor itself (int64)"
+            )
+    return None
+
+
+def _made_constant(size: Any) -> bool:
+    """Whether tracing has pinned a symbolic size to the example's."""
+    if not isinstance(size, torch.SymInt):
+        return False
+    bounds = size.node.shape_env.bound_sympy(ops._expression(size))
+    return bool(bounds.is_singleton()) or size.node.maybe_as_int() is not None
 
 
 # --------------------------------------------------------------------------------------------------

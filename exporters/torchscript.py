@@ -62,6 +62,8 @@ def install_tracer(library: torch.library.Library, name: str) -> None:
         if not torch.onnx.is_in_onnx_export():
             return cache.copy_(new)
         _refuse_view(old)
+        if library.ns == "npu" and _has_unused_int():
+            warnings.warn(_FROZEN_LENGTHS.format(list(actual_seq_len)), stacklevel=2)
         with torch._C._ExcludeDispatchKeyGuard(_TRACER):
             new.copy_(cache)
         torch._C._set_value_trace(cache, _traced_value(new))  # type: ignore[attr-defined]
@@ -87,6 +89,20 @@ def _refuse_view(value: Any) -> None:
             f"cache is a view ({node.kind()}) of another tensor, which would not see the update: the legacy exporter "
             "does not follow views. Use dynamo=True, or give nsa_compress_infer the whole tensor"
         )
+
+
+_FROZEN_LENGTHS = (
+    "the trace computes integers that it does not use: if they are the actual_seq_len of npu_nsa_compress_infer "
+    "(int[] in its schema), the graph has the example's, {}, for every run. Call "
+    "nsa_onnx.exporters.nsa_compress_infer, which takes lengths computed from shapes and int64 tensors"
+)
+
+
+def _has_unused_int() -> bool:
+    """Whether the trace so far ends in a computed integer: what becomes of ``[x.shape[0]]`` in an ``int[]``."""
+    nodes = torch._C._get_tracing_state().graph().nodes()
+    types = (str(value.type()) for node in nodes for value in node.outputs() if not value.uses())
+    return any(kind.startswith("Long(requires_grad") or kind.startswith("Long(device") for kind in types)
 
 
 def _check_after_trace() -> None:

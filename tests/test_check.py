@@ -391,12 +391,18 @@ def test_the_report_as_json_is_a_summary_and_entries():
     assert json.loads(check(models.compress()).to_json())["summary"]["passing"] == ["nsa"]
 
 
-def test_names_from_the_file_do_not_reach_the_terminal_as_they_are():
+def test_names_from_the_file_do_not_reach_the_terminal_as_they_are(tmp_path):
     made = models.compress(compress_stride=8)
     made.graph.node[0].name = "\x1b[2J\nmodel: ok"
-    text = check(made).to_text()
+    made.graph.output[0].name = made.graph.node[0].output[0] = "\x1b[0m\n"
+    inner = helper.make_graph([made.graph.node[0]], "\x1b[1m\nmodel: ok", [], made.graph.output)
+    made.graph.node[0].CopyFrom(helper.make_node("If", ["go"], ["z"], then_branch=inner, else_branch=inner))
+    path = tmp_path / "\x1b[3mm.onnx"
+    path.write_bytes(made.SerializeToString())
+    text = check(path).to_text()
     assert "\x1b" not in text
-    assert len(text.splitlines()) == 3
+    assert sum("NSA011" in line for line in text.splitlines()) == 4  # two rows in two branches
+    assert all(line.startswith(("error NSA", "warning NSA", str(tmp_path))) for line in text.splitlines())
 
 
 # --------------------------------------------------------------------------------------------------

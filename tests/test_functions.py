@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from nsa_onnx.functions import MIN_OPSET, expand
+from nsa_onnx.functions import MIN_OPSET, body, expand
 
 DTYPES = [np.dtype(np.float16), models.BFLOAT16]
 RUNTIMES = [models.run_ort, models.run_reference]
@@ -190,6 +190,24 @@ def test_without_a_table_the_pages_must_divide(run):
     feeds = infer_feeds([32, 33, 48], np.float16, table=False, pages=11)
     with pytest.raises(Exception, match=r"check_block_num|out of bounds"):
         run(made, feeds)
+    (divided,) = [node for node in made.graph.node if node.output[0].endswith("pages_each")]
+    assert any(name.endswith("check_block_num") for name in divided.input)
+
+
+@pytest.mark.parametrize("op_type", ["NsaCompress", "NsaCompressInfer"])
+def test_the_result_depends_on_every_check(op_type):
+    """A runtime may drop nodes that nothing needs, so a check beside the computation would check nothing."""
+    nodes = body(op_type, 18).node
+    needed = set(body(op_type, 18).output)
+    for node in reversed(nodes):
+        if needed & set(node.output):
+            needed.update(node.input)
+            for attribute in node.attribute:
+                needed.update(name for inner in attribute.g.node for name in inner.input)
+    checks = {node.output[0] for node in nodes if node.output[0].startswith("check_")}
+    assert len(checks) == {"NsaCompress": 2, "NsaCompressInfer": 4}[op_type]
+    assert checks <= needed
+    assert {node.name for node in nodes if node.name} == checks
 
 
 @pytest.mark.parametrize("opset", range(MIN_OPSET, onnx.defs.onnx_opset_version() + 1))

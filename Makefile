@@ -16,6 +16,7 @@ ENV := .venv/.stamp-env
 OLD_ORT := build/venv-ort-1.21/.stamp
 TORCH_NPU := build/torch_npu/.stamp
 ORT_CANN := build/venv-cann/.stamp
+CANN := build/venv-cann/.stamp
 SIM := build/sim/.stamp
 BUILD := .venv/.stamp-build
 
@@ -62,7 +63,7 @@ $(BUILD): $(ENV) $(NATIVE) $(PACKAGES)
 demo: $(BUILD)
 	$(BIN)/python examples/nsa_decoder.py
 
-test: $(BUILD) $(OLD_ORT) $(SIM)
+test: $(BUILD) $(OLD_ORT) $(SIM) $(CANN)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(BUILD)

@@ -929,3 +929,20 @@ def left_by_provider(case, left, tmp_path, **environment):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.report["calls"] > 0
     assert done.left() == left
+
+
+# torch_npu on the simulator -----------------------------------------------------------------------------
+
+
+def test_the_real_torch_npu_calls_the_vendors_operators_as_we_read_them(tmp_path):
+    log = tmp_path / "log"
+    environment = {
+        "PYTHONPATH": f"{TORCH_NPU.parent}:{SIM.parent}",
+        "TORCH_DEVICE_BACKEND_AUTOLOAD": 0,
+        "NSA_SIM_LOG": log,
+    }
+    done = Child([sys.executable, str(ROOT / "tests" / "sim_cann" / "vendor_call.py")], tmp_path, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = log.read_text()
+    assert said.count("aclnnNsaCompress 0") == 4 and said.count("aclnnNsaCompressWithCache 0") == 4  # call and task
+    assert done.left() == {"streams": 1}  # torch_npu's own: it resets the device instead

@@ -316,6 +316,11 @@ Operand operand(const aclTensorDesc* desc, const aclDataBuffer* buffer, int code
   if (buffer->size < result.size())
     throw Refused{code, text("a buffer has %zu bytes, its description needs %zu", buffer->size,
                              result.size())};
+  if (result.desc.on_host && !result.desc.is_constant) {
+    const auto* bytes = static_cast<const std::byte*>(result.address);
+    result.desc.constant.assign(bytes, bytes + result.size());
+    result.desc.is_constant = true;
+  }
   if (result.desc.is_constant && result.desc.constant.size() < result.size())
     throw Refused{code, "a constant is shorter than its description"};
   return result;
@@ -384,6 +389,15 @@ aclError aclopSetAttrListInt(aclopAttr* attr, const char* attrName, int numValue
                              const int64_t* values) {
   return call(__func__, kNothing,
               [&] { attributes(attr).lists[attrName] = Dims(values, values + numValues); });
+}
+
+// Options of the compiler that there is none of. torch_npu finds them by name.
+__attribute__((visibility("default"))) aclError aclSetCompileopt() {
+  return call(__func__, kInit, [] {});
+}
+
+__attribute__((visibility("default"))) aclError aclopSetCompileFlag() {
+  return call(__func__, kInit, [] {});
 }
 
 aclError aclopCompileAndExecute(const char* opType, int numInputs,

@@ -19,6 +19,9 @@ namespace {
 std::atomic<bool> initialized{false};
 std::atomic<bool> finalized{false};
 
+constexpr int kSystemOptions = 4;  // deterministic, debug kernel, strong consistency, early start
+std::atomic<std::int64_t> system_options[kSystemOptions];
+
 template <class T>
 T& checked(T* pointer, const char* argument) {
   if (pointer == nullptr) throw Refused{ACL_ERROR_INVALID_PARAM, text("%s is null", argument)};
@@ -85,6 +88,37 @@ aclError aclrtGetRunMode(aclrtRunMode* runMode) {
 
 // A log, not a request: nobody waits for an answer.
 __attribute__((visibility("default"))) void aclAppLog() {}
+
+// Settings that change nothing here: how arithmetic saturates, when a kernel counts as hung, which
+// devices share a queue. torch_npu finds them by name.
+#define NSA_SIM_SETTING(symbol)                              \
+  __attribute__((visibility("default"))) aclError symbol() { \
+    return call(__func__, kInit, [] {});                     \
+  }
+
+NSA_SIM_SETTING(aclrtSetDeviceSatMode)
+NSA_SIM_SETTING(aclrtSetOpExecuteTimeOut)
+NSA_SIM_SETTING(aclrtSetOpWaitTimeout)
+NSA_SIM_SETTING(aclrtSetStreamOverflowSwitch)
+NSA_SIM_SETTING(aclrtSetStreamFailureMode)
+NSA_SIM_SETTING(aclrtSetExceptionInfoCallback)
+NSA_SIM_SETTING(aclrtCtxSetSysParamOpt)
+
+NSA_SIM_API aclError aclrtSetSysParamOpt(int option, int64_t value) {
+  return call(__func__, kInit, [&] {
+    if (option < 0 || option >= kSystemOptions)
+      throw Refused{ACL_ERROR_INVALID_PARAM, text("opt = %d", option)};
+    system_options[option] = value;
+  });
+}
+
+NSA_SIM_API aclError aclrtGetSysParamOpt(int option, int64_t* value) {
+  return call(__func__, kInit, [&] {
+    if (option < 0 || option >= kSystemOptions)
+      throw Refused{ACL_ERROR_INVALID_PARAM, text("opt = %d", option)};
+    checked(value, "value") = system_options[option];
+  });
+}
 
 // Memory: freeing needs no context, as in the real runtime.
 // -----------------------------------------
@@ -206,7 +240,7 @@ size_t aclGetDataBufferSizeV2(const aclDataBuffer* dataBuffer) {
 aclTensorDesc* aclCreateTensorDesc(aclDataType dataType, int numDims, const int64_t* dims,
                                    aclFormat format) {
   return call_for<aclTensorDesc*>(__func__, kNothing, nullptr, [&] {
-    aclTensorDesc desc{dataType, format, {}, {}, false};
+    aclTensorDesc desc{dataType, format, {}, {}, false, false};
     set_dims(desc, numDims, dims);
     auto* created = new aclTensorDesc(desc);
     add_handle(Kind::kTensorDesc, created);
@@ -271,8 +305,11 @@ aclError aclSetTensorFormat(aclTensorDesc* desc, aclFormat) {
   return call(__func__, kNothing, [&] { require_live(Kind::kTensorDesc, desc, "desc"); });
 }
 
-aclError aclSetTensorPlaceMent(aclTensorDesc* desc, aclMemType) {
-  return call(__func__, kNothing, [&] { require_live(Kind::kTensorDesc, desc, "desc"); });
+aclError aclSetTensorPlaceMent(aclTensorDesc* desc, aclMemType memType) {
+  return call(__func__, kNothing, [&] {
+    require_live(Kind::kTensorDesc, desc, "desc");
+    desc->on_host = memType != ACL_MEMTYPE_DEVICE;
+  });
 }
 
 aclError aclSetTensorShape(aclTensorDesc* desc, int numDims, const int64_t* dims) {

@@ -13,6 +13,7 @@ struct aclTensorDesc {
   std::vector<std::int64_t> dims;
   std::vector<std::byte> constant;  // host data of a constant input
   bool is_constant;
+  bool on_host;  // the buffer is host memory, read when the operator is called
 };
 
 struct aclDataBuffer {

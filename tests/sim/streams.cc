@@ -333,8 +333,9 @@ uint64_t nsa_sim_pending_tasks() { return pending; }
 // Devices and contexts
 // ------------------------------------------------------------------------------
 
+// Also before aclInit: torch_npu asks first.
 aclError aclrtGetDeviceCount(uint32_t* count) {
-  return call(__func__, kInit, [&] {
+  return call(__func__, kNothing, [&] {
     require_pointer(count, "count");
     *count = static_cast<uint32_t>(device_count());
   });

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, cast
 
@@ -99,10 +99,22 @@ _FROZEN_LENGTHS = (
 
 
 def _has_unused_int() -> bool:
-    """Whether the trace so far ends in a computed integer: what becomes of ``[x.shape[0]]`` in an ``int[]``."""
-    nodes = torch._C._get_tracing_state().graph().nodes()
-    types = (str(value.type()) for node in nodes for value in node.outputs() if not value.uses())
-    return any(kind.startswith("Long(requires_grad") or kind.startswith("Long(device") for kind in types)
+    """Whether the trace so far ends in integer arithmetic: what is left of ``[2 * x.shape[0]]`` in an ``int[]``.
+
+    A size that is only looked at does not count: ``x.shape`` records all of them.
+    """
+    return any(
+        node.kind().startswith("aten::") and not value.uses() and str(value.type()).startswith("Long(requires_grad")
+        for node in _all_nodes(torch._C._get_tracing_state().graph())
+        for value in node.outputs()
+    )
+
+
+def _all_nodes(block: Any) -> Iterator[Any]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _all_nodes(inner)
 
 
 def _check_after_trace() -> None:

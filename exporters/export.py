@@ -21,6 +21,7 @@ from typing import Any, cast
 import onnx
 import onnx_ir
 import torch
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
@@ -182,14 +183,17 @@ class _Call:
         options |= {name: value for name, value in self.options.items() if value is not None}
         self._torch_export(model, draft, options | {"dynamo": False})
         if external_data:
-            onnx.save(onnx.load(draft), draft, save_as_external_data=True, location=f"{draft.name}.data")
+            onnx.save(
+                onnx.load(draft), draft, save_as_external_data=True, location=f"{draft.name}.data", size_threshold=0
+            )
         return states
 
     def _torch_export(self, model: Any, path: Path | None, options: dict[str, Any]) -> Any:
-        options = {"verbose": False} | options
-        names = self.output_names or None
+        options = {"verbose": False, "kwargs": self.kwargs or None, "output_names": self.output_names or None} | options
+        # torch takes a dict at the end of args for kwargs.
+        args = (*self.args, {}) if self.args and isinstance(self.args[-1], dict) and not self.kwargs else self.args
         try:
-            return torch.onnx.export(model, self.args, path, kwargs=self.kwargs or None, output_names=names, **options)
+            return torch.onnx.export(model, args, path, **options)
         except Exception as error:
             if hint := torch_npu.lengths_hint(error):
                 raise RuntimeError(hint) from error
@@ -280,6 +284,7 @@ def _draft_of(path: Path) -> Iterator[Path]:
 def _finish(draft: Path, states: list[_State], output_names: list[str], portable: bool) -> dict[str, str]:
     """Name the added outputs, add the portable bodies; returns the updated state of each output."""
     model = onnx_ir.load(draft)
+    LiftConstantsToInitializersPass(size_limit=1)(model)  # the legacy exporter leaves lengths in Constant nodes
     outputs = model.graph.outputs
     added = [state for state in states if state.output is None]
     first = len(outputs) - len(added)

@@ -610,7 +610,8 @@ def _traced_lengths(actual_seq_len: Any) -> Any:
         return actual_seq_len
     if not any(isinstance(end, Tensor) for end in actual_seq_len):
         return actual_seq_len
-    return torch.stack([torch.as_tensor(end, dtype=torch.int64) for end in actual_seq_len])
+    scalars = (end if isinstance(end, Tensor) else torch.full((), end) for end in actual_seq_len)
+    return torch.stack([scalar.to(torch.int64) for scalar in scalars])
 
 
 def _lengths(actual_seq_len: Any) -> tuple[Any, str]:

@@ -7,10 +7,7 @@ not trust in `model`, how a report is printed in `report`.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from onnx import ModelProto
 
@@ -47,13 +44,3 @@ def check(model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu") ->
     except UnicodeError as error:
         raise UnreadableModelError(f"{path or 'model'}: holds text that is not UTF-8") from error
     return Report(path, target, tuple(node.name for node in seen.nodes), findings)
-
-
-class _CallableModule(ModuleType):
-    """``nsa_onnx.check`` is the function and, once anything in here is imported, this module: both must be callable."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Report:
-        return check(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule

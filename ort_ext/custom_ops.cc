@@ -2,9 +2,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <exception>
+#include <map>
 #include <mutex>
+#include <string>
 
 #include "c_api.h"
+#include "cann/ops.h"
 #include "nsa_compress.h"
 #include "nsa_compress_infer.h"
 
@@ -20,39 +23,69 @@ uint32_t MinorVersion(const OrtApiBase* base) {
   return *version == '.' ? static_cast<uint32_t>(std::strtoul(version + 1, nullptr, 10)) : 0;
 }
 
-// The domain and its ops. Sessions keep pointers to them for as long as they live and options may
-// be used again, so there is one for the whole process, and it stays (as the library does, which is
-// linked to stay loaded).
+// The domain and its ops, every one for the CPU and for CANN. Sessions keep pointers to them for as
+// long as they live and options may be used again, so they stay (as the library does, which is
+// linked to stay loaded). There is one for each backend that a session may ask for: an op cannot
+// see the session's configuration.
 struct Registration {
-  const OrtApiBase* base;
   CompressOp compress_float16{cpu::DType::kFloat16};
   CompressOp compress_bfloat16{cpu::DType::kBFloat16};
   InferOp infer_float16{cpu::DType::kFloat16};
   InferOp infer_bfloat16{cpu::DType::kBFloat16};
+  cann::CompressOp cann_compress_float16;
+  cann::CompressOp cann_compress_bfloat16;
+  cann::InferOp cann_infer_float16;
+  cann::InferOp cann_infer_bfloat16;
   Ort::CustomOpDomain domain{spec::kDomain};
 
-  explicit Registration(const OrtApiBase* api_base) : base(api_base) {
+  explicit Registration(cann::BackendChoice backend)
+      : cann_compress_float16(cpu::DType::kFloat16, backend),
+        cann_compress_bfloat16(cpu::DType::kBFloat16, backend),
+        cann_infer_float16(cpu::DType::kFloat16, backend),
+        cann_infer_bfloat16(cpu::DType::kBFloat16, backend) {
     domain.Add(&compress_float16);
     domain.Add(&compress_bfloat16);
     domain.Add(&infer_float16);
     domain.Add(&infer_bfloat16);
+    domain.Add(&cann_compress_float16);
+    domain.Add(&cann_compress_bfloat16);
+    domain.Add(&cann_infer_float16);
+    domain.Add(&cann_infer_bfloat16);
   }
 };
+
+// The backend that the session's configuration asks for, else the environment.
+std::string BackendName(OrtSessionOptions* options, const OrtApi* api) {
+  int found = 0;
+  Ort::ThrowOnError(api->HasSessionConfigEntry(options, cann::kBackendKey, &found));
+  if (found == 0) {
+    const char* name = std::getenv(cann::kBackendVariable);
+    return name == nullptr ? "" : name;
+  }
+  size_t size = 0;
+  Ort::ThrowOnError(api->GetSessionConfigEntry(options, cann::kBackendKey, nullptr, &size));
+  std::string value(size, '\0');
+  Ort::ThrowOnError(api->GetSessionConfigEntry(options, cann::kBackendKey, value.data(), &size));
+  return value.c_str();  // `size` counts the terminator
+}
 
 OrtStatusPtr Register(OrtSessionOptions* options, const OrtApiBase* base, const OrtApi* api,
                       uint32_t version) {
   static std::mutex mutex;
-  static Registration* registration = nullptr;
+  static const OrtApiBase* served = nullptr;
+  static auto* registrations = new std::map<cann::BackendChoice, Registration>;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (registration == nullptr) {
+  if (served == nullptr) {
     Ort::InitApi(api);
     runtime_version = version;
-    registration = new Registration(base);
-  } else if (registration->base != base) {
+    served = base;
+  } else if (served != base) {
     return api->CreateStatus(
         ORT_FAIL, "nsa_onnx serves one onnxruntime per process, and another one came first");
   }
-  return api->AddCustomOpDomain(options, registration->domain);
+  const cann::BackendChoice backend = cann::ParseBackend(BackendName(options, api));
+  Registration& registration = registrations->try_emplace(backend, backend).first->second;
+  return api->AddCustomOpDomain(options, registration.domain);
 }
 
 }  // namespace

@@ -2,27 +2,37 @@
 #include "nsa_compress.h"
 
 namespace nsa::ort {
-namespace {
 
-enum InputIndex : size_t { kInput, kWeight, kActualSeqLen };
+using Index = CompressIndex;
 
 // [T, N, D] -> [T', N, D]. T' depends on values that are not to be had here: two nodes' T' may
 // differ even where their inputs' shapes and attributes agree.
-OrtStatusPtr InferShape(const OrtCustomOp*, OrtShapeInferContext* context) noexcept {
+OrtStatusPtr InferCompressShape(const OrtCustomOp*, OrtShapeInferContext* context) noexcept {
   return Guarded([&] {
-    InferredType type = InputType(context, kInput, 3);
+    InferredType type = InputType(context, Index::kInput, 3);
     SetUnknown(&type, 0);
     SetOutputType(context, type);
   });
 }
 
-}  // namespace
+CompressNode::CompressNode(const OrtKernelInfo* info)
+    : block(IntAttribute(info, spec::kCompressOp, "compress_block_size")),
+      stride(IntAttribute(info, spec::kCompressOp, "compress_stride")) {
+  RequireValidNode(spec::kCompressOp, CheckCompressAttributes(block, stride));
+}
 
-CompressKernel::CompressKernel(const OrtKernelInfo* info, cpu::DType dtype)
-    : block_(IntAttribute(info, spec::kCompressOp, "compress_block_size")),
-      stride_(IntAttribute(info, spec::kCompressOp, "compress_stride")),
-      dtype_(dtype) {
-  RequireValidNode(spec::kCompressOp, CheckCompressAttributes(block_, stride_));
+CompressInputs::CompressInputs(OrtKernelContext* context, const CompressNode& node)
+    : input(Input(context, Index::kInput)),
+      weight(Input(context, Index::kWeight)),
+      actual_seq_len(Input(context, Index::kActualSeqLen)) {
+  RequireValid(CheckLengthsRank(actual_seq_len.shape()));
+  RequireValid(PlanCompress({input.shape(), weight.shape(), node.block, node.stride,
+                             actual_seq_len.as<int64_t>(), actual_seq_len.dims[0]},
+                            &plan));
+}
+
+std::array<int64_t, 3> CompressInputs::output_dims() const {
+  return {PlannedRows(plan), input.dims[1], input.dims[2]};
 }
 
 OrtStatusPtr CompressKernel::ComputeV2(OrtKernelContext* context) const noexcept {
@@ -30,44 +40,24 @@ OrtStatusPtr CompressKernel::ComputeV2(OrtKernelContext* context) const noexcept
 }
 
 void CompressKernel::Compute(OrtKernelContext* context) const {
-  const Tensor input = Input(context, kInput);
-  const Tensor weight = Input(context, kWeight);
-  const Tensor seq = Input(context, kActualSeqLen);
-  RequireValid(CheckLengthsRank(seq.shape()));
-
-  std::vector<RowRun> plan;
-  RequireValid(PlanCompress(
-      {input.shape(), weight.shape(), block_, stride_, seq.as<int64_t>(), seq.dims[0]}, &plan));
-  const int64_t output_dims[] = {PlannedRows(plan), input.dims[1], input.dims[2]};
-  void* output = Output(context, {output_dims, 3});
-  const cpu::CompressData data{input.as<uint16_t>(),
-                               weight.as<uint16_t>(),
+  const CompressInputs inputs(context, node_);
+  const std::array<int64_t, 3> dims = inputs.output_dims();
+  void* output = Output(context, {dims.data(), 3});
+  const cpu::CompressData data{inputs.input.as<uint16_t>(),
+                               inputs.weight.as<uint16_t>(),
                                static_cast<uint16_t*>(output),
-                               input.dims[1],
-                               input.dims[2],
-                               block_,
-                               stride_,
-                               plan.data(),
-                               static_cast<int64_t>(plan.size())};
+                               dims[1],
+                               dims[2],
+                               node_.block,
+                               node_.stride,
+                               inputs.plan.data(),
+                               static_cast<int64_t>(inputs.plan.size())};
   cpu::RunCompress(dtype_, data, SessionThreads(context));
-}
-
-CompressOp::CompressOp(cpu::DType dtype) : dtype_(dtype) {
-  OrtCustomOp::version = NegotiatedApiVersion();
-  OrtCustomOp::InferOutputShapeFn = InferShape;
 }
 
 OrtStatusPtr CompressOp::CreateKernelV2(const OrtApi&, const OrtKernelInfo* info,
                                         void** kernel) const noexcept {
-  return Guarded([&] { *kernel = new CompressKernel(info, dtype_); });
-}
-
-ONNXTensorElementDataType CompressOp::GetInputType(size_t index) const {
-  return index == kActualSeqLen ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : OnnxType(dtype_);
-}
-
-OrtMemType CompressOp::GetInputMemoryType(size_t index) const {
-  return index == kActualSeqLen ? OrtMemTypeCPUInput : OrtMemTypeDefault;
+  return Guarded([&] { *kernel = new CompressKernel(info, dtype()); });
 }
 
 }  // namespace nsa::ort

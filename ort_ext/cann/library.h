@@ -1,0 +1,50 @@
+// CANN, loaded when the first node needs it: one library of ours serves machines with and without.
+#ifndef NSA_ONNX_ORT_EXT_CANN_LIBRARY_H_
+#define NSA_ONNX_ORT_EXT_CANN_LIBRARY_H_
+
+#include <stdexcept>
+#include <string>
+
+#include "cann/acl.h"
+
+namespace nsa::cann {
+
+// CANN is not there, a call into it failed, or no backend can do what is asked.
+class CannError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+#define NSA_DECLARE(name, result, parameters) result(*name) parameters;
+
+// libascendcl.so: device memory, streams, events.
+struct Runtime {
+  NSA_ACL_FUNCTIONS(NSA_DECLARE)
+};
+
+// libnnopbase.so and libopapi.so: the vendor's operators.
+struct Operators {
+  NSA_NNOPBASE_FUNCTIONS(NSA_DECLARE)
+  NSA_OPAPI_FUNCTIONS(NSA_DECLARE)
+};
+
+#undef NSA_DECLARE
+
+// Loaded once, kept for the life of the process. Throw CannError that says which library or symbol
+// is missing; the same again at every call.
+const Runtime& GetRuntime();
+const Operators& GetOperators();
+
+// Throws CannError with the call's name, the code and CANN's own message unless `status` is 0.
+void Require(Status status, const char* call);
+
+// The same for calls that return a handle, which is null if they failed.
+void RequireHandle(const void* handle, const char* call);
+
+// For releases whose failure nobody can act on. Takes CANN's message away: the provider's next call
+// on this thread would be blamed for it.
+void Forget(Status status);
+
+}  // namespace nsa::cann
+
+#endif  // NSA_ONNX_ORT_EXT_CANN_LIBRARY_H_

@@ -9,6 +9,7 @@ node (`NodeFacts`, `violations`) serves the graph checker; the limits themselves
 
 from __future__ import annotations
 
+import atexit
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -599,6 +600,14 @@ def register() -> None:
     for op_type, schema in SCHEMAS.items():
         if not defs.has(op_type, spec.OPSET_VERSION, spec.DOMAIN):
             defs.register_schema(schema)
+            atexit.register(_deregister, op_type)
+
+
+def _deregister(op_type: str) -> None:
+    # Before Python ends: onnx frees the inference function with the process otherwise, and onnx 1.19 then waits
+    # for ever for the interpreter that is gone.
+    if defs.has(op_type, spec.OPSET_VERSION, spec.DOMAIN):
+        defs.deregister_schema(op_type, spec.OPSET_VERSION, spec.DOMAIN)
 
 
 INPUT_NAMES = {op_type: tuple(formal.name for formal in schema.inputs) for op_type, schema in SCHEMAS.items()}

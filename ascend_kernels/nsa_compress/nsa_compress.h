@@ -260,14 +260,22 @@ class NsaCompressKernel {
       while (position >= End(store_)) Open(store_, store_.index + 1, End(store_));
       const int32_t rows = Min(end, store_.position + store_.rows) - position;
       if (rows > 0) {
-        const int64_t row = store_.first_row + position - store_.position;
-        DataCopyPad(output_[row * row_ + first_head_ * dim_], rounded[(position - begin) * width_],
-                    DataCopyExtParams(rows, width_ * sizeof(T), 0, (row_ - width_) * sizeof(T), 0));
+        CopyRows(store_.first_row + position - store_.position, rounded[(position - begin) * width_], rows);
       }
       position = Min(end, rows > 0 ? position + rows : End(store_));
     }
     SetFlag<HardEvent::MTE3_V>(kStored);
     storing_ = true;
+  }
+
+  __aicore__ inline void CopyRows(int64_t row, const LocalTensor<T>& rounded, int32_t rows) {
+    const int64_t burst = width_ * sizeof(T);
+    if (heads_ == all_heads_) {  // neighbouring rows are one burst
+      DataCopyPad(output_[row * row_], rounded, DataCopyExtParams(1, rows * burst, 0, 0, 0));
+    } else {
+      DataCopyPad(output_[row * row_ + first_head_ * dim_], rounded,
+                  DataCopyExtParams(rows, burst, 0, row_ * sizeof(T) - burst, 0));
+    }
   }
 
   // The work buffer may be written again.

@@ -129,6 +129,15 @@ struct DataCopyExtParams {
       : block_count(count), block_len(length), src_stride(src_gap), dst_stride(dst_gap), rsv(reserved) {}
 };
 
+// Lengths and gaps in blocks of 32 bytes, 16 bits each.
+struct DataCopyParams {
+  detail::Field<uint16_t> block_count{1}, block_len{0}, src_gap{0}, dst_gap{0};
+  DataCopyParams() = default;
+  DataCopyParams(detail::Field<uint16_t> count, detail::Field<uint16_t> length, detail::Field<uint16_t> source_gap,
+                 detail::Field<uint16_t> target_gap)
+      : block_count(count), block_len(length), src_gap(source_gap), dst_gap(target_gap) {}
+};
+
 template <typename T>
 struct DataCopyPadExtParams {
   bool is_pad = false;
@@ -501,6 +510,20 @@ void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const Da
     detail::FillBurst(instruction, local, static_cast<uint32_t>(target), source, static_cast<uint32_t>(length), pad);
   }
   detail::Count(&machine.counters().read[region->name], count, length);
+}
+
+// Whole blocks only; the kernels use DataCopyPad, whose strides are wide enough for every shape.
+template <typename T>
+void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyParams& params, ASCENDC_SIM_HERE) {
+  sim::Machine& machine = sim::Machine::Current();
+  for (const auto& field : {params.block_count, params.block_len, params.src_gap, params.dst_gap}) {
+    if (field.fits()) continue;
+    machine.Fail(machine.Issue(sim::Pipe::MTE2, "DataCopy", {file, line}), dst.memory(),
+                 "is copied with a length or stride of " + std::to_string(field.value) + " blocks, 16 bits hold 65535");
+  }
+  const DataCopyExtParams bytes(params.block_count.value, params.block_len.value * sim::kBlock,
+                                params.src_gap.value * sim::kBlock, params.dst_gap.value, 0);
+  DataCopyPad(dst, src, bytes, DataCopyPadExtParams<T>(), file, line);
 }
 
 template <typename T>

@@ -56,7 +56,9 @@ std::string Json(const Counters& counters, int blocks) {
                                                       {"flags", counters.flags},
                                                       {"scalar_reads", counters.scalar_reads},
                                                       {"scalar_gm_bytes", counters.scalar_gm_bytes},
-                                                      {"ub_peak", counters.ub_peak}};
+                                                      {"ub_peak", counters.ub_peak},
+                                                      {"busiest_repeats", counters.busiest_repeats},
+                                                      {"busiest_instructions", counters.busiest_instructions}};
   for (const auto& [name, value] : numbers) text += std::string(", \"") + name + "\": " + std::to_string(value);
   text += ", \"instructions\": {";
   bool first = true;

@@ -59,6 +59,8 @@ void Counters::Add(const Counters& other) {
   scalar_reads += other.scalar_reads;
   scalar_gm_bytes += other.scalar_gm_bytes;
   ub_peak = std::max(ub_peak, other.ub_peak);
+  busiest_repeats = std::max(busiest_repeats, other.repeats);
+  busiest_instructions = std::max(busiest_instructions, other.vector_instructions);
   for (const auto& [name, count] : other.instructions) instructions[name] += count;
   AddTraffic(&read, other.read);
   AddTraffic(&written, other.written);

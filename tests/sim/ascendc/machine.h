@@ -91,6 +91,8 @@ struct Counters {
   uint64_t scalar_reads = 0;  // GetValue on the unified buffer
   uint64_t scalar_gm_bytes = 0;
   uint64_t ub_peak = 0;
+  uint64_t busiest_repeats = 0;       // of the block that has most of them
+  uint64_t busiest_instructions = 0;  // likewise
   std::map<std::string, uint64_t> instructions;  // by name of the vector instruction
   std::map<std::string, Traffic> read;           // by name of the region
   std::map<std::string, Traffic> written;

@@ -61,7 +61,7 @@ def _library() -> ctypes.CDLL:
         *(integer, text, integer),
     ]
     library.nsa_set_cpu_target.argtypes = [text, text, integer]
-    for name in ("nsa_cpu_target", "nsa_cpu_targets", "nsa_version"):
+    for name in ("nsa_cpu_target", "nsa_cpu_targets", "nsa_ascend_backends", "nsa_version"):
         getattr(library, name).restype = text
     return library
 
@@ -161,6 +161,12 @@ def cpu_targets() -> list[str]:
 def set_cpu_target(name: str) -> None:
     """Force an instruction set by name, or "auto". RuntimeError names the choices."""
     _call("nsa_set_cpu_target", name.encode())
+
+
+def ascend_backends() -> dict[str, str]:
+    """Who could compute on an Ascend device here, best first: ``ok``, or what it lacks."""
+    lines = _library().nsa_ascend_backends().decode(errors="replace").splitlines()
+    return dict(line.split(": ", 1) for line in lines)
 
 
 def version() -> str:

@@ -75,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         converting = command(name, run, text)
         converting.add_argument("model", metavar="MODEL")
         converting.add_argument("-o", "--output", metavar="OUT", required=True)
-    command("doctor", _doctor, "Show versions, library and instruction set, and try them.")
+    examining = command("doctor", _doctor, "Show versions, library and instruction set, and try them.")
+    examining.add_argument("--ascend", action="store_true", help="also run both operators on the Ascend device")
     command("demo", _demo, "Build, check and serve a tiny model; compare with the eager call.")
     return parser
 
@@ -159,7 +160,7 @@ def _tensors(model: ModelProto) -> Iterator[TensorProto]:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    diagnosis = doctor()
+    diagnosis = doctor(ascend=arguments.ascend)
     print(diagnosis.to_text())
     return OK if diagnosis.ok else FOUND
 
@@ -172,7 +173,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     x = generator.standard_normal((seq[-1], heads, dim)).astype(np.float16)
     w = generator.random((block, heads)).astype(np.float16)
     try:
-        (got,) = create_session(model).run(None, {"input": x, "weight": w})
+        (got,) = create_session(model, device="cpu").run(None, {"input": x, "weight": w})
         want = nsa_compress(x, w, block, stride, actual_seq_len=seq)
     except Exception as error:  # onnxruntime has classes of its own
         raise _CommandError(error) from error

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper
 
-from . import _native, spec
+from . import _ascend, _native, spec
 from .eager import nsa_compress
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ DEVICES = ("auto", "cpu", "ascend")
 
 
 def _onnxruntime() -> Any:
+    if problem := _ascend.import_problem():
+        raise RuntimeError(problem)
     try:
         import onnxruntime
     except ImportError as error:
@@ -63,27 +66,56 @@ def create_session(
     device: str = "auto",
     options: SessionOptions | None = None,
     providers: Sequence[Any] | None = None,
+    ascend_backend: str | None = None,
+    provider_options: Mapping[str, object] | None = None,
 ) -> InferenceSession:
     """An onnxruntime session that runs NSA nodes.
 
+    With ``device="ascend"`` every NSA node is on the CANN provider when this returns, and stays there: nothing
+    falls back to the CPU, neither now nor when a run fails. Other nodes are placed as onnxruntime sees fit.
+
     Args:
         model: path of the file, its bytes, or the model itself.
-        device: ``auto`` or ``cpu``, which in this version are the same.
+        device: ``cpu``, ``ascend``, or ``auto``: Ascend where onnxruntime-cann is installed, with a warning and
+            the CPU if it cannot be used, and the CPU elsewhere.
         options: session options without our library, changed in place; new ones if None.
         providers: execution providers as onnxruntime takes them; they win over ``device``.
+        ascend_backend: who computes on Ascend: ``auto``, ``ascend_kernels`` or ``aclnn``. If None, the entry
+            ``nsa_onnx.ascend_backend`` of the options or the variable NSA_ONNX_ASCEND_BACKEND says it.
+        provider_options: of the CANN provider, beside ``enable_cann_graph=0`` and ``device_id=0``. With
+            ``enable_cann_graph=1, enable_cann_subgraph=1`` CANN compiles the graphs between the NSA nodes, which
+            then run on the CPU.
 
     Raises:
-        ValueError: the device is unknown.
-        RuntimeError: the device is not in this version; onnxruntime is not installed or cannot load the library.
+        ValueError: the device, the backend or a provider option is unknown, or an option keeps NSA nodes from running.
+        RuntimeError: onnxruntime is not installed or cannot load the library; the device is ``ascend`` and the CANN
+            provider, CANN or a backend cannot be used, or a node would have run elsewhere.
     """
     if device not in DEVICES:
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    if device == "ascend" and providers is None:
-        raise RuntimeError("device 'ascend' is not in this version of nsa_onnx: use 'cpu' or 'auto'")
+    if ascend_backend is not None and ascend_backend not in _ascend.BACKENDS:
+        raise ValueError(f"ascend_backend must be one of {', '.join(_ascend.BACKENDS)}, got {ascend_backend!r}")
+    for name, given in (("ascend_backend", ascend_backend), ("provider_options", provider_options)):
+        if given is not None and (device == "cpu" or providers is not None):
+            raise ValueError(f"{name} is for device 'ascend' or 'auto' without providers, got {given!r}")
+    onnxruntime = _onnxruntime()
     source = model.SerializeToString() if isinstance(model, ModelProto) else model
     source = source if isinstance(source, bytes) else os.fspath(source)
+    options = onnxruntime.SessionOptions() if options is None else options
+    if ascend_backend is not None:
+        options.add_session_config_entry(_ascend.BACKEND_KEY, ascend_backend)
+    session_options(options)
+    if providers is None and device != "cpu":
+        cann_options = _ascend.provider_options(provider_options)
+        if device == "ascend":
+            return _ascend.create_session(onnxruntime, source, options, cann_options)
+        if _ascend.PROVIDER in onnxruntime.get_available_providers():
+            try:
+                return _ascend.create_session(onnxruntime, source, options, cann_options)
+            except RuntimeError as error:
+                warnings.warn(f"device 'auto' takes the CPU: {error}", RuntimeWarning, stacklevel=2)
     chosen = ["CPUExecutionProvider"] if providers is None else list(providers)
-    session: InferenceSession = _onnxruntime().InferenceSession(source, session_options(options), providers=chosen)
+    session: InferenceSession = onnxruntime.InferenceSession(source, options, providers=chosen)
     return session
 
 
@@ -113,6 +145,7 @@ class Diagnosis:
         cpu_targets: those that this machine can run, best first.
         providers: execution providers of the installed onnxruntime. That one is listed does not mean that it works.
         runs: outcome of a tiny computation by whom it was done: ``ok``, or what went wrong.
+        ascend: what was found out about the Ascend device, if that was asked for.
     """
 
     versions: dict[str, str | None]
@@ -122,11 +155,12 @@ class Diagnosis:
     cpu_targets: tuple[str, ...]
     providers: tuple[str, ...]
     runs: dict[str, str]
+    ascend: _ascend.Diagnosis | None = None
 
     @property
     def ok(self) -> bool:
         """Whether all runs gave the expected result."""
-        return all(outcome == "ok" for outcome in self.runs.values())
+        return all(outcome == "ok" for outcome in self.runs.values()) and (self.ascend is None or self.ascend.ok)
 
     def to_text(self) -> str:
         """For people: one line per fact."""
@@ -135,11 +169,17 @@ class Diagnosis:
         rows.append(("cpu target", f"{self.cpu_target or 'unknown'} (of {', '.join(self.cpu_targets) or 'none'})"))
         rows.append(("providers", ", ".join(self.providers) or "none"))
         rows.extend((f"run: {name}", outcome) for name, outcome in self.runs.items())
-        return "\n".join(f"{name:<17} {value}" for name, value in rows)
+        rows.extend(self.ascend.rows() if self.ascend else [])
+        width = max(17, *(len(name) for name, _ in rows))
+        return "\n".join(f"{name:<{width}} {value}" for name, value in rows)
 
 
-def doctor() -> Diagnosis:
-    """Look at the installation and compute something small with it. Raises nothing: what fails is in the result."""
+def doctor(*, ascend: bool = False) -> Diagnosis:
+    """Look at the installation and compute something small with it. Raises nothing: what fails is in the result.
+
+    Args:
+        ascend: also run both operators on the Ascend device, and compare them with the CPU.
+    """
     versions: dict[str, str | None] = {"nsa_onnx": _version("nsa_onnx"), "python": platform.python_version()}
     versions |= {name: next(filter(None, map(_version, names)), None) for name, names in _DISTRIBUTIONS.items()}
     library = library_version = target = ""
@@ -157,7 +197,15 @@ def doctor() -> Diagnosis:
             providers = tuple(_onnxruntime().get_available_providers())
         except RuntimeError as error:
             runs["onnxruntime"] = str(error)
-    return Diagnosis(versions, library, library_version, target, targets, providers, runs)
+    found = _diagnose_ascend() if ascend else None
+    return Diagnosis(versions, library, library_version, target, targets, providers, runs, found)
+
+
+def _diagnose_ascend() -> _ascend.Diagnosis:
+    try:
+        return _ascend.diagnose(_onnxruntime(), create_session)
+    except (OSError, RuntimeError) as error:
+        return _ascend.Diagnosis("unknown", "", False, {}, str(error), ())
 
 
 def _version(distribution: str) -> str | None:
@@ -190,7 +238,7 @@ def _outcome(compute: Any) -> str:
 def _run_onnxruntime(x: Half, w: Half) -> Any:
     options = _onnxruntime().SessionOptions()
     options.log_severity_level = 4  # what fails is told by the exception
-    session = create_session(compress_model(_BLOCK, _STRIDE, _SEQ, _HEADS, _DIM), options=options)
+    session = create_session(compress_model(_BLOCK, _STRIDE, _SEQ, _HEADS, _DIM), device="cpu", options=options)
     return session.run(None, {"input": x, "weight": w})[0]
 
 

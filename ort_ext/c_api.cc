@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cann/backend.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "plan.h"
@@ -188,6 +189,15 @@ const char* nsa_cpu_targets(void) { return nsa::cpu::TargetNames(); }
 
 int nsa_set_cpu_target(const char* name, char* error, int64_t error_size) {
   return nsa::Guarded(error, error_size, [&] { return nsa::cpu::SetTarget(name); });
+}
+
+const char* nsa_ascend_backends(void) {
+  try {
+    static const std::string lines = nsa::cann::DescribeBackends();
+    return lines.c_str();
+  } catch (const std::exception&) {  // out of memory
+    return "";
+  }
 }
 
 const char* nsa_version(void) { return nsa::spec::kVersion; }

@@ -54,6 +54,10 @@ NSA_EXPORT const char* nsa_cpu_targets(void);
 // NSA_ONNX_CPU_TARGET does the same at load time.
 NSA_EXPORT int nsa_set_cpu_target(const char* name, char* error, int64_t error_size);
 
+// Who could compute on an Ascend device here, in the order of preference: a line "name: ok" or
+// "name: what it lacks" for each, found out at the first call. A static string.
+NSA_EXPORT const char* nsa_ascend_backends(void);
+
 // Version of this library, equal to the Python package's.
 NSA_EXPORT const char* nsa_version(void);
 

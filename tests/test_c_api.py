@@ -286,7 +286,7 @@ def test_nothing_else_is_exported():
     assert names == {
         "RegisterCustomOps",
         *("nsa_compress", "nsa_compress_infer", "nsa_version"),
-        *("nsa_cpu_target", "nsa_cpu_targets", "nsa_set_cpu_target"),
+        *("nsa_cpu_target", "nsa_cpu_targets", "nsa_set_cpu_target", "nsa_ascend_backends"),
     }
 
 

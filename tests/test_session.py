@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import nsa_models as models
@@ -94,9 +95,45 @@ def test_kernel_and_body_agree_on_decode_with_and_without_a_table():
 def test_devices_are_refused_in_words():
     with pytest.raises(ValueError, match="device must be one of auto, cpu, ascend, got 'gpu'"):
         nsa_onnx.create_session(models.compress(SEQ), device="gpu")
-    with pytest.raises(RuntimeError, match="'ascend' is not in this version"):
+    with pytest.raises(RuntimeError, match=r"has no CANNExecutionProvider: pip install 'nsa_onnx\[cann\]'"):
         nsa_onnx.create_session(models.compress(SEQ), device="ascend")
+    with pytest.raises(ValueError, match="ascend_backend must be one of auto, ascend_kernels, aclnn, got 'acl'"):
+        nsa_onnx.create_session(models.compress(SEQ), device="ascend", ascend_backend="acl")
+    with pytest.raises(ValueError, match="provider_options is for device 'ascend'"):
+        nsa_onnx.create_session(models.compress(SEQ), device="cpu", provider_options={})
     nsa_onnx.create_session(models.compress(SEQ), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"enable_can_graph": 0},
+            "provider option 'enable_can_graph' is unknown; the CANN provider has arena_extend_strategy, ",
+        ),
+        ({"enable_cann_graph": True}, "which does not know NSA nodes: leave it 0"),
+    ],
+)
+def test_provider_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        nsa_onnx.create_session(models.compress(SEQ), device="ascend", provider_options=options)
+
+
+def test_without_an_ascend_provider_auto_is_the_cpu():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = nsa_onnx.create_session(models.compress(SEQ))
+    assert made.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_where_no_cann_is_the_doctor_says_what_is_missing():
+    ascend = session.doctor(ascend=True).ascend
+    assert not ascend.ok
+    assert not ascend.simulated
+    assert "has no CANNExecutionProvider" in ascend.problem
+    assert "cannot load CANN's libascendcl.so" in ascend.backends["aclnn"]
+    assert "set_env.sh" in ascend.backends["aclnn"]
+    assert ascend.problem in "\n".join(" ".join(row) for row in ascend.rows())
 
 
 def test_without_onnxruntime_the_way_out_is_named(monkeypatch):

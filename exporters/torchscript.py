@@ -103,11 +103,13 @@ def _has_unused_int() -> bool:
 
     A size that is only looked at does not count: ``x.shape`` records all of them.
     """
-    return any(
-        node.kind().startswith("aten::") and not value.uses() and str(value.type()).startswith("Long(requires_grad")
+    values = (
+        value
         for node in _all_nodes(torch._C._get_tracing_state().graph())
         for value in node.outputs()
+        if node.kind().startswith("aten::") and not value.uses() and value.type().kind() == "TensorType"
     )
+    return any(value.type().scalarType() == "Long" and value.type().dim() == 0 for value in values)
 
 
 def _all_nodes(block: Any) -> Iterator[Any]:

@@ -85,7 +85,7 @@ INDUCTOR = {"inductor": compiled("inductor")}
 
 
 def state(model, cache):
-    return {"cache": cache} | dict(model.named_buffers())
+    return {"cache": cache} | {name.removeprefix("_orig_mod."): buffer for name, buffer in model.named_buffers()}
 
 
 @pytest.mark.parametrize("holds", HOLDS)

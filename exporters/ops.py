@@ -107,6 +107,12 @@ def _buffer(tensor: Tensor) -> _native.Buffer:
     return _native.Buffer(tensor.data_ptr(), tuple(tensor.shape))
 
 
+def _dense(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy where its elements do not lie as the kernel reads them (torch.frombuffer)."""
+    dense = tensor.contiguous()
+    return dense.clone() if dense.data_ptr() % dense.element_size() else dense
+
+
 def _dtype(tensor: Tensor) -> str:
     return _array(tensor).dtype
 
@@ -122,7 +128,7 @@ def compress_cpu(
     spec.raise_first(spec.prefix_sum_violations(ends, input.shape[0]))
     rows = sum(run.rows for run in spec.compress_plan(ends, compress_block_size, compress_stride))
     output = input.new_empty((rows, *input.shape[1:]))
-    x, w = input.contiguous(), weight.contiguous()
+    x, w = _dense(input), _dense(weight)
     _native.compress(
         _dtype(input),
         _buffer(x),
@@ -153,8 +159,8 @@ def infer_cpu_(
     sizes = compress_block_size, compress_stride, page_block_size
     _check_infer(input, weight, slot_mapping, *sizes, block_table, actual_seq_len, cache)
     lengths = _host_lengths(actual_seq_len)
-    x, w, slots, dense = (t.contiguous() for t in (input, weight, slot_mapping, cache))
-    table = None if block_table is None else block_table.contiguous()
+    x, w, slots, dense = map(_dense, (input, weight, slot_mapping, cache))
+    table = None if block_table is None else _dense(block_table)
     _native.compress_infer(
         _dtype(input),
         _buffer(x),

@@ -20,7 +20,7 @@ _ERROR_SIZE = 512
 
 
 class Buffer(NamedTuple):
-    """A dense, row-major array in host memory that outlives the call."""
+    """A dense, row-major, aligned array in host memory that outlives the call."""
 
     address: int
     shape: tuple[int, ...]
@@ -81,7 +81,7 @@ Lengths = Sequence[int] | npt.NDArray[np.int64]
 
 
 def _lengths(actual_seq_len: Lengths) -> tuple[Any, int]:
-    values = np.ascontiguousarray(actual_seq_len, dtype=np.int64)
+    values = np.require(actual_seq_len, np.int64, ("C", "ALIGNED"))
     return values.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)), values.size
 
 

@@ -67,6 +67,11 @@ def _buffer(array: npt.NDArray[Any]) -> _native.Buffer:
     return _native.Buffer(array.ctypes.data, array.shape)
 
 
+def _dense(view: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array itself, or a copy where its elements do not lie as the kernel reads them."""
+    return np.require(view, requirements=("C", "ALIGNED"))
+
+
 def _int64(values: Ints) -> npt.NDArray[np.int64] | None:
     """None if an element does not fit: no such length can be legal."""
     try:
@@ -115,8 +120,8 @@ def nsa_compress(
         spec.check_compress(*described, compress_block_size, compress_stride, actual_seq_len)
         raise AssertionError("a length beyond int64 passed the contract")
     views = _views(input=input, weight=weight)
-    x, w = (np.asarray(view, order="C") for view in views.values())
-    rows = _rows(lengths, int(compress_block_size), int(compress_stride))
+    x, w = map(_dense, views.values())
+    rows = _rows(x.shape, lengths, int(compress_block_size), int(compress_stride))
     output = np.empty((rows, *x.shape[1:]), x.dtype)
     _native.compress(
         described[0].dtype,  # type: ignore[attr-defined]
@@ -135,9 +140,11 @@ def _fits_int64(*values: int) -> bool:
     return all(-(1 << 63) <= value < 1 << 63 for value in values)
 
 
-def _rows(lengths: npt.NDArray[np.int64], block: int, stride: int) -> int:
+def _rows(shape: tuple[int, ...], lengths: npt.NDArray[np.int64], block: int, stride: int) -> int:
     """T' by the formula, or 0 where the arguments are so wrong that the kernel will refuse them."""
     if stride < 1 or block < 1 or not lengths.size or lengths[0] < 0 or np.any(lengths[1:] < lengths[:-1]):
+        return 0
+    if shape[:1] != (lengths[-1],):  # before memory is asked for that no input of this size can need
         return 0
     windows = (np.diff(lengths, prepend=0) - block) // stride + 1
     return int(np.maximum(windows, 0).sum())
@@ -225,7 +232,7 @@ def nsa_compress_infer(
         _refuse_infer(described, sizes, actual_seq_len)
     given = {name: value for name, value in arrays.items() if value is not None}
     views = _views(**given)
-    dense = {name: np.asarray(view, order="C") for name, view in views.items()}
+    dense = {name: _dense(view) for name, view in views.items()}
     table = dense.get("block_table")
     _native.compress_infer(
         described["input"].dtype,  # type: ignore[attr-defined]

@@ -38,6 +38,11 @@ int Guarded(char* error, int64_t error_size, Call call) noexcept {
 
 std::string Describe(const char* name, const std::string& what) { return name + (" " + what); }
 
+std::string CheckAligned(const char* name, const void* data, int64_t item_size) {
+  if (reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(item_size) == 0) return {};
+  return Describe(name, "must lie at a multiple of " + std::to_string(item_size) + " bytes");
+}
+
 // What must hold before an array's shape or data can be read at all; its contract comes after.
 std::string CheckArray(const char* name, const NsaArray* array, int64_t rank, int64_t item_size) {
   if (array == nullptr) return Describe(name, "must not be null");
@@ -56,7 +61,7 @@ std::string CheckArray(const char* name, const NsaArray* array, int64_t rank, in
   }
   if (overflow) return Describe(name, "has more bytes than an int64 can count");
   if (bytes != 0 && array->data == nullptr) return Describe(name, "has no data");
-  return {};
+  return CheckAligned(name, array->data, item_size);
 }
 
 std::string FirstOf(std::initializer_list<std::string> messages) {
@@ -72,7 +77,7 @@ std::string CheckCommon(int dtype, int64_t threads, const int64_t* seq, int64_t 
   }
   if (threads < 1) return "threads must be >= 1, got " + std::to_string(threads);
   if (count > 0 && seq == nullptr) return "actual_seq_len has no data";
-  return {};
+  return CheckAligned("actual_seq_len", seq, sizeof *seq);
 }
 
 std::string CheckOutput(const NsaArray& output, const int64_t (&wanted)[3]) {

@@ -21,7 +21,8 @@ extern "C" {
 
 enum { NSA_FLOAT16 = 0, NSA_BFLOAT16 = 1 };
 
-// A dense, row-major array. `data` may be null only where the array has no element.
+// A dense, row-major array, its elements at multiples of their size. `data` may be null only where
+// the array has no element.
 typedef struct NsaArray {
   void* data;
   const int64_t* shape;
@@ -35,7 +36,8 @@ NSA_EXPORT int nsa_compress(int dtype, const NsaArray* input, const NsaArray* we
                             const int64_t* actual_seq_len, int64_t segments, const NsaArray* output,
                             int64_t threads, char* error, int64_t error_size);
 
-// NsaCompressInfer, in place: only the written slots of `cache` are touched.
+// NsaCompressInfer, in place: only the written slots of `cache` are touched. They must not share
+// memory with what the step reads.
 // slot_mapping and block_table are int32; block_table may be null. actual_seq_len: int64 lengths.
 NSA_EXPORT int nsa_compress_infer(int dtype, const NsaArray* input, const NsaArray* weight,
                                   const NsaArray* slot_mapping, int64_t compress_block_size,

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <thread>
 
@@ -13,8 +14,31 @@ namespace {
   throw Ort::Exception(std::string(message), ORT_INVALID_ARGUMENT);
 }
 
+// Bytes of an element, for the types that the operators take.
+size_t ItemSize(ONNXTensorElementDataType type) {
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) return sizeof(int64_t);
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32) return sizeof(int32_t);
+  return sizeof(uint16_t);
+}
+
+bool IsAligned(const void* data, size_t item_size) {
+  return reinterpret_cast<uintptr_t>(data) % item_size == 0;
+}
+
+// External data lies at any offset of its file, and onnxruntime maps the file as it is: what is not
+// aligned there is copied. (Devices' memory, which we cannot read, is aligned by its allocator.)
 Tensor FromValue(const Ort::ConstValue& value) {
-  return {value.GetTensorTypeAndShapeInfo().GetShape(), value.GetTensorRawData()};
+  const Ort::TensorTypeAndShapeInfo info = value.GetTensorTypeAndShapeInfo();
+  Tensor tensor{info.GetShape(), value.GetTensorRawData(), nullptr};
+  const size_t item_size = ItemSize(info.GetElementType());
+  if (IsAligned(tensor.data, item_size) ||
+      value.GetTensorMemoryInfo().GetDeviceType() != OrtMemoryInfoDeviceType_CPU) {
+    return tensor;
+  }
+  const size_t bytes = info.GetElementCount() * item_size;
+  tensor.copy.reset(new std::byte[bytes]);
+  tensor.data = std::memcpy(tensor.copy.get(), tensor.data, bytes);
+  return tensor;
 }
 
 }  // namespace
@@ -52,9 +76,11 @@ std::optional<Tensor> OptionalInput(OrtKernelContext* context, size_t index) {
 }
 
 void* Output(OrtKernelContext* context, Shape shape) {
-  return Ort::KernelContext(context)
-      .GetOutput(0, shape.dims, static_cast<size_t>(shape.rank))
-      .GetTensorMutableRawData();
+  void* data = Ort::KernelContext(context)
+                   .GetOutput(0, shape.dims, static_cast<size_t>(shape.rank))
+                   .GetTensorMutableRawData();
+  if (!IsAligned(data, sizeof(uint16_t))) Refuse("the output must be bound to an even address");
+  return data;
 }
 
 cpu::Parallel SessionThreads(OrtKernelContext* context) {

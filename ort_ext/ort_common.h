@@ -8,8 +8,10 @@
 #undef ORT_API_MANUAL_INIT
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -60,6 +62,7 @@ ONNXTensorElementDataType OnnxType(cpu::DType dtype);
 struct Tensor {
   std::vector<int64_t> dims;
   const void* data;
+  std::unique_ptr<std::byte[]> copy;  // holds the data where onnxruntime's is not aligned
 
   Shape shape() const { return {dims.data(), static_cast<int64_t>(dims.size())}; }
   template <class T>

@@ -14,6 +14,7 @@ import json
 import mmap
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from pathlib import Path
@@ -199,6 +200,42 @@ def lengths_may_be_an_initializer(library):
     running = session(library, model([compress_node()], inputs, {"y": (TensorProto.FLOAT16, None)}, [seq]))
     (y,) = run(running, feeds)
     assert oracle.same_bits(y, oracle.compress_exact(feeds["x"], feeds["w"], 32, 16, (70, 75, 200)))
+
+
+@case
+def initializers_may_lie_at_odd_offsets_of_an_external_file(library):
+    """onnxruntime maps the file: without care, the kernel would read int64 at an odd address."""
+    feeds = make_compress(np.float16)
+    data, initializers = bytearray(), []
+    for name, array in feeds.items():
+        data += b"#" * (1 + len(data) % 2)  # the next offset is odd
+        info = TensorProto(name=name, dims=array.shape, data_location=TensorProto.EXTERNAL)
+        info.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+        for key, value in (("location", "data.bin"), ("offset", len(data)), ("length", array.nbytes)):
+            info.external_data.add(key=key, value=str(value))
+        initializers.append(info)
+        data += array.tobytes()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "data.bin").write_bytes(data)
+        path = Path(folder, "model.onnx")
+        path.write_bytes(model([compress_node()], {}, {"y": (TensorProto.FLOAT16, None)}, initializers))
+        chosen = options(library)
+        chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it would fold a constant node
+        running = ort.InferenceSession(str(path), chosen, providers=["CPUExecutionProvider"])
+        (y,) = run(running, {})
+    assert oracle.same_bits(y, oracle.compress_exact(feeds["x"], feeds["w"], 32, 16, feeds["seq"]))
+
+
+@case
+def an_output_bound_to_an_odd_address_is_refused(library):
+    running = session(library, model([compress_node()], compress_inputs(), {"y": (TensorProto.FLOAT16, None)}))
+    binding = running.io_binding()
+    for name, array in make_compress(np.float16).items():
+        binding.bind_ortvalue_input(name, ort_value(array))
+    rows, memory = 9, np.zeros(4096, np.uint8)
+    binding.bind_output("y", "cpu", 0, np.float16, (rows, 3, 32), memory.ctypes.data + 1)
+    message = error_of(running.run_with_iobinding, binding)
+    assert "the output must be bound to an even address" in message and not memory.any()
 
 
 @case

@@ -194,6 +194,9 @@ def test_the_good_calls_of_the_next_tests_are_good():
         ({"seq": None, "segments": 1}, "actual_seq_len has no data"),
         ({"seq": None, "segments": 0}, "actual_seq_len must have at least 1 element, got 0"),
         ({"segments": MIN}, f"actual_seq_len must have at least 1 element, got {MIN}"),
+        ({"x": array(ADDRESS + 1, (64, 2, 16))}, "input must lie at a multiple of 2 bytes"),
+        ({"w": array(ADDRESS + 3, (32, 2))}, "weight must lie at a multiple of 2 bytes"),
+        ({"out": array(ADDRESS + HALF.size + 1, (3, 2, 16))}, "output must lie at a multiple of 2 bytes"),
     ],
 )
 def test_compress_refuses_what_only_c_can_pass(change, words):
@@ -209,6 +212,9 @@ def test_compress_refuses_what_only_c_can_pass(change, words):
         ({"cache": None}, "cache must not be null"),
         ({"slots": array(None, (2,))}, "slot_mapping has no data"),
         ({"table": array(None, (2, 2))}, "block_table has no data"),
+        ({"table": array(ADDRESS + 2, (2, 2))}, "block_table must lie at a multiple of 4 bytes"),
+        ({"slots": array(ADDRESS + 2, (2,))}, "slot_mapping must lie at a multiple of 4 bytes"),
+        ({"cache": array(ADDRESS + HALF.size + 1, (3, 2, 16))}, "cache must lie at a multiple of 2 bytes"),
         ({"table": array(ADDRESS, (2, MAX))}, "block_table has more bytes than an int64 can count"),
         ({"table": array(ADDRESS, (2, -2))}, "block_table.shape[1] must be >= 0, got -2"),
         ({"cache": array(ADDRESS, (MAX, 2, 16))}, "cache has more bytes than an int64 can count"),
@@ -229,6 +235,16 @@ def test_huge_dims_without_an_element_are_legal():
     call = {**good_infer(), "x": array(None, (2**62, 64, 2, 0)), "cache": array(None, (3, 2, 0))}
     slots = np.array([0, 1], np.int32)
     assert call_infer(**{**call, "slots": array(slots), "lengths": [2**62, MAX]}) is None
+
+
+def test_lengths_at_an_odd_address_are_refused():
+    call, bytes_ = good_compress(), np.frombuffer(bytes(9), np.uint8)
+    misplaced = ctypes.cast(bytes_.ctypes.data | 4, ctypes.POINTER(ctypes.c_int64))
+    error = ctypes.create_string_buffer(ERROR_SIZE)
+    failed = LIBRARY.nsa_compress(
+        *(0, call["x"], call["w"], 32, 16, misplaced, 1, call["out"], 1, error, ERROR_SIZE),
+    )
+    assert (failed, error.value) == (1, b"actual_seq_len must lie at a multiple of 8 bytes")
 
 
 @pytest.mark.parametrize("size", [0, -1, MIN, 1, 2, 20])

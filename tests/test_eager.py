@@ -180,6 +180,35 @@ def test_infer_writes_through_a_strided_cache_and_nowhere_else(dtype, library):
     assert oracle.same_bits(storage, before), "bytes between the view's elements stay"
 
 
+def _at_odd_address(array):
+    """The same values where no element is aligned."""
+    memory = np.frombuffer(bytearray(array.nbytes + 1), np.uint8)
+    moved = np.frombuffer(memory, array.dtype, array.size, offset=1 - memory.ctypes.data % 2).reshape(array.shape)
+    moved[...] = array
+    assert not moved.flags.aligned
+    return moved
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_arrays_at_odd_addresses_give_the_same_bits(library):
+    rng = np.random.default_rng(5)
+    move = _at_odd_address if library == "numpy" else (lambda array: _tensor(_at_odd_address(array)))
+    x, w = _random(rng, (80, 2, 16), np.float16), _random(rng, (32, 2), np.float16)
+    got = nsa_onnx.nsa_compress(move(x), move(w), 32, 16, actual_seq_len=[80])
+    got = got if library == "numpy" else _array(got)
+    assert oracle.same_bits(got, oracle.compress_exact(x, w, 32, 16, [80]))
+
+    x, cache = _random(rng, (2, 64, 2, 16), np.float16), _random(rng, (3, 2, 16), np.float16)
+    slots, table = np.array([2, 0], np.int32), np.array([[1], [0]], np.int32)
+    moved = move(cache)
+    nsa_onnx.nsa_compress_infer(
+        *(move(x), move(w), move(slots), 32, 16, 64),
+        **{"block_table": move(table), "actual_seq_len": [48, 32], "cache": moved},
+    )
+    expected = oracle.infer_exact(x, w, slots, 32, 16, 64, table, [48, 32], cache)
+    assert oracle.same_bits(moved if library == "numpy" else _array(moved), expected)
+
+
 def test_decode_step_by_step_equals_compressing_the_whole_sequence():
     rng = np.random.default_rng(4)
     block, stride, page, tokens = 48, 16, 64, 200

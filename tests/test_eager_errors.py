@@ -239,6 +239,12 @@ def test_ints_beyond_64_bits_are_refused_in_the_same_words(op, changed, words):
         _call(op, {**OPS[op][1](), **changed}, "numpy")
 
 
+@pytest.mark.parametrize("lengths", [[10**15], [2**62], [1, 2**63 - 1]])
+def test_lengths_beyond_the_input_are_refused_before_an_output_of_their_size_is_made(lengths):
+    with pytest.raises(RuntimeError, match=f"must equal T = 64, got {lengths[-1]}$"):
+        nsa_onnx.nsa_compress(**{**_compress_call(), "actual_seq_len": lengths})
+
+
 def test_a_foreign_byte_order_is_another_dtype():
     arguments = {**_compress_call(), "input": np.ones((64, 2, 32), ">f2")}
     with pytest.raises(TypeError, match="got float16"):

@@ -22,9 +22,13 @@ int64_t PartBegin(int64_t units, int64_t parts, int64_t part) {
   return units / parts * part + std::min(part, units % parts);
 }
 
+// `units` units of work, each of which reads about `unit_tokens` tokens of one head.
 template <class Data, class Kernel>
-void Run(const Data& data, Kernel kernel, int64_t units, int64_t bytes, const Parallel& parallel) {
+void Run(const Data& data, Kernel kernel, int64_t units, int64_t unit_tokens,
+         const Parallel& parallel) {
+  // Where D is 0 there may be any number of units, of which the bytes could not be counted.
   if (units == 0 || data.dim == 0) return;
+  const int64_t bytes = units * unit_tokens * data.dim * int64_t{sizeof(uint16_t)};
   const int64_t worth = std::min(units, bytes / kBytesPerPart + 1);
   const int64_t parts = std::max<int64_t>(1, std::min(worth, parallel.most_parts));
   const size_t scratch_size = ScratchSize(data);
@@ -64,14 +68,13 @@ void RunCompress(DType dtype, const CompressData& data, const Parallel& parallel
     const RowRun& last = data.runs[data.run_count - 1];
     rows = last.first_row + last.rows;
   }
-  const int64_t bytes = rows * data.stride * data.heads * data.dim * 2;
-  Run(data, ActiveKernels().compress[static_cast<int>(dtype)], rows, bytes, parallel);
+  Run(data, ActiveKernels().compress[static_cast<int>(dtype)], rows, data.stride * data.heads,
+      parallel);
 }
 
 void RunInfer(DType dtype, const InferData& data, const Parallel& parallel) {
   const int64_t units = data.write_count * data.heads;
-  const int64_t bytes = units * data.block * data.dim * 2;
-  Run(data, ActiveKernels().infer[static_cast<int>(dtype)], units, bytes, parallel);
+  Run(data, ActiveKernels().infer[static_cast<int>(dtype)], units, data.block, parallel);
 }
 
 }  // namespace nsa::cpu

@@ -1,5 +1,6 @@
-// What both kernels share on the device: constants of the hardware, per-type choices, small helpers.
-// Compiled by CANN's compiler and, unchanged, by g++ on the look-alike (tests/sim/ascendc).
+// What both kernels share on the device: constants of the hardware, per-type choices, small
+// helpers. Compiled by CANN's compiler and, unchanged, by g++ on the look-alike
+// (tests/sim/ascendc).
 #ifndef NSA_ONNX_ASCEND_KERNELS_DEVICE_H_
 #define NSA_ONNX_ASCEND_KERNELS_DEVICE_H_
 
@@ -9,11 +10,11 @@
 
 namespace nsa_ascend {
 
-constexpr int32_t kLanes = 64;         // float32 lanes of one repeat: 256 bytes
-constexpr int32_t kBlockBytes = 32;    // the unified buffer's grain
-constexpr int32_t kBlockFloats = 8;    // of float32
-constexpr int32_t kBlockHalves = 16;   // of a 16-bit type
-constexpr int32_t kMaxRepeats = 255;   // of one vector instruction
+constexpr int32_t kLanes = 64;        // float32 lanes of one repeat: 256 bytes
+constexpr int32_t kBlockBytes = 32;   // the unified buffer's grain
+constexpr int32_t kBlockFloats = 8;   // of float32
+constexpr int32_t kBlockHalves = 16;  // of a 16-bit type
+constexpr int32_t kMaxRepeats = 255;  // of one vector instruction
 
 template <typename I>
 __aicore__ inline I Min(I a, I b) {

@@ -1,5 +1,5 @@
-// The host half of launch.h: plans. Compiled by every toolchain; launch_npu.asc has the other half for
-// CANN's compiler, tests/sim/ascendc/launch_simulated.cc the one for the look-alike.
+// The host half of launch.h: plans. Compiled by every toolchain; launch_npu.asc has the other half
+// for CANN's compiler, tests/sim/ascendc/launch_simulated.cc the one for the look-alike.
 #include <cstddef>
 #include <cstring>
 #include <new>
@@ -38,22 +38,31 @@ extern "C" {
 
 int32_t nsa_ascend_abi(void) { return NSA_ASCEND_ABI; }
 
-int64_t nsa_ascend_compress_plan(const NsaAscendCompress* call, int64_t cores, int64_t* plan, int64_t capacity) {
+int64_t nsa_ascend_compress_plan(const NsaAscendCompress* call, int64_t cores, int64_t* plan,
+                                 int64_t capacity) {
   try {
-    const nsa_ascend::CompressShape shape{call->dtype == NSA_ASCEND_BFLOAT16, call->tokens, call->heads,
-                                          call->dim, call->block, call->stride};
+    const nsa_ascend::CompressShape shape{call->dtype == NSA_ASCEND_BFLOAT16,
+                                          call->tokens,
+                                          call->heads,
+                                          call->dim,
+                                          call->block,
+                                          call->stride};
     const auto* runs = reinterpret_cast<const nsa::RowRun*>(call->runs);
-    return HandOut(nsa_ascend::TileCompress(shape, runs, call->run_count, ChipWith(cores)), plan, capacity);
+    return HandOut(nsa_ascend::TileCompress(shape, runs, call->run_count, ChipWith(cores)), plan,
+                   capacity);
   } catch (const std::bad_alloc&) {
     return -1;
   }
 }
 
-int64_t nsa_ascend_infer_plan(const NsaAscendInfer* call, int64_t cores, int64_t* plan, int64_t capacity) {
+int64_t nsa_ascend_infer_plan(const NsaAscendInfer* call, int64_t cores, int64_t* plan,
+                              int64_t capacity) {
   try {
-    const nsa_ascend::InferShape shape{call->pages, call->page, call->heads, call->dim, call->slots, call->block};
+    const nsa_ascend::InferShape shape{call->pages, call->page,  call->heads,
+                                       call->dim,   call->slots, call->block};
     const auto* writes = reinterpret_cast<const nsa::SlotWrite*>(call->writes);
-    return HandOut(nsa_ascend::TileInfer(shape, writes, call->write_count, ChipWith(cores)), plan, capacity);
+    return HandOut(nsa_ascend::TileInfer(shape, writes, call->write_count, ChipWith(cores)), plan,
+                   capacity);
   } catch (const std::bad_alloc&) {
     return -1;
   }

@@ -1,5 +1,5 @@
-// The plan of a launch as host and device see it: an array of int64, made by a tiling (tiling.cc of each
-// operator), copied to the device, read there by the scalar unit.
+// The plan of a launch as host and device see it: an array of int64, made by a tiling (tiling.cc of
+// each operator), copied to the device, read there by the scalar unit.
 #ifndef NSA_ONNX_ASCEND_KERNELS_PLAN_LAYOUT_H_
 #define NSA_ONNX_ASCEND_KERNELS_PLAN_LAYOUT_H_
 
@@ -43,7 +43,8 @@ enum InferField : int32_t {
   kInferHeader,  // the writes follow
 };
 constexpr int32_t kWriteRuns = 3;
-constexpr int32_t kWriteWords = 1 + 2 * kWriteRuns;  // slot, then first token and tokens of each run
+constexpr int32_t kWriteWords =
+    1 + 2 * kWriteRuns;  // slot, then first token and tokens of each run
 
 }  // namespace nsa_ascend
 

@@ -1,13 +1,15 @@
 // The prefill kernel: every window of `block` tokens, `stride` apart, becomes one output row.
 //
-// One launch covers units: (a range of output rows) x (a group of heads). A unit's rows come as pieces,
-// each of consecutive windows; a piece of r rows needs r + A - 1 chunks of `stride` tokens, with
-// A = ceil(block / stride). The chunks of all pieces, one after the other, are the unit's *stream*, and
-// position p of it is at once chunk p and the row whose window begins there. (The last A - 1 positions of
-// a piece begin no window; what gathers there is never stored.) README.md has the drawing.
+// One launch covers units: (a range of output rows) x (a group of heads). A unit's rows come as
+// pieces, each of consecutive windows; a piece of r rows needs r + A - 1 chunks of `stride` tokens,
+// with A = ceil(block / stride). The chunks of all pieces, one after the other, are the unit's
+// *stream*, and position p of it is at once chunk p and the row whose window begins there. (The
+// last A - 1 positions of a piece begin no window; what gathers there is never stored.) README.md
+// has the drawing.
 //
-// A tile takes a stretch of the stream. Per residue class r of a chunk's tokens there is one strided
-// copy; then window offset j = r + a * stride is one Axpy per head over all rows of the tile:
+// A tile takes a stretch of the stream. Per residue class r of a chunk's tokens there is one
+// strided copy; then window offset j = r + a * stride is one Axpy per head over all rows of the
+// tile:
 //     sum[p - a] += weight[j] * chunk[p][r]
 // The last A - 1 rows of a tile are not complete: their sums move to the front of the next tile.
 #ifndef NSA_ONNX_ASCEND_KERNELS_NSA_COMPRESS_H_
@@ -57,8 +59,10 @@ class NsaCompressKernel {
     last_tokens_ = block_ - (shifts_ - 1) * stride_;
     row_ = static_cast<int64_t>(all_heads_) * dim_;
     input_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(input), plan_.GetValue(kPlanInputElements));
-    weight_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(weight), static_cast<int64_t>(block_) * all_heads_);
-    output_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(output), plan_.GetValue(kPlanOutputElements));
+    weight_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(weight),
+                            static_cast<int64_t>(block_) * all_heads_);
+    output_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(output),
+                            plan_.GetValue(kPlanOutputElements));
     pipe_->InitBuffer(in_queue_, Word(kPlanInBuffers), Word(kPlanInBytes));
     pipe_->InitBuffer(work_buffer_, Word(kPlanWorkBytes));
     pipe_->InitBuffer(sum_buffer_, Word(kPlanSumBytes));
@@ -83,7 +87,9 @@ class NsaCompressKernel {
     int64_t first_token;
   };
 
-  __aicore__ inline int32_t Word(int32_t index) { return static_cast<int32_t>(plan_.GetValue(index)); }
+  __aicore__ inline int32_t Word(int32_t index) {
+    return static_cast<int32_t>(plan_.GetValue(index));
+  }
 
   __aicore__ inline void Open(Piece& piece, int32_t index, int32_t position) {
     const int64_t at = pieces_at_ + static_cast<int64_t>(index) * kPieceWords;
@@ -92,7 +98,9 @@ class NsaCompressKernel {
   }
 
   // The stream positions of a piece, those that begin no window included.
-  __aicore__ inline int32_t End(const Piece& piece) { return piece.position + piece.rows + shifts_ - 1; }
+  __aicore__ inline int32_t End(const Piece& piece) {
+    return piece.position + piece.rows + shifts_ - 1;
+  }
 
   __aicore__ inline void RunUnit(int32_t split, int32_t group) {
     const HeadGroup heads = GroupOf(group, groups_, all_heads_);
@@ -122,22 +130,24 @@ class NsaCompressKernel {
     const TEventID reads_done = pipe_->FetchEventID(HardEvent::S_MTE2);
     SetFlag<HardEvent::S_MTE2>(reads_done);  // the last unit's weights have been read
     WaitFlag<HardEvent::S_MTE2>(reads_done);
-    DataCopyPad(weights, weight_[first_head_],
-                DataCopyExtParams(block_, heads_ * sizeof(T), (all_heads_ - heads_) * sizeof(T), 0, 0),
-                DataCopyPadExtParams<T>(true, 0, weight_pitch_ - heads_, T()));
+    DataCopyPad(
+        weights, weight_[first_head_],
+        DataCopyExtParams(block_, heads_ * sizeof(T), (all_heads_ - heads_) * sizeof(T), 0, 0),
+        DataCopyPadExtParams<T>(true, 0, weight_pitch_ - heads_, T()));
     const TEventID arrived = pipe_->FetchEventID(HardEvent::MTE2_S);
     SetFlag<HardEvent::MTE2_S>(arrived);
     WaitFlag<HardEvent::MTE2_S>(arrived);
   }
 
-  // How many chunks of a tile have the residue classes from `first_class` on: the stream's very last
-  // chunk ends where its window ends, and behind it there may be no token.
+  // How many chunks of a tile have the residue classes from `first_class` on: the stream's very
+  // last chunk ends where its window ends, and behind it there may be no token.
   __aicore__ inline int32_t LoadedEnd(int32_t tile, int32_t first_class) {
     const int32_t end = first_class < last_tokens_ ? positions_ : positions_ - 1;
     return Min(tile + max_chunks_, end);
   }
 
-  // Starts the next copies: `classes_` residue classes of all chunks of a tile, [chunk][class][width].
+  // Starts the next copies: `classes_` residue classes of all chunks of a tile,
+  // [chunk][class][width].
   __aicore__ inline void Load() {
     if (load_tile_ >= positions_) return;
     LocalTensor<T> target = in_queue_.template AllocTensor<T>();
@@ -147,7 +157,8 @@ class NsaCompressKernel {
     for (int32_t chunk = tile; chunk < end;) {
       if (chunk >= End(piece)) Open(piece, piece.index + 1, End(piece));
       const int32_t chunks = Min(end, End(piece)) - chunk;
-      const int64_t token = piece.first_token + static_cast<int64_t>(chunk - piece.position) * stride_ + load_class_;
+      const int64_t token =
+          piece.first_token + static_cast<int64_t>(chunk - piece.position) * stride_ + load_class_;
       CopyChunks(target[(chunk - tile) * classes_ * width_], token, chunks);
       chunk += chunks;
     }
@@ -166,14 +177,16 @@ class NsaCompressKernel {
     const DataCopyPadExtParams<T> no_padding(false, 0, 0, T());
     if (heads_ == all_heads_) {
       const int64_t burst = classes_ * row_ * sizeof(T);
-      DataCopyPad(target, input_[token * row_], DataCopyExtParams(chunks, burst, pitch - burst, 0, 0), no_padding);
+      DataCopyPad(target, input_[token * row_],
+                  DataCopyExtParams(chunks, burst, pitch - burst, 0, 0), no_padding);
       return;
     }
     const int64_t burst = width_ * sizeof(T);
     for (int32_t c = 0; c < classes_; ++c) {
-      DataCopyPad(target[c * width_], input_[(token + c) * row_ + first_head_ * dim_],
-                  DataCopyExtParams(chunks, burst, pitch - burst, (classes_ - 1) * burst / kBlockBytes, 0),
-                  no_padding);
+      DataCopyPad(
+          target[c * width_], input_[(token + c) * row_ + first_head_ * dim_],
+          DataCopyExtParams(chunks, burst, pitch - burst, (classes_ - 1) * burst / kBlockBytes, 0),
+          no_padding);
     }
   }
 
@@ -181,25 +194,24 @@ class NsaCompressKernel {
     const LocalTensor<float> sums = sum_buffer_.template Get<float>();
     const int32_t carried = shifts_ - 1;  // rows in front that began in the tile before
     const int32_t chunks = Min(max_chunks_, positions_ - tile);
-    AwaitStore();
-    PipeBarrier<PIPE_V>();  // the last tile's rows have been rounded and moved
+    AwaitStore();  // and with it for all that the vector unit did to the tile before
     Duplicate(sums[carried * width_], 0.0f, chunks * width_);
     PipeBarrier<PIPE_V>();
     for (int32_t first_class = 0; first_class < stride_; first_class += classes_) {
       AddClasses(tile, first_class);
     }
-    // Complete: the rows whose last chunk is in this tile.
+    // Complete: the rows whose last chunk is in this tile. There are some, because every tile but
+    // the last has more than A - 1 chunks, and so has a unit.
     const int32_t begin = Max(tile - carried, 0);
     const int32_t end = tile + chunks - carried;
     const LocalTensor<T> rounded = work_buffer_.template Get<T>();
-    if (begin < end) {
-      Cast(rounded, sums[(begin - tile + carried) * width_], RoundMode::CAST_RINT, (end - begin) * width_);
-    }
+    Cast(rounded, sums[(begin - tile + carried) * width_], RoundMode::CAST_RINT,
+         (end - begin) * width_);
     if (carried > 0 && tile + chunks < positions_) {
       PipeBarrier<PIPE_V>();  // the rows in front have been rounded
       Muls(sums, sums[chunks * width_], 1.0f, carried * width_);
     }
-    if (begin < end) Store(rounded, begin, end);
+    Store(rounded, begin, end);
   }
 
   __aicore__ inline void AddClasses(int32_t tile, int32_t first_class) {
@@ -219,7 +231,8 @@ class NsaCompressKernel {
     }
   }
 
-  __aicore__ inline void AddTokens(const LocalTensor<Factor>& tokens, int32_t tile, int32_t first_class) {
+  __aicore__ inline void AddTokens(const LocalTensor<Factor>& tokens, int32_t tile,
+                                   int32_t first_class) {
     for (int32_t c = 0; c < classes_; ++c) {
       for (int32_t shift = 0; shift < shifts_; ++shift) {
         const int32_t offset = first_class + c + shift * stride_;
@@ -230,12 +243,15 @@ class NsaCompressKernel {
     }
   }
 
-  // One window offset: row p gets weight[offset] times the token at it, which is in chunk p + shift.
-  __aicore__ inline void AddOffset(const LocalTensor<Factor>& tokens, int32_t tile, int32_t offset, int32_t shift) {
+  // One window offset: row p gets weight[offset] times the token at it, which is in chunk p +
+  // shift.
+  __aicore__ inline void AddOffset(const LocalTensor<Factor>& tokens, int32_t tile, int32_t offset,
+                                   int32_t shift) {
     const LocalTensor<float> sums = sum_buffer_.template Get<float>();
     const LocalTensor<T> weights = weight_buffer_.template Get<T>();
     const int32_t begin = Max(tile, shift);  // row -1 does not exist,
-    const int32_t end = Min(tile + max_chunks_, positions_ - (shifts_ - 1) + shift);  // nor one behind the last
+    const int32_t end =
+        Min(tile + max_chunks_, positions_ - (shifts_ - 1) + shift);  // nor one behind the last
     if (begin >= end) return;
     const int32_t row = begin - shift - tile + (shifts_ - 1);
     const int32_t source = (begin - tile) * classes_ * width_;
@@ -245,8 +261,8 @@ class NsaCompressKernel {
       const Factor weight = Terms::Weight(weights.GetValue(offset * weight_pitch_ + head));
       for (int32_t d = 0; d < dim_; d += kLanes) {
         const int32_t column = head * dim_ + d;
-        Axpy(sums[row * width_ + column], tokens[source + column], weight, Min(kLanes, dim_ - d), end - begin,
-             strides);
+        Axpy(sums[row * width_ + column], tokens[source + column], weight, Min(kLanes, dim_ - d),
+             end - begin, strides);
       }
     }
   }
@@ -260,9 +276,10 @@ class NsaCompressKernel {
       while (position >= End(store_)) Open(store_, store_.index + 1, End(store_));
       const int32_t rows = Min(end, store_.position + store_.rows) - position;
       if (rows > 0) {
-        CopyRows(store_.first_row + position - store_.position, rounded[(position - begin) * width_], rows);
+        CopyRows(store_.first_row + position - store_.position,
+                 rounded[(position - begin) * width_], rows);
       }
-      position = Min(end, rows > 0 ? position + rows : End(store_));
+      position = rows > 0 ? position + rows : End(store_);
     }
     SetFlag<HardEvent::MTE3_V>(kStored);
     storing_ = true;
@@ -290,7 +307,8 @@ class NsaCompressKernel {
   GlobalTensor<int64_t> plan_;
   GlobalTensor<T> input_, weight_, output_;
   TQue<TPosition::VECIN, 2> in_queue_;
-  TBuf<TPosition::VECOUT> work_buffer_;  // rounded rows; until then, where the type needs it, widened tokens
+  TBuf<TPosition::VECOUT>
+      work_buffer_;  // rounded rows; until then, where the type needs it, widened tokens
   TBuf<TPosition::VECCALC> sum_buffer_;  // [shifts - 1 + chunks][width], float32
   TBuf<TPosition::VECIN> weight_buffer_;
 

@@ -6,7 +6,8 @@
 namespace nsa_ascend {
 namespace {
 
-// Residue classes per copy: a power of two up to this, because block and stride are multiples of 16.
+// Residue classes per copy: a power of two up to this, because block and stride are multiples
+// of 16.
 constexpr int64_t kMostClasses = 16;
 
 // Sizes in bytes of what a tile keeps in the unified buffer.
@@ -19,13 +20,16 @@ struct Bytes {
 int64_t Shifts(const CompressShape& shape) { return DivUp(shape.block, shape.stride); }
 
 // Of one window offset, for `heads` heads.
-int64_t Axpys(const CompressShape& shape, int64_t heads) { return heads * DivUp(shape.dim, kLaneCount); }
+int64_t Axpys(const CompressShape& shape, int64_t heads) {
+  return heads * DivUp(shape.dim, kLaneCount);
+}
 
 Bytes TileBytes(const CompressShape& shape, const CompressTiling& tiling, int64_t chunks) {
   const int64_t heads = LargestGroup(shape.heads, tiling.groups), width = heads * shape.dim;
   Bytes bytes;
   bytes.in = chunks * tiling.classes * width * 2;
-  bytes.work = shape.bfloat16 ? 2 * bytes.in : chunks * width * 2;  // the rounded rows fit into either
+  bytes.work =
+      shape.bfloat16 ? 2 * bytes.in : chunks * width * 2;  // the rounded rows fit into either
   bytes.sum = (Shifts(shape) - 1 + chunks) * width * 4;
   bytes.weight = shape.block * RoundUp(heads * 2, kGrain);
   return bytes;
@@ -41,46 +45,54 @@ int64_t MostChunks(const CompressShape& shape, const CompressTiling& tiling, con
 // What the hardware and the targets of README.md demand of a choice, the buffer's size apart.
 bool IsAllowed(const CompressShape& shape, const CompressTiling& tiling) {
   const int64_t heads = LargestGroup(shape.heads, tiling.groups), width = heads * shape.dim;
-  // Repeat strides have 8 bits, in blocks of 32 bytes: from row to row of the sums and of the tokens.
+  // Repeat strides have 8 bits, in blocks of 32 bytes: from row to row of the sums and of the
+  // tokens.
   if (width * 4 / kGrain > kRepeatLimit) return false;
   if (tiling.classes * width * (shape.bfloat16 ? 4 : 2) / kGrain > kRepeatLimit) return false;
   // With all heads in one group, neighbouring classes make one longer burst.
   if (tiling.groups == 1 && tiling.classes * width * 2 < kWantedBurst) return false;
-  // bfloat16: a Cast per copy, and a move of carried rows, are at most a tenth of a tile's instructions.
+  // bfloat16: a Cast per copy, and a move of carried rows, are at most a tenth of a tile's
+  // instructions.
   const int64_t axpys = shape.block * Axpys(shape, SmallestGroup(shape.heads, tiling.groups));
-  return !shape.bfloat16 || 10 * (shape.stride / tiling.classes + 1) <= axpys + 2 || tiling.classes == kMostClasses;
+  return !shape.bfloat16 || 10 * (shape.stride / tiling.classes + 1) <= axpys + 2 ||
+         tiling.classes == kMostClasses;
 }
 
 }  // namespace
 
-double CompressCost(const CompressShape& shape, int64_t rows, int64_t runs, const Chip& chip, CompressTiling* tiling) {
+double CompressCost(const CompressShape& shape, int64_t rows, int64_t runs, const Chip& chip,
+                    CompressTiling* tiling) {
   if (!IsAllowed(shape, *tiling)) return -1;
   const int64_t halo = Shifts(shape) - 1;
   const int64_t heads = LargestGroup(shape.heads, tiling->groups), width = heads * shape.dim;
   // Chunks of the longest split; runs that begin inside it bring a halo of their own.
   const int64_t chunks = DivUp(rows + halo * (runs - 1), tiling->splits) + halo;
   const int64_t most = MostChunks(shape, *tiling, chip);
-  if (most < 1) return -1;
+  // Every tile completes a row, and the rows that it carries on do not overlap where they move to.
+  if (most <= halo) return -1;
   const int64_t tiles = DivUp(chunks, most);
-  tiling->chunks = DivUp(chunks, tiles);
-  // Carried rows move to the front in one instruction, which must not overlap itself.
-  if (tiles > 1 && tiling->chunks < halo) return -1;
 
   const double axpys = static_cast<double>(shape.block * Axpys(shape, heads));
-  const double casts = shape.bfloat16 ? chunks * shape.stride * width / static_cast<double>(kLaneCount) : 0;
-  const double vector = tiles * (axpys + shape.stride / tiling->classes) * kInstructionCycles + chunks * axpys + casts;
+  const double casts =
+      shape.bfloat16 ? chunks * shape.stride * width / static_cast<double>(kLaneCount) : 0;
+  const double vector = tiles * (axpys + shape.stride / tiling->classes) * kInstructionCycles +
+                        chunks * axpys + casts;
   const int64_t burst = width * 2 * (tiling->groups == 1 ? tiling->classes : 1);
-  const double bytes = chunks * shape.stride * width * 2 * std::max(1.0, static_cast<double>(kWantedBurst) / burst);
-  const int64_t copies = tiles * (tiling->groups == 1 ? shape.stride / tiling->classes : shape.stride);
+  const double bytes =
+      chunks * shape.stride * width * 2 * std::max(1.0, static_cast<double>(kWantedBurst) / burst);
+  const int64_t copies =
+      tiles * (tiling->groups == 1 ? shape.stride / tiling->classes : shape.stride);
   double arrival = bytes / kCoreBytesPerCycle + copies * kCopyCycles;
-  if (tiling->in_buffers == 1) arrival += casts;  // the only buffer is not free before it is widened
+  if (tiling->in_buffers == 1)
+    arrival += casts;  // the only buffer is not free before it is widened
   const double unit = std::max(vector, arrival);
   const int64_t units = tiling->splits * tiling->groups;
   tiling->cost = Overlap(DivUp(units, chip.cores) * unit, bytes * units / kChipBytesPerCycle);
   return tiling->cost;
 }
 
-CompressTiling ChooseCompressTiling(const CompressShape& shape, int64_t rows, int64_t runs, const Chip& chip) {
+CompressTiling ChooseCompressTiling(const CompressShape& shape, int64_t rows, int64_t runs,
+                                    const Chip& chip) {
   CompressTiling best{};
   const auto consider = [&](CompressTiling tiling) {
     for (tiling.classes = 1; tiling.classes <= kMostClasses; tiling.classes *= 2) {
@@ -88,13 +100,14 @@ CompressTiling ChooseCompressTiling(const CompressShape& shape, int64_t rows, in
       if (cost >= 0 && (best.splits == 0 || cost < best.cost)) best = tiling;
     }
   };
-  for (int64_t groups = 1; groups <= shape.heads && BurstsLongEnough(shape.heads, shape.dim, groups); ++groups) {
+  for (int64_t groups = 1;
+       groups <= shape.heads && BurstsLongEnough(shape.heads, shape.dim, groups); ++groups) {
     // Up to four rounds of units: head groups rarely divide the cores.
     for (int64_t units = chip.cores; units <= 4 * chip.cores; units += chip.cores) {
       for (int64_t splits = std::min(units / groups, rows); splits >= 1; splits /= 2) {
-        consider({groups, splits, 0, 2, 0, 0});
+        consider({groups, splits, 0, 2, 0});
         // Widened tokens leave their buffer at once, so that one of them nearly does for two.
-        if (shape.bfloat16) consider({groups, splits, 0, 1, 0, 0});
+        if (shape.bfloat16) consider({groups, splits, 0, 1, 0});
       }
     }
   }
@@ -104,6 +117,7 @@ CompressTiling ChooseCompressTiling(const CompressShape& shape, int64_t rows, in
 namespace {
 
 struct Cut {
+  int64_t room = 0;              // chunks of a split, at most
   std::vector<int64_t> ends{0};  // of each split's pieces
   std::vector<nsa::RowRun> pieces;
 };
@@ -112,6 +126,7 @@ struct Cut {
 Cut CutRuns(const nsa::RowRun* runs, int64_t run_count, const CompressShape& shape, int64_t room) {
   const int64_t halo = Shifts(shape) - 1;
   Cut cut;
+  cut.room = room;
   int64_t used = 0;
   for (int64_t i = 0; i < run_count; ++i) {
     for (int64_t done = 0; done < runs[i].rows;) {
@@ -120,7 +135,8 @@ Cut CutRuns(const nsa::RowRun* runs, int64_t run_count, const CompressShape& sha
         used = 0;
       }
       const int64_t rows = std::min(runs[i].rows - done, room - used - halo);
-      cut.pieces.push_back({runs[i].first_row + done, rows, runs[i].first_token + done * shape.stride});
+      cut.pieces.push_back(
+          {runs[i].first_row + done, rows, runs[i].first_token + done * shape.stride});
       used += rows + halo;
       done += rows;
     }
@@ -130,7 +146,8 @@ Cut CutRuns(const nsa::RowRun* runs, int64_t run_count, const CompressShape& sha
 }
 
 // The most even cut into at most `splits`.
-Cut CutEvenly(const nsa::RowRun* runs, int64_t run_count, const CompressShape& shape, int64_t rows, int64_t splits) {
+Cut CutEvenly(const nsa::RowRun* runs, int64_t run_count, const CompressShape& shape, int64_t rows,
+              int64_t splits) {
   const int64_t halo = Shifts(shape) - 1;
   int64_t low = halo + 1, high = rows + halo * run_count;
   while (low < high) {
@@ -144,20 +161,10 @@ Cut CutEvenly(const nsa::RowRun* runs, int64_t run_count, const CompressShape& s
   return CutRuns(runs, run_count, shape, low);
 }
 
-int64_t LongestSplit(const Cut& cut, int64_t halo) {
-  int64_t longest = 0;
-  for (size_t split = 0; split + 1 < cut.ends.size(); ++split) {
-    int64_t chunks = 0;
-    for (int64_t piece = cut.ends[split]; piece < cut.ends[split + 1]; ++piece) chunks += cut.pieces[piece].rows + halo;
-    longest = std::max(longest, chunks);
-  }
-  return longest;
-}
-
 }  // namespace
 
-std::vector<int64_t> TileCompress(const CompressShape& shape, const nsa::RowRun* runs, int64_t run_count,
-                                  const Chip& chip) {
+std::vector<int64_t> TileCompress(const CompressShape& shape, const nsa::RowRun* runs,
+                                  int64_t run_count, const Chip& chip) {
   const int64_t rows = run_count ? runs[run_count - 1].first_row + runs[run_count - 1].rows : 0;
   std::vector<int64_t> plan(kCompressHeader + 1, 0);
   plan[kPlanWords] = static_cast<int64_t>(plan.size());
@@ -165,10 +172,7 @@ std::vector<int64_t> TileCompress(const CompressShape& shape, const nsa::RowRun*
 
   const CompressTiling tiling = ChooseCompressTiling(shape, rows, run_count, chip);
   const Cut cut = CutEvenly(runs, run_count, shape, rows, tiling.splits);
-  // The model's chunks are an average; the tiles are cut again for the splits as they are.
-  const int64_t halo = Shifts(shape) - 1, longest = LongestSplit(cut, halo);
-  const int64_t most = MostChunks(shape, tiling, chip);
-  const int64_t chunks = std::max(std::min(halo, longest), DivUp(longest, DivUp(longest, most)));
+  const int64_t chunks = std::min(cut.room, MostChunks(shape, tiling, chip));
   const Bytes bytes = TileBytes(shape, tiling, chunks);
   const int64_t splits = static_cast<int64_t>(cut.ends.size()) - 1;
 

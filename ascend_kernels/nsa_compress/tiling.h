@@ -1,5 +1,5 @@
-// Which core computes which rows of which heads, and in what tiles. A pure function of the shapes and of
-// the row runs that ort_ext/plan.h made; the result is the plan that the kernel reads.
+// Which core computes which rows of which heads, and in what tiles. A pure function of the shapes
+// and of the row runs that ort_ext/plan.h made; the result is the plan that the kernel reads.
 #ifndef NSA_ONNX_ASCEND_KERNELS_NSA_COMPRESS_TILING_H_
 #define NSA_ONNX_ASCEND_KERNELS_NSA_COMPRESS_TILING_H_
 
@@ -23,19 +23,20 @@ struct CompressTiling {
   int64_t splits;      // of the rows
   int64_t classes;     // residue classes per copy
   int64_t in_buffers;  // 2: the next copy runs while this one is computed
-  int64_t chunks;      // of a tile, at most
   double cost;         // estimated cycles
 };
 
 // The cheapest tiling, by a model that README.md states.
-CompressTiling ChooseCompressTiling(const CompressShape& shape, int64_t rows, int64_t runs, const Chip& chip);
+CompressTiling ChooseCompressTiling(const CompressShape& shape, int64_t rows, int64_t runs,
+                                    const Chip& chip);
 
-// The model's cost of one choice; `chunks` and `cost` are filled in. Negative: it is not allowed.
-double CompressCost(const CompressShape& shape, int64_t rows, int64_t runs, const Chip& chip, CompressTiling* tiling);
+// The model's cost of one choice, also put into it. Negative: it is not allowed.
+double CompressCost(const CompressShape& shape, int64_t rows, int64_t runs, const Chip& chip,
+                    CompressTiling* tiling);
 
 // The plan (plan_layout.h). `runs` is what PlanCompress made of checked arguments.
-std::vector<int64_t> TileCompress(const CompressShape& shape, const nsa::RowRun* runs, int64_t run_count,
-                                  const Chip& chip);
+std::vector<int64_t> TileCompress(const CompressShape& shape, const nsa::RowRun* runs,
+                                  int64_t run_count, const Chip& chip);
 
 }  // namespace nsa_ascend
 

@@ -1,11 +1,14 @@
-// The decode kernel: the last `block` tokens of every sequence that writes become one row of the cache.
+// The decode kernel: the last `block` tokens of every sequence that writes become one row of the
+// cache.
 //
-// Units of work are (a group of heads) x (a write), all writes of a group before the next group, and a
-// core takes neighbouring units: its weights are broadcast once, or twice where two groups meet.
+// Units of work are (a group of heads) x (a write), all writes of a group before the next group,
+// and a core takes neighbouring units: its weights are broadcast once, or twice where two groups
+// meet.
 //
-// A unit: one copy per page run brings the window [block, width]; it is widened to float32, multiplied
-// with the weights, and its rows are added up pairwise, as a tree; one rounding; one copy out. The next
-// unit's tokens arrive meanwhile. A window that does not fit is processed in slices of its tokens.
+// A unit: one copy per page run brings the window [block, width]; it is widened to float32,
+// multiplied with the weights, and its rows are added up pairwise, as a tree; one rounding; one
+// copy out. The next unit's tokens arrive meanwhile. A window that does not fit is processed in
+// slices of its tokens.
 #ifndef NSA_ONNX_ASCEND_KERNELS_NSA_COMPRESS_INFER_H_
 #define NSA_ONNX_ASCEND_KERNELS_NSA_COMPRESS_INFER_H_
 
@@ -33,7 +36,8 @@ class NsaCompressInferKernel {
     slice_ = CeilDiv(block_, Word(kInferSlices));
     row_ = static_cast<int64_t>(all_heads_) * dim_;
     input_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(input), plan_.GetValue(kPlanInputElements));
-    weight_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(weight), static_cast<int64_t>(block_) * all_heads_);
+    weight_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(weight),
+                            static_cast<int64_t>(block_) * all_heads_);
     cache_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(cache), plan_.GetValue(kPlanOutputElements));
     pipe_->InitBuffer(in_queue_, Word(kPlanInBuffers), Word(kPlanInBytes));
     pipe_->InitBuffer(out_queue_, 2, Word(kPlanOutBytes));
@@ -62,14 +66,18 @@ class NsaCompressInferKernel {
   }
 
  private:
-  __aicore__ inline int32_t Word(int32_t index) { return static_cast<int32_t>(plan_.GetValue(index)); }
+  __aicore__ inline int32_t Word(int32_t index) {
+    return static_cast<int32_t>(plan_.GetValue(index));
+  }
 
-  // weights_[offset][head]: a block of 8 equal float32, which a multiplication repeats over the head.
+  // weights_[offset][head]: a block of 8 equal float32, which a multiplication repeats over the
+  // head.
   __aicore__ inline void BroadcastWeights() {
     const int32_t pitch = CeilDiv(heads_.heads, kBlockHalves) * kBlockHalves;
     LocalTensor<T> raw = in_queue_.template AllocTensor<T>();
     DataCopyPad(raw, weight_[heads_.first],
-                DataCopyExtParams(block_, heads_.heads * sizeof(T), (all_heads_ - heads_.heads) * sizeof(T), 0, 0),
+                DataCopyExtParams(block_, heads_.heads * sizeof(T),
+                                  (all_heads_ - heads_.heads) * sizeof(T), 0, 0),
                 DataCopyPadExtParams<T>(true, 0, pitch - heads_.heads, T()));
     in_queue_.EnQue(raw);
     raw = in_queue_.template DeQue<T>();
@@ -119,7 +127,8 @@ class NsaCompressInferKernel {
     if (heads_.heads == all_heads_) {  // neighbouring tokens are one burst
       DataCopyPad(target, source, DataCopyExtParams(1, tokens * burst, 0, 0, 0), no_padding);
     } else {
-      DataCopyPad(target, source, DataCopyExtParams(tokens, burst, row_ * sizeof(T) - burst, 0, 0), no_padding);
+      DataCopyPad(target, source, DataCopyExtParams(tokens, burst, row_ * sizeof(T) - burst, 0, 0),
+                  no_padding);
     }
   }
 
@@ -147,8 +156,10 @@ class NsaCompressInferKernel {
     Cast(wide, narrow, RoundMode::CAST_NONE, tokens * width_);
     in_queue_.FreeTensor(narrow);
     PipeBarrier<PIPE_V>();
-    // Per head and 64 columns one instruction over all tokens; source 1 repeats one block of 8 weights.
-    const BinaryRepeatParams strides(1, 1, 0, width_ / kBlockFloats, width_ / kBlockFloats, weight_pitch_);
+    // Per head and 64 columns one instruction over all tokens; source 1 repeats one block of 8
+    // weights.
+    const BinaryRepeatParams strides(1, 1, 0, width_ / kBlockFloats, width_ / kBlockFloats,
+                                     weight_pitch_);
     for (int32_t head = 0; head < heads_.heads; ++head) {
       const LocalTensor<float> weight = weights[(first * weight_pitch_ + head) * kBlockFloats];
       for (int32_t d = 0; d < dim_; d += kLanes) {

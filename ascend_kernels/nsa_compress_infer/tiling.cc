@@ -12,7 +12,9 @@ constexpr int64_t kOutBuffers = 2;
 struct Bytes {
   int64_t in, work, sum, out, weight;
 
-  int64_t total(int64_t in_buffers) const { return in_buffers * in + work + sum + kOutBuffers * out + weight; }
+  int64_t total(int64_t in_buffers) const {
+    return in_buffers * in + work + sum + kOutBuffers * out + weight;
+  }
 };
 
 Bytes UnitBytes(const InferShape& shape, const InferTiling& tiling) {
@@ -30,20 +32,23 @@ Bytes UnitBytes(const InferShape& shape, const InferTiling& tiling) {
 
 }  // namespace
 
-double InferCost(const InferShape& shape, int64_t writes, const Chip& chip, const InferTiling& tiling) {
+double InferCost(const InferShape& shape, int64_t writes, const Chip& chip,
+                 const InferTiling& tiling) {
   const int64_t heads = LargestGroup(shape.heads, tiling.groups), width = heads * shape.dim;
   if (width * 4 / kGrain > kRepeatLimit) return -1;
   const Bytes bytes = UnitBytes(shape, tiling);
   if (bytes.total(tiling.in_buffers) > chip.unified_buffer) return -1;
 
-  const int64_t tokens = DivUp(shape.block, tiling.slices), muls = heads * DivUp(shape.dim, kLaneCount);
+  const int64_t tokens = DivUp(shape.block, tiling.slices),
+                muls = heads * DivUp(shape.dim, kLaneCount);
   int64_t adds = 1;
   for (int64_t rows = tokens; rows > 2; rows -= rows / 2) ++adds;
   const double instructions = tiling.slices * (1 + muls + adds) + 1;
   const double repeats = shape.block * (2.0 * width / kLaneCount + muls);
   const double vector = instructions * kInstructionCycles + repeats;
   const int64_t burst = tiling.groups == 1 ? tokens * width * 2 : width * 2;
-  const double moved = shape.block * width * 2 * std::max(1.0, static_cast<double>(kWantedBurst) / burst);
+  const double moved =
+      shape.block * width * 2 * std::max(1.0, static_cast<double>(kWantedBurst) / burst);
   const double copy = moved / kCoreBytesPerCycle + tiling.slices * kCopyCycles;
   const double unit = tiling.in_buffers > 1 ? std::max(vector, copy) : vector + copy;
   const int64_t units = writes * tiling.groups;
@@ -56,7 +61,8 @@ InferTiling ChooseInferTiling(const InferShape& shape, int64_t writes, const Chi
   InferTiling best{};
   // More than one slice only where no window fits: a page run is one copy.
   for (int64_t slices = 1; best.groups == 0 && slices <= shape.block / 2; ++slices) {
-    for (int64_t groups = 1; groups <= shape.heads && BurstsLongEnough(shape.heads, shape.dim, groups); ++groups) {
+    for (int64_t groups = 1;
+         groups <= shape.heads && BurstsLongEnough(shape.heads, shape.dim, groups); ++groups) {
       for (int64_t in_buffers = 2; in_buffers >= 1; --in_buffers) {
         InferTiling tiling{groups, slices, in_buffers, 0};
         tiling.cost = InferCost(shape, writes, chip, tiling);
@@ -67,8 +73,8 @@ InferTiling ChooseInferTiling(const InferShape& shape, int64_t writes, const Chi
   return best;
 }
 
-std::vector<int64_t> TileInfer(const InferShape& shape, const nsa::SlotWrite* writes, int64_t write_count,
-                               const Chip& chip) {
+std::vector<int64_t> TileInfer(const InferShape& shape, const nsa::SlotWrite* writes,
+                               int64_t write_count, const Chip& chip) {
   static_assert(kWriteRuns == nsa::spec::kMaxPageRuns, "the plan has room for every page run");
   std::vector<int64_t> plan(kInferHeader, 0);
   plan[kPlanWords] = static_cast<int64_t>(plan.size());

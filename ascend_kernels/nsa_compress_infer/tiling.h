@@ -1,5 +1,5 @@
-// Which core compresses which writes of which heads. A pure function of the shapes and of the slot writes
-// that ort_ext/plan.h made; the result is the plan that the kernel reads.
+// Which core compresses which writes of which heads. A pure function of the shapes and of the slot
+// writes that ort_ext/plan.h made; the result is the plan that the kernel reads.
 #ifndef NSA_ONNX_ASCEND_KERNELS_NSA_COMPRESS_INFER_TILING_H_
 #define NSA_ONNX_ASCEND_KERNELS_NSA_COMPRESS_INFER_TILING_H_
 
@@ -28,11 +28,12 @@ struct InferTiling {
 InferTiling ChooseInferTiling(const InferShape& shape, int64_t writes, const Chip& chip);
 
 // The model's cost of one choice. Negative: it does not fit.
-double InferCost(const InferShape& shape, int64_t writes, const Chip& chip, const InferTiling& tiling);
+double InferCost(const InferShape& shape, int64_t writes, const Chip& chip,
+                 const InferTiling& tiling);
 
 // The plan (plan_layout.h). `writes` is what PlanInfer made of checked arguments.
-std::vector<int64_t> TileInfer(const InferShape& shape, const nsa::SlotWrite* writes, int64_t write_count,
-                               const Chip& chip);
+std::vector<int64_t> TileInfer(const InferShape& shape, const nsa::SlotWrite* writes,
+                               int64_t write_count, const Chip& chip);
 
 }  // namespace nsa_ascend
 

@@ -1,5 +1,5 @@
-// Tiny kernels, each with one deliberate mistake that the look-alike has to find, and the same kernel
-// without it, which has to pass. The line that breaks carries a comment
+// Tiny kernels, each with one deliberate mistake that the look-alike has to find, and the same
+// kernel without it, which has to pass. The line that breaks carries a comment
 //     // broken: <kernel> <tensor>      ("-" where no tensor is involved)
 // from which tests/test_ascend_kernels.py knows the kernels and what their messages must name.
 #include <algorithm>
@@ -55,14 +55,16 @@ void capacity() {
   TPipe pipe;
   TBuf<TPosition::VECCALC> large, small;
   pipe.InitBuffer(large, 192 * 1024 - 32);
-  pipe.InitBuffer(small, kBroken ? 64 : 32);  // broken: capacity small
+  // broken: capacity small
+  pipe.InitBuffer(small, kBroken ? 64 : 32);
 }
 
 template <bool kBroken>
 void alignment() {
   Setup s;
   const auto sums = s.sums.Get<float>();
-  Duplicate(sums[kBroken ? 4 : 8], 1.0f, 64);  // broken: alignment sums
+  // broken: alignment sums
+  Duplicate(sums[kBroken ? 4 : 8], 1.0f, 64);
 }
 
 template <bool kBroken>
@@ -72,7 +74,8 @@ void repeat_limit() {
   Duplicate(sums, 1.0f, 1024);
   PipeBarrier<PIPE_V>();
   const auto in = s.sums.Get<float>()[512];
-  Axpy(sums, in, 1.0f, 8, kBroken ? 256 : 32, UnaryRepeatParams(1, 1, 1, 0));  // broken: repeat_limit sums
+  // broken: repeat_limit sums
+  Axpy(sums, in, 1.0f, 8, kBroken ? 256 : 32, UnaryRepeatParams(1, 1, 1, 0));
 }
 
 template <bool kBroken>
@@ -81,7 +84,8 @@ void mask_limit() {
   const auto sums = s.sums.Get<float>();
   Duplicate(sums, 1.0f, 1024);
   PipeBarrier<PIPE_V>();
-  Axpy(sums, sums[512], 1.0f, kBroken ? 65 : 64, 1, UnaryRepeatParams(1, 1, 8, 8));  // broken: mask_limit sums
+  // broken: mask_limit sums
+  Axpy(sums, sums[512], 1.0f, kBroken ? 65 : 64, 1, UnaryRepeatParams(1, 1, 8, 8));
 }
 
 template <bool kBroken>
@@ -90,7 +94,8 @@ void mask_zero() {
   const auto sums = s.sums.Get<float>();
   Duplicate(sums, 1.0f, 1024);
   PipeBarrier<PIPE_V>();
-  Axpy(sums, sums[512], 1.0f, kBroken ? 0 : 1, 1, UnaryRepeatParams(1, 1, 8, 8));  // broken: mask_zero sums
+  // broken: mask_zero sums
+  Axpy(sums, sums[512], 1.0f, kBroken ? 0 : 1, 1, UnaryRepeatParams(1, 1, 8, 8));
 }
 
 template <bool kBroken>
@@ -100,28 +105,32 @@ void repeat_stride() {
   Duplicate(sums, 1.0f, 1024);
   PipeBarrier<PIPE_V>();
   const int32_t stride = kBroken ? 256 : 8;  // as uint8_t it would be 0
-  Axpy(sums, sums[512], 1.0f, 64, 1, UnaryRepeatParams(1, 1, 8, stride));  // broken: repeat_stride sums
+  // broken: repeat_stride sums
+  Axpy(sums, sums[512], 1.0f, 64, 1, UnaryRepeatParams(1, 1, 8, stride));
 }
 
 template <bool kBroken>
 void burst_stride() {
   Setup s;
   const int64_t gap = kBroken ? 65536 : 1;
-  DataCopy(s.in_buffer.Get<float>(), s.source, DataCopyParams(2, 1, gap, 0));  // broken: burst_stride in_buffer
+  // broken: burst_stride in_buffer
+  DataCopy(s.in_buffer.Get<float>(), s.source, DataCopyParams(2, 1, gap, 0));
 }
 
 template <bool kBroken>
 void burst_count() {
   Setup s;
   const DataCopyExtParams params(kBroken ? 4096 : 1, 32, 0, 0, 0);
-  DataCopyPad(s.in_buffer.Get<float>(), s.source, params, kNoPadding);  // broken: burst_count in_buffer
+  // broken: burst_count in_buffer
+  DataCopyPad(s.in_buffer.Get<float>(), s.source, params, kNoPadding);
 }
 
 template <bool kBroken>
 void place() {
   Setup s;
   const auto local = kBroken ? s.sums.Get<float>() : s.in_buffer.Get<float>();
-  DataCopyPad(local, s.source, Bytes(64), kNoPadding);  // broken: place sums
+  // broken: place sums
+  DataCopyPad(local, s.source, Bytes(64), kNoPadding);
 }
 
 template <bool kBroken>
@@ -130,7 +139,8 @@ void rounding_mode() {
   Duplicate(s.sums.Get<float>(), 1.0f, 64);
   PipeBarrier<PIPE_V>();
   const RoundMode mode = kBroken ? RoundMode::CAST_ROUND : RoundMode::CAST_RINT;
-  Cast(s.out_buffer.Get<half>(), s.sums.Get<float>(), mode, 64);  // broken: rounding_mode out_buffer
+  // broken: rounding_mode out_buffer
+  Cast(s.out_buffer.Get<half>(), s.sums.Get<float>(), mode, 64);
 }
 
 // ---- memory
@@ -141,7 +151,8 @@ void unwritten() {
   const auto sums = s.sums.Get<float>();
   Duplicate(sums, 1.0f, kBroken ? 63 : 64);
   PipeBarrier<PIPE_V>();
-  Muls(s.out_buffer.Get<float>(), sums, 2.0f, 64);  // broken: unwritten sums
+  // broken: unwritten sums
+  Muls(s.out_buffer.Get<float>(), sums, 2.0f, 64);
 }
 
 template <bool kBroken>
@@ -150,7 +161,8 @@ void unwritten_padding() {
   const auto in = s.in_buffer.Get<float>();
   DataCopyPad(in, s.source, Bytes(4), DataCopyPadExtParams<float>(!kBroken, 0, 7, 0.0f));
   Sync<HardEvent::MTE2_V>();
-  Muls(s.sums.Get<float>(), in, 2.0f, 8);  // broken: unwritten_padding in_buffer
+  // broken: unwritten_padding in_buffer
+  Muls(s.sums.Get<float>(), in, 2.0f, 8);
 }
 
 template <bool kBroken>
@@ -162,7 +174,8 @@ void stale_queue_buffer() {  // what a queue's buffer held before is gone
     s.in_queue.EnQue(in);
     in = s.in_queue.DeQue<float>();
     PipeBarrier<PIPE_V>();
-    Muls(s.sums.Get<float>(), in, 2.0f, 64);  // broken: stale_queue_buffer in_queue
+    // broken: stale_queue_buffer in_queue
+    Muls(s.sums.Get<float>(), in, 2.0f, 64);
     s.in_queue.FreeTensor(in);
   }
 }
@@ -170,7 +183,8 @@ void stale_queue_buffer() {  // what a queue's buffer held before is gone
 template <bool kBroken>
 void buffer_bounds() {
   Setup s;
-  Duplicate(s.sums.Get<float>()[1024 - 64], 1.0f, kBroken ? 65 : 64);  // broken: buffer_bounds sums
+  // broken: buffer_bounds sums
+  Duplicate(s.sums.Get<float>()[1024 - 64], 1.0f, kBroken ? 65 : 64);
 }
 
 template <bool kBroken>
@@ -179,14 +193,16 @@ void overlap() {  // a repeat reads what the repeat before has written
   const auto sums = s.sums.Get<float>();
   Duplicate(sums, 1.0f, 1024);
   PipeBarrier<PIPE_V>();
-  Muls(sums[64], sums[kBroken ? 0 : 64], 2.0f, 128);  // broken: overlap sums
+  // broken: overlap sums
+  Muls(sums[64], sums[kBroken ? 0 : 64], 2.0f, 128);
 }
 
 template <bool kBroken>
 void global_bounds() {
   Setup s;
   const auto tail = s.source[kElements - 8];
-  DataCopyPad(s.in_buffer.Get<float>(), tail, Bytes(kBroken ? 36 : 32), kNoPadding);  // broken: global_bounds source
+  // broken: global_bounds source
+  DataCopyPad(s.in_buffer.Get<float>(), tail, Bytes(kBroken ? 36 : 32), kNoPadding);
 }
 
 template <bool kBroken>
@@ -195,13 +211,15 @@ void global_memory() {  // SetGlobalBuffer was told too much
   GlobalTensor<float> wide;
   wide.SetGlobalBuffer(reinterpret_cast<float*>(source_memory), 2 * kElements);
   const auto tail = wide[kElements - 8];
-  DataCopyPad(s.in_buffer.Get<float>(), tail, Bytes(kBroken ? 64 : 32), kNoPadding);  // broken: global_memory wide
+  // broken: global_memory wide
+  DataCopyPad(s.in_buffer.Get<float>(), tail, Bytes(kBroken ? 64 : 32), kNoPadding);
 }
 
 template <bool kBroken>
 void scalar_global_bounds() {
   Setup s;
-  (void)s.source.GetValue(kBroken ? kElements : kElements - 1);  // broken: scalar_global_bounds source
+  // broken: scalar_global_bounds source
+  (void)s.source.GetValue(kBroken ? kElements : kElements - 1);
 }
 
 void Fill(Setup& s) {
@@ -214,7 +232,8 @@ void writes_input() {
   Setup s;
   Fill(s);
   const auto to = (kBroken ? s.source : s.target)[GetBlockIdx() * 64];
-  DataCopyPad(to, s.out_buffer.Get<float>(), Bytes(256));  // broken: writes_input source
+  // broken: writes_input source
+  DataCopyPad(to, s.out_buffer.Get<float>(), Bytes(256));
 }
 
 template <bool kBroken>
@@ -222,7 +241,8 @@ void two_writers() {
   Setup s;
   Fill(s);
   const auto to = s.target[kBroken ? 0 : GetBlockIdx() * 64];
-  DataCopyPad(to, s.out_buffer.Get<float>(), Bytes(256));  // broken: two_writers target
+  // broken: two_writers target
+  DataCopyPad(to, s.out_buffer.Get<float>(), Bytes(256));
 }
 
 template <bool kBroken>
@@ -231,7 +251,8 @@ void reads_output() {
   Fill(s);
   DataCopyPad(s.target[GetBlockIdx() * 64], s.out_buffer.Get<float>(), Bytes(256));
   const auto from = kBroken ? s.target : s.source;
-  DataCopyPad(s.in_buffer.Get<float>(), from, Bytes(32), kNoPadding);  // broken: reads_output target
+  // broken: reads_output target
+  DataCopyPad(s.in_buffer.Get<float>(), from, Bytes(32), kNoPadding);
 }
 
 // ---- queues
@@ -242,7 +263,8 @@ void alloc_too_many() {
   auto a = s.in_queue.AllocTensor<float>();
   auto b = s.in_queue.AllocTensor<float>();
   if (!kBroken) s.in_queue.FreeTensor(a);
-  auto c = s.in_queue.AllocTensor<float>();  // broken: alloc_too_many in_queue
+  // broken: alloc_too_many in_queue
+  auto c = s.in_queue.AllocTensor<float>();
   s.in_queue.FreeTensor(b);
   s.in_queue.FreeTensor(c);
 }
@@ -256,7 +278,8 @@ void queue_depth() {
   auto b = shallow.AllocTensor<float>();
   shallow.EnQue(a);
   if (!kBroken) a = shallow.DeQue<float>();
-  shallow.EnQue(b);  // broken: queue_depth shallow
+  // broken: queue_depth shallow
+  shallow.EnQue(b);
   b = shallow.DeQue<float>();
   shallow.FreeTensor(a);
   shallow.FreeTensor(b);
@@ -267,7 +290,8 @@ void dequeue_empty() {
   Setup s;
   auto a = s.in_queue.AllocTensor<float>();
   if (!kBroken) s.in_queue.EnQue(a);
-  a = s.in_queue.DeQue<float>();  // broken: dequeue_empty in_queue
+  // broken: dequeue_empty in_queue
+  a = s.in_queue.DeQue<float>();
   s.in_queue.FreeTensor(a);
 }
 
@@ -276,7 +300,8 @@ void enqueue_twice() {
   Setup s;
   auto a = s.in_queue.AllocTensor<float>();
   s.in_queue.EnQue(a);
-  if (kBroken) s.in_queue.EnQue(a);  // broken: enqueue_twice in_queue
+  // broken: enqueue_twice in_queue
+  if (kBroken) s.in_queue.EnQue(a);
   a = s.in_queue.DeQue<float>();
   s.in_queue.FreeTensor(a);
 }
@@ -286,7 +311,8 @@ void free_twice() {
   Setup s;
   auto a = s.in_queue.AllocTensor<float>();
   s.in_queue.FreeTensor(a);
-  if (kBroken) s.in_queue.FreeTensor(a);  // broken: free_twice in_queue
+  // broken: free_twice in_queue
+  if (kBroken) s.in_queue.FreeTensor(a);
 }
 
 template <bool kBroken>
@@ -294,14 +320,16 @@ void foreign_tensor() {
   Setup s;
   auto a = s.in_queue.AllocTensor<float>();
   auto b = s.sums.Get<float>();
-  s.in_queue.FreeTensor(kBroken ? b : a);  // broken: foreign_tensor sums
+  // broken: foreign_tensor sums
+  s.in_queue.FreeTensor(kBroken ? b : a);
 }
 
 template <bool kBroken>
 void not_freed() {
   TPipe pipe;
   TQue<TPosition::VECIN, 1> leaking;
-  pipe.InitBuffer(leaking, 1, 256);  // broken: not_freed leaking
+  // broken: not_freed leaking
+  pipe.InitBuffer(leaking, 1, 256);
   auto a = leaking.AllocTensor<float>();
   if (!kBroken) leaking.FreeTensor(a);
 }
@@ -313,7 +341,8 @@ void vector_read_after_write() {
   Setup s;
   Duplicate(s.sums.Get<float>(), 1.0f, 64);
   if (!kBroken) PipeBarrier<PIPE_V>();
-  Muls(s.out_buffer.Get<float>(), s.sums.Get<float>(), 2.0f, 64);  // broken: vector_read_after_write sums
+  // broken: vector_read_after_write sums
+  Muls(s.out_buffer.Get<float>(), s.sums.Get<float>(), 2.0f, 64);
 }
 
 template <bool kBroken>
@@ -323,7 +352,8 @@ void vector_write_after_read() {
   PipeBarrier<PIPE_V>();
   Muls(s.out_buffer.Get<float>(), s.sums.Get<float>(), 2.0f, 64);
   if (!kBroken) PipeBarrier<PIPE_V>();
-  Duplicate(s.sums.Get<float>(), 3.0f, 64);  // broken: vector_write_after_read sums
+  // broken: vector_write_after_read sums
+  Duplicate(s.sums.Get<float>(), 3.0f, 64);
 }
 
 template <bool kBroken>
@@ -331,7 +361,8 @@ void vector_write_after_write() {
   Setup s;
   Duplicate(s.sums.Get<float>(), 1.0f, 64);
   if (!kBroken) PipeBarrier<PIPE_V>();
-  Duplicate(s.sums.Get<float>()[32], 2.0f, 64);  // broken: vector_write_after_write sums
+  // broken: vector_write_after_write sums
+  Duplicate(s.sums.Get<float>()[32], 2.0f, 64);
 }
 
 template <bool kBroken>
@@ -339,7 +370,8 @@ void copy_to_vector() {
   Setup s;
   DataCopyPad(s.in_buffer.Get<float>(), s.source, Bytes(256), kNoPadding);
   if (!kBroken) Sync<HardEvent::MTE2_V>();
-  Muls(s.sums.Get<float>(), s.in_buffer.Get<float>(), 2.0f, 64);  // broken: copy_to_vector in_buffer
+  // broken: copy_to_vector in_buffer
+  Muls(s.sums.Get<float>(), s.in_buffer.Get<float>(), 2.0f, 64);
 }
 
 template <bool kBroken>
@@ -348,7 +380,8 @@ void barrier_is_no_flag() {  // PipeBarrier<PIPE_V> says nothing about MTE2
   DataCopyPad(s.in_buffer.Get<float>(), s.source, Bytes(256), kNoPadding);
   if (kBroken) PipeBarrier<PIPE_V>();
   if (!kBroken) PipeBarrier<PIPE_ALL>();
-  Muls(s.sums.Get<float>(), s.in_buffer.Get<float>(), 2.0f, 64);  // broken: barrier_is_no_flag in_buffer
+  // broken: barrier_is_no_flag in_buffer
+  Muls(s.sums.Get<float>(), s.in_buffer.Get<float>(), 2.0f, 64);
 }
 
 template <bool kBroken>
@@ -358,7 +391,8 @@ void flag_too_early() {
   DataCopyPad(s.in_buffer.Get<float>(), s.source, Bytes(256), kNoPadding);
   if (!kBroken) SetFlag<HardEvent::MTE2_V>(0);
   WaitFlag<HardEvent::MTE2_V>(0);
-  Muls(s.sums.Get<float>(), s.in_buffer.Get<float>(), 2.0f, 64);  // broken: flag_too_early in_buffer
+  // broken: flag_too_early in_buffer
+  Muls(s.sums.Get<float>(), s.in_buffer.Get<float>(), 2.0f, 64);
 }
 
 template <bool kBroken>
@@ -366,7 +400,8 @@ void vector_to_copy() {
   Setup s;
   Duplicate(s.out_buffer.Get<float>(), 1.0f, 64);
   if (!kBroken) Sync<HardEvent::V_MTE3>();
-  DataCopyPad(s.target[GetBlockIdx() * 64], s.out_buffer.Get<float>(), Bytes(256));  // broken: vector_to_copy out_buffer
+  // broken: vector_to_copy out_buffer
+  DataCopyPad(s.target[GetBlockIdx() * 64], s.out_buffer.Get<float>(), Bytes(256));
 }
 
 template <bool kBroken>
@@ -375,7 +410,8 @@ void copy_out_then_write() {
   Fill(s);
   DataCopyPad(s.target[GetBlockIdx() * 64], s.out_buffer.Get<float>(), Bytes(256));
   if (!kBroken) Sync<HardEvent::MTE3_V>();
-  Duplicate(s.out_buffer.Get<float>(), 2.0f, 64);  // broken: copy_out_then_write out_buffer
+  // broken: copy_out_then_write out_buffer
+  Duplicate(s.out_buffer.Get<float>(), 2.0f, 64);
 }
 
 template <bool kBroken>
@@ -385,7 +421,8 @@ void vector_then_copy_in() {
   Sync<HardEvent::MTE2_V>();
   Muls(s.sums.Get<float>(), s.in_buffer.Get<float>(), 2.0f, 64);
   if (!kBroken) Sync<HardEvent::V_MTE2>();
-  DataCopyPad(s.in_buffer.Get<float>(), s.source, Bytes(256), kNoPadding);  // broken: vector_then_copy_in in_buffer
+  // broken: vector_then_copy_in in_buffer
+  DataCopyPad(s.in_buffer.Get<float>(), s.source, Bytes(256), kNoPadding);
 }
 
 template <bool kBroken>
@@ -393,7 +430,8 @@ void copy_over_copy() {
   Setup s;
   DataCopyPad(s.in_buffer.Get<float>(), s.source, Bytes(256), kNoPadding);
   if (!kBroken) PipeBarrier<PIPE_MTE2>();
-  DataCopyPad(s.in_buffer.Get<float>(), s.source[64], Bytes(256), kNoPadding);  // broken: copy_over_copy in_buffer
+  // broken: copy_over_copy in_buffer
+  DataCopyPad(s.in_buffer.Get<float>(), s.source[64], Bytes(256), kNoPadding);
 }
 
 template <bool kBroken>
@@ -401,7 +439,8 @@ void copy_to_scalar() {
   Setup s;
   DataCopyPad(s.in_buffer.Get<float>(), s.source, Bytes(256), kNoPadding);
   if (!kBroken) Sync<HardEvent::MTE2_S>();
-  (void)s.in_buffer.Get<float>().GetValue(3);  // broken: copy_to_scalar in_buffer
+  // broken: copy_to_scalar in_buffer
+  (void)s.in_buffer.Get<float>().GetValue(3);
 }
 
 template <bool kBroken>
@@ -411,7 +450,8 @@ void scalar_then_copy_in() {
   Sync<HardEvent::MTE2_S>();
   (void)s.in_buffer.Get<float>().GetValue(3);
   if (!kBroken) Sync<HardEvent::S_MTE2>();
-  DataCopyPad(s.in_buffer.Get<float>(), s.source, Bytes(256), kNoPadding);  // broken: scalar_then_copy_in in_buffer
+  // broken: scalar_then_copy_in in_buffer
+  DataCopyPad(s.in_buffer.Get<float>(), s.source, Bytes(256), kNoPadding);
 }
 
 template <bool kBroken>
@@ -419,7 +459,8 @@ void vector_to_scalar() {
   Setup s;
   Duplicate(s.sums.Get<float>(), 1.0f, 64);
   if (!kBroken) Sync<HardEvent::V_S>();
-  (void)s.sums.Get<float>().GetValue(0);  // broken: vector_to_scalar sums
+  // broken: vector_to_scalar sums
+  (void)s.sums.Get<float>().GetValue(0);
 }
 
 template <bool kBroken>
@@ -429,14 +470,16 @@ void scalar_to_vector() {
   Sync<HardEvent::V_S>();
   s.sums.Get<float>().SetValue(0, 5.0f);
   if (!kBroken) Sync<HardEvent::S_V>();
-  Muls(s.out_buffer.Get<float>(), s.sums.Get<float>(), 2.0f, 64);  // broken: scalar_to_vector sums
+  // broken: scalar_to_vector sums
+  Muls(s.out_buffer.Get<float>(), s.sums.Get<float>(), 2.0f, 64);
 }
 
 template <bool kBroken>
 void wait_without_set() {
   Setup s;
   if (!kBroken) SetFlag<HardEvent::MTE2_V>(1);
-  WaitFlag<HardEvent::MTE2_V>(1);  // broken: wait_without_set -
+  // broken: wait_without_set -
+  WaitFlag<HardEvent::MTE2_V>(1);
 }
 
 template <bool kBroken>
@@ -444,44 +487,83 @@ void set_twice() {
   Setup s;
   SetFlag<HardEvent::MTE2_V>(1);
   if (!kBroken) WaitFlag<HardEvent::MTE2_V>(1);
-  SetFlag<HardEvent::MTE2_V>(1);  // broken: set_twice -
+  // broken: set_twice -
+  SetFlag<HardEvent::MTE2_V>(1);
   WaitFlag<HardEvent::MTE2_V>(1);
 }
 
 template <bool kBroken>
 void set_and_forgotten() {
   Setup s;
-  SetFlag<HardEvent::V_MTE3>(2);  // broken: set_and_forgotten -
+  // broken: set_and_forgotten -
+  SetFlag<HardEvent::V_MTE3>(2);
   if (!kBroken) WaitFlag<HardEvent::V_MTE3>(2);
 }
 
 template <bool kBroken>
 void event_id() {
   Setup s;
-  SetFlag<HardEvent::MTE2_V>(kBroken ? 8 : 7);  // broken: event_id -
+  // broken: event_id -
+  SetFlag<HardEvent::MTE2_V>(kBroken ? 8 : 7);
   WaitFlag<HardEvent::MTE2_V>(7);
 }
 
-#define KERNEL(name) {#name, {name<true>, name<false>}}
+#define KERNEL(name)                   \
+  {                                    \
+    #name, { name<true>, name<false> } \
+  }
 
 struct Pair {
   void (*broken)();
   void (*repaired)();
 };
 
-const std::map<std::string, Pair> kKernels = {
-    KERNEL(capacity), KERNEL(alignment), KERNEL(repeat_limit), KERNEL(mask_limit), KERNEL(mask_zero),
-    KERNEL(repeat_stride), KERNEL(burst_stride), KERNEL(burst_count), KERNEL(place), KERNEL(rounding_mode),
-    KERNEL(unwritten), KERNEL(unwritten_padding), KERNEL(stale_queue_buffer), KERNEL(buffer_bounds),
-    KERNEL(overlap), KERNEL(global_bounds), KERNEL(global_memory), KERNEL(scalar_global_bounds),
-    KERNEL(writes_input), KERNEL(two_writers), KERNEL(reads_output), KERNEL(alloc_too_many),
-    KERNEL(queue_depth), KERNEL(dequeue_empty), KERNEL(enqueue_twice), KERNEL(free_twice),
-    KERNEL(foreign_tensor), KERNEL(not_freed), KERNEL(vector_read_after_write),
-    KERNEL(vector_write_after_read), KERNEL(vector_write_after_write), KERNEL(copy_to_vector),
-    KERNEL(barrier_is_no_flag), KERNEL(flag_too_early), KERNEL(vector_to_copy), KERNEL(copy_out_then_write),
-    KERNEL(vector_then_copy_in), KERNEL(copy_over_copy), KERNEL(copy_to_scalar), KERNEL(scalar_then_copy_in),
-    KERNEL(vector_to_scalar), KERNEL(scalar_to_vector), KERNEL(wait_without_set), KERNEL(set_twice),
-    KERNEL(set_and_forgotten), KERNEL(event_id)};
+const std::map<std::string, Pair> kKernels = {KERNEL(capacity),
+                                              KERNEL(alignment),
+                                              KERNEL(repeat_limit),
+                                              KERNEL(mask_limit),
+                                              KERNEL(mask_zero),
+                                              KERNEL(repeat_stride),
+                                              KERNEL(burst_stride),
+                                              KERNEL(burst_count),
+                                              KERNEL(place),
+                                              KERNEL(rounding_mode),
+                                              KERNEL(unwritten),
+                                              KERNEL(unwritten_padding),
+                                              KERNEL(stale_queue_buffer),
+                                              KERNEL(buffer_bounds),
+                                              KERNEL(overlap),
+                                              KERNEL(global_bounds),
+                                              KERNEL(global_memory),
+                                              KERNEL(scalar_global_bounds),
+                                              KERNEL(writes_input),
+                                              KERNEL(two_writers),
+                                              KERNEL(reads_output),
+                                              KERNEL(alloc_too_many),
+                                              KERNEL(queue_depth),
+                                              KERNEL(dequeue_empty),
+                                              KERNEL(enqueue_twice),
+                                              KERNEL(free_twice),
+                                              KERNEL(foreign_tensor),
+                                              KERNEL(not_freed),
+                                              KERNEL(vector_read_after_write),
+                                              KERNEL(vector_write_after_read),
+                                              KERNEL(vector_write_after_write),
+                                              KERNEL(copy_to_vector),
+                                              KERNEL(barrier_is_no_flag),
+                                              KERNEL(flag_too_early),
+                                              KERNEL(vector_to_copy),
+                                              KERNEL(copy_out_then_write),
+                                              KERNEL(vector_then_copy_in),
+                                              KERNEL(copy_over_copy),
+                                              KERNEL(copy_to_scalar),
+                                              KERNEL(scalar_then_copy_in),
+                                              KERNEL(vector_to_scalar),
+                                              KERNEL(scalar_to_vector),
+                                              KERNEL(wait_without_set),
+                                              KERNEL(set_twice),
+                                              KERNEL(set_and_forgotten),
+                                              KERNEL(event_id)};
 
 std::string Run(void (*kernel)()) {
   ascendc_sim::GlobalMemory memory;
@@ -497,10 +579,13 @@ std::string Run(void (*kernel)()) {
 
 }  // namespace
 
-// The message of a kernel, "" if it ran; "no such kernel" otherwise. The text lives until the next call.
-extern "C" __attribute__((visibility("default"))) const char* ascendc_sim_run_broken(const char* name, int broken) {
+// The message of a kernel, "" if it ran; "no such kernel" otherwise. The text lives until the next
+// call.
+extern "C" __attribute__((visibility("default"))) const char* ascendc_sim_run_broken(
+    const char* name, int broken) {
   static std::string message;
   const auto found = kKernels.find(name);
-  message = found == kKernels.end() ? "no such kernel" : Run(broken ? found->second.broken : found->second.repaired);
+  message = found == kKernels.end() ? "no such kernel"
+                                    : Run(broken ? found->second.broken : found->second.repaired);
   return message.c_str();
 }

@@ -1,4 +1,5 @@
-// half and bfloat16_t, which the real compiler has built in: 16 bits of storage, values through float.
+// half and bfloat16_t, which the real compiler has built in: 16 bits of storage, values through
+// float.
 #ifndef NSA_ONNX_TESTS_SIM_ASCENDC_FLOAT_TYPES_H_
 #define NSA_ONNX_TESTS_SIM_ASCENDC_FLOAT_TYPES_H_
 
@@ -25,11 +26,13 @@ inline float HalfToFloat(uint16_t bits) {
   const uint32_t exponent = (bits >> 10) & 0x1f, mantissa = bits & 0x3ff;
   if (exponent == 0x1f) return BitsToFloat(sign | 0x7f800000u | (mantissa << 13));
   if (exponent) return BitsToFloat(sign | ((exponent + 112) << 23) | (mantissa << 13));
-  const float magnitude = std::ldexp(static_cast<float>(mantissa), -24);  // subnormal or zero, exact
+  const float magnitude =
+      std::ldexp(static_cast<float>(mantissa), -24);  // subnormal or zero, exact
   return sign ? -magnitude : magnitude;
 }
 
-// To nearest, ties to even; what overflows becomes infinite, as the device does in its INF/NAN mode.
+// To nearest, ties to even; what overflows becomes infinite, as the device does in its INF/NAN
+// mode.
 inline uint16_t FloatToHalf(float value) {
   const uint32_t bits = FloatBits(value), magnitude = bits & 0x7fffffffu;
   const uint32_t sign = (bits >> 16) & 0x8000u;

@@ -1,9 +1,9 @@
 // A look-alike of Ascend C's kernel_operator.h: the subset that ascend_kernels/ uses, for Atlas A2
 // (dav-2201), compiled with g++ and checked as it runs.
 //
-// Names, parameters and their meaning are the vendor's (the API reference of CANN 8.5). What every call
-// checks and counts is in README.md. An overload that is missing here does not compile: look up what the
-// real one does before adding it.
+// Names, parameters and their meaning are the vendor's (the API reference of CANN 8.5). What every
+// call checks and counts is in README.md. An overload that is missing here does not compile: look
+// up what the real one does before adding it.
 #ifndef NSA_ONNX_TESTS_SIM_ASCENDC_KERNEL_OPERATOR_H_
 #define NSA_ONNX_TESTS_SIM_ASCENDC_KERNEL_OPERATOR_H_
 
@@ -36,8 +36,27 @@ namespace sim = ::ascendc_sim;
 using TEventID = int8_t;
 
 enum class TPosition : uint8_t { VECIN, VECOUT, VECCALC };
-enum class RoundMode : uint8_t { CAST_NONE, CAST_RINT, CAST_FLOOR, CAST_CEIL, CAST_ROUND, CAST_TRUNC };
-enum class HardEvent : uint8_t { MTE2_V, V_MTE2, V_MTE3, MTE3_V, MTE2_S, S_MTE2, V_S, S_V, MTE3_S, S_MTE3, MTE3_MTE2 };
+enum class RoundMode : uint8_t {
+  CAST_NONE,
+  CAST_RINT,
+  CAST_FLOOR,
+  CAST_CEIL,
+  CAST_ROUND,
+  CAST_TRUNC
+};
+enum class HardEvent : uint8_t {
+  MTE2_V,
+  V_MTE2,
+  V_MTE3,
+  MTE3_V,
+  MTE2_S,
+  S_MTE2,
+  V_S,
+  S_V,
+  MTE3_S,
+  S_MTE3,
+  MTE3_MTE2
+};
 
 namespace detail {
 
@@ -77,8 +96,8 @@ constexpr sim::Pipe Target(HardEvent event) {
   }
 }
 
-// A register field of the hardware: the real API takes a narrow integer and wraps silently. Here the
-// value stays whole until an instruction that can name its tensor checks it.
+// A register field of the hardware: the real API takes a narrow integer and wraps silently. Here
+// the value stays whole until an instruction that can name its tensor checks it.
 template <typename T>
 struct Field {
   int64_t value;
@@ -93,17 +112,25 @@ struct UnaryRepeatParams {
   detail::Field<uint16_t> dst_blk{1}, src_blk{1};
   detail::Field<uint8_t> dst_rep{8}, src_rep{8};
   UnaryRepeatParams() = default;
-  UnaryRepeatParams(detail::Field<uint16_t> dst_block_stride, detail::Field<uint16_t> src_block_stride,
-                    detail::Field<uint8_t> dst_repeat_stride, detail::Field<uint8_t> src_repeat_stride)
-      : dst_blk(dst_block_stride), src_blk(src_block_stride), dst_rep(dst_repeat_stride), src_rep(src_repeat_stride) {}
+  UnaryRepeatParams(detail::Field<uint16_t> dst_block_stride,
+                    detail::Field<uint16_t> src_block_stride,
+                    detail::Field<uint8_t> dst_repeat_stride,
+                    detail::Field<uint8_t> src_repeat_stride)
+      : dst_blk(dst_block_stride),
+        src_blk(src_block_stride),
+        dst_rep(dst_repeat_stride),
+        src_rep(src_repeat_stride) {}
 };
 
 struct BinaryRepeatParams {
   detail::Field<uint8_t> dst_blk{1}, src0_blk{1}, src1_blk{1}, dst_rep{8}, src0_rep{8}, src1_rep{8};
   BinaryRepeatParams() = default;
-  BinaryRepeatParams(detail::Field<uint8_t> dst_block_stride, detail::Field<uint8_t> src0_block_stride,
-                     detail::Field<uint8_t> src1_block_stride, detail::Field<uint8_t> dst_repeat_stride,
-                     detail::Field<uint8_t> src0_repeat_stride, detail::Field<uint8_t> src1_repeat_stride)
+  BinaryRepeatParams(detail::Field<uint8_t> dst_block_stride,
+                     detail::Field<uint8_t> src0_block_stride,
+                     detail::Field<uint8_t> src1_block_stride,
+                     detail::Field<uint8_t> dst_repeat_stride,
+                     detail::Field<uint8_t> src0_repeat_stride,
+                     detail::Field<uint8_t> src1_repeat_stride)
       : dst_blk(dst_block_stride),
         src0_blk(src0_block_stride),
         src1_blk(src1_block_stride),
@@ -115,7 +142,8 @@ struct BinaryRepeatParams {
 struct BrcbRepeatParams {
   detail::Field<uint16_t> dst_blk{1}, dst_rep{8};
   BrcbRepeatParams() = default;
-  BrcbRepeatParams(detail::Field<uint16_t> dst_block_stride, detail::Field<uint16_t> dst_repeat_stride)
+  BrcbRepeatParams(detail::Field<uint16_t> dst_block_stride,
+                   detail::Field<uint16_t> dst_repeat_stride)
       : dst_blk(dst_block_stride), dst_rep(dst_repeat_stride) {}
 };
 
@@ -124,17 +152,22 @@ struct DataCopyExtParams {
   detail::Field<uint16_t> block_count{1};
   detail::Field<uint32_t> block_len{0}, src_stride{0}, dst_stride{0}, rsv{0};
   DataCopyExtParams() = default;
-  DataCopyExtParams(detail::Field<uint16_t> count, detail::Field<uint32_t> length, detail::Field<uint32_t> src_gap,
-                    detail::Field<uint32_t> dst_gap, detail::Field<uint32_t> reserved)
-      : block_count(count), block_len(length), src_stride(src_gap), dst_stride(dst_gap), rsv(reserved) {}
+  DataCopyExtParams(detail::Field<uint16_t> count, detail::Field<uint32_t> length,
+                    detail::Field<uint32_t> src_gap, detail::Field<uint32_t> dst_gap,
+                    detail::Field<uint32_t> reserved)
+      : block_count(count),
+        block_len(length),
+        src_stride(src_gap),
+        dst_stride(dst_gap),
+        rsv(reserved) {}
 };
 
 // Lengths and gaps in blocks of 32 bytes, 16 bits each.
 struct DataCopyParams {
   detail::Field<uint16_t> block_count{1}, block_len{0}, src_gap{0}, dst_gap{0};
   DataCopyParams() = default;
-  DataCopyParams(detail::Field<uint16_t> count, detail::Field<uint16_t> length, detail::Field<uint16_t> source_gap,
-                 detail::Field<uint16_t> target_gap)
+  DataCopyParams(detail::Field<uint16_t> count, detail::Field<uint16_t> length,
+                 detail::Field<uint16_t> source_gap, detail::Field<uint16_t> target_gap)
       : block_count(count), block_len(length), src_gap(source_gap), dst_gap(target_gap) {}
 };
 
@@ -158,7 +191,8 @@ class LocalTensor {
   explicit LocalTensor(const sim::Local& memory) : memory_(memory) {}
 
   LocalTensor operator[](uint32_t offset) const {
-    return LocalTensor({memory_.buffer, memory_.address + offset * static_cast<uint32_t>(sizeof(T))});
+    return LocalTensor(
+        {memory_.buffer, memory_.address + offset * static_cast<uint32_t>(sizeof(T))});
   }
   template <typename U>
   LocalTensor<U> ReinterpretCast() const {
@@ -170,14 +204,17 @@ class LocalTensor {
     machine.counters().scalar_reads += 1;
     if (memory_.buffer < 0) machine.Fail(instruction, memory_, "is read");
     T value;
-    std::memcpy(&value, machine.Read(instruction, memory_, memory_.address + index * sizeof(T), sizeof(T)), sizeof(T));
+    std::memcpy(&value,
+                machine.Read(instruction, memory_, memory_.address + index * sizeof(T), sizeof(T)),
+                sizeof(T));
     return value;
   }
   void SetValue(uint32_t index, T value, ASCENDC_SIM_HERE) const {
     sim::Machine& machine = sim::Machine::Current();
     const auto instruction = machine.Issue(sim::Pipe::S, "SetValue", {file, line});
     if (memory_.buffer < 0) machine.Fail(instruction, memory_, "is written");
-    std::memcpy(machine.Write(instruction, memory_, memory_.address + index * sizeof(T), sizeof(T)), &value, sizeof(T));
+    std::memcpy(machine.Write(instruction, memory_, memory_.address + index * sizeof(T), sizeof(T)),
+                &value, sizeof(T));
   }
 
   const sim::Local& memory() const { return memory_; }
@@ -259,7 +296,8 @@ constexpr sim::Place PlaceOf(TPosition position) {
                                          : sim::Place::kVecCalc;
 }
 
-// A queue's buffers and their states. Outlives the queue object, so that a launch can look back at it.
+// A queue's buffers and their states. Outlives the queue object, so that a launch can look back at
+// it.
 struct QueueState {
   enum State { kFree, kOccupied, kEnqueued, kDequeued };
   struct Slot {
@@ -282,10 +320,13 @@ struct QueueState {
 
 template <TPosition position, int32_t depth>
 class TQue {
-  static_assert(position == TPosition::VECIN || position == TPosition::VECOUT, "a queue of VECIN or VECOUT");
+  static_assert(position == TPosition::VECIN || position == TPosition::VECOUT,
+                "a queue of VECIN or VECOUT");
   static_assert(depth >= 1, "in-place queues (depth 0) are not simulated");
-  static constexpr HardEvent kEnqueued = position == TPosition::VECIN ? HardEvent::MTE2_V : HardEvent::V_MTE3;
-  static constexpr HardEvent kFreed = position == TPosition::VECIN ? HardEvent::V_MTE2 : HardEvent::MTE3_V;
+  static constexpr HardEvent kEnqueued =
+      position == TPosition::VECIN ? HardEvent::MTE2_V : HardEvent::V_MTE3;
+  static constexpr HardEvent kFreed =
+      position == TPosition::VECIN ? HardEvent::V_MTE2 : HardEvent::MTE3_V;
   using State = detail::QueueState;
 
  public:
@@ -293,7 +334,8 @@ class TQue {
   LocalTensor<T> AllocTensor(ASCENDC_SIM_HERE) {
     sim::Machine& machine = sim::Machine::Current();
     const sim::Where where{file, line};
-    if (!state_ || state_->slots.empty()) throw sim::Violation(where, "AllocTensor: the queue has no buffers");
+    if (!state_ || state_->slots.empty())
+      throw sim::Violation(where, "AllocTensor: the queue has no buffers");
     for (size_t tried = 0; tried < state_->slots.size(); ++tried) {
       State::Slot& slot = state_->slots[state_->cursor];
       state_->cursor = (state_->cursor + 1) % state_->slots.size();
@@ -307,21 +349,24 @@ class TQue {
       machine.Forget(slot.buffer);
       return LocalTensor<T>({slot.buffer, machine.buffer(slot.buffer).address});
     }
-    throw sim::Violation(where, "AllocTensor: waits for ever, none of the " + std::to_string(state_->slots.size()) +
-                                    " buffers of queue " + machine.BufferName(state_->slots[0].buffer) + " is free");
+    throw sim::Violation(where, "AllocTensor: waits for ever, none of the " +
+                                    std::to_string(state_->slots.size()) + " buffers of queue " +
+                                    machine.BufferName(state_->slots[0].buffer) + " is free");
   }
 
   template <typename T>
   bool EnQue(const LocalTensor<T>& tensor, ASCENDC_SIM_HERE) {
     State::Slot& slot = Find("EnQue", tensor.memory(), {file, line});
-    Expect("EnQue", slot, slot.state == State::kOccupied || slot.state == State::kDequeued, {file, line});
+    Expect("EnQue", slot, slot.state == State::kOccupied || slot.state == State::kDequeued,
+           {file, line});
     if (state_->waiting.size() >= static_cast<size_t>(depth)) {
-      throw sim::Violation({file, line}, "EnQue: queue " + sim::Machine::Current().BufferName(slot.buffer) +
-                                             " already holds " + std::to_string(depth) + " tensors, its depth");
+      throw sim::Violation({file, line},
+                           "EnQue: queue " + sim::Machine::Current().BufferName(slot.buffer) +
+                               " already holds " + std::to_string(depth) + " tensors, its depth");
     }
     slot.state = State::kEnqueued;
-    slot.enqueued_event =
-        sim::Machine::Current().AllocateEvent(detail::Source(kEnqueued), detail::Target(kEnqueued), {file, line});
+    slot.enqueued_event = sim::Machine::Current().AllocateEvent(
+        detail::Source(kEnqueued), detail::Target(kEnqueued), {file, line});
     SetFlag<kEnqueued>(slot.enqueued_event, file, line);
     state_->waiting.push_back(&slot - state_->slots.data());
     return true;
@@ -331,8 +376,10 @@ class TQue {
   LocalTensor<T> DeQue(ASCENDC_SIM_HERE) {
     sim::Machine& machine = sim::Machine::Current();
     if (!state_ || state_->waiting.empty()) {
-      throw sim::Violation({file, line}, "DeQue: queue " +
-                                             machine.BufferName(state_ ? state_->slots[0].buffer : -1) + " is empty");
+      throw sim::Violation({file, line},
+                           "DeQue: queue " +
+                               machine.BufferName(state_ ? state_->slots[0].buffer : -1) +
+                               " is empty");
     }
     State::Slot& slot = state_->slots[state_->waiting.front()];
     state_->waiting.erase(state_->waiting.begin());
@@ -345,10 +392,11 @@ class TQue {
   template <typename T>
   void FreeTensor(LocalTensor<T>& tensor, ASCENDC_SIM_HERE) {
     State::Slot& slot = Find("FreeTensor", tensor.memory(), {file, line});
-    Expect("FreeTensor", slot, slot.state == State::kOccupied || slot.state == State::kDequeued, {file, line});
+    Expect("FreeTensor", slot, slot.state == State::kOccupied || slot.state == State::kDequeued,
+           {file, line});
     slot.state = State::kFree;
-    slot.free_event =
-        sim::Machine::Current().AllocateEvent(detail::Source(kFreed), detail::Target(kFreed), {file, line});
+    slot.free_event = sim::Machine::Current().AllocateEvent(detail::Source(kFreed),
+                                                            detail::Target(kFreed), {file, line});
     SetFlag<kFreed>(slot.free_event, file, line);
   }
 
@@ -361,7 +409,8 @@ class TQue {
         if (slot.buffer == memory.buffer) return slot;
       }
     }
-    throw sim::Violation(where, std::string(api) + ": " + sim::Machine::Current().BufferName(memory.buffer) +
+    throw sim::Violation(where, std::string(api) + ": " +
+                                    sim::Machine::Current().BufferName(memory.buffer) +
                                     " is not of this queue");
   }
   void Expect(const char* api, const State::Slot& slot, bool good, const sim::Where& where) {
@@ -391,42 +440,43 @@ class TBuf {
 class TPipe {
  public:
   template <TPosition position, int32_t depth>
-  bool InitBuffer(TQue<position, depth>& queue, detail::Field<uint8_t> num, detail::Field<uint32_t> len,
-                  ASCENDC_SIM_HERE) {
+  bool InitBuffer(TQue<position, depth>& queue, detail::Field<uint8_t> num,
+                  detail::Field<uint32_t> len, ASCENDC_SIM_HERE) {
     sim::Machine& machine = sim::Machine::Current();
     auto state = std::make_shared<detail::QueueState>();
     for (int64_t i = 0; i < num.value; ++i) {
-      state->slots.push_back({machine.AllocateBuffer(Length(len, {file, line}), detail::PlaceOf(position), {file, line})});
+      state->slots.push_back({machine.AllocateBuffer(Length(len, {file, line}),
+                                                     detail::PlaceOf(position), {file, line})});
     }
     queue.state_ = state;
     machine.RegisterQueue([state, where = sim::Where{file, line}] {
       for (const auto& slot : state->slots) {
         if (slot.state == detail::QueueState::kFree) continue;
         throw sim::Violation(where, "at the kernel's end a tensor of queue " +
-                                        sim::Machine::Current().BufferName(slot.buffer) + " is still " +
-                                        detail::QueueState::Name(slot.state));
+                                        sim::Machine::Current().BufferName(slot.buffer) +
+                                        " is still " + detail::QueueState::Name(slot.state));
       }
     });
     return true;
   }
   template <TPosition position>
   bool InitBuffer(TBuf<position>& buffer, detail::Field<uint32_t> len, ASCENDC_SIM_HERE) {
-    buffer.buffer_ = sim::Machine::Current().AllocateBuffer(Length(len, {file, line}), detail::PlaceOf(position),
-                                                           {file, line});
+    buffer.buffer_ = sim::Machine::Current().AllocateBuffer(
+        Length(len, {file, line}), detail::PlaceOf(position), {file, line});
     return true;
   }
   template <HardEvent event>
   TEventID AllocEventID(ASCENDC_SIM_HERE) {
-    return static_cast<TEventID>(
-        sim::Machine::Current().AllocateEvent(detail::Source(event), detail::Target(event), {file, line}));
+    return static_cast<TEventID>(sim::Machine::Current().AllocateEvent(
+        detail::Source(event), detail::Target(event), {file, line}));
   }
   template <HardEvent event>
   void ReleaseEventID(TEventID id) {
     sim::Machine::Current().ReleaseEvent(detail::Source(event), detail::Target(event), id);
   }
   TEventID FetchEventID(HardEvent event, ASCENDC_SIM_HERE) {
-    return static_cast<TEventID>(
-        sim::Machine::Current().FetchEvent(detail::Source(event), detail::Target(event), {file, line}));
+    return static_cast<TEventID>(sim::Machine::Current().FetchEvent(
+        detail::Source(event), detail::Target(event), {file, line}));
   }
 
  private:
@@ -441,15 +491,16 @@ class TPipe {
 
 namespace detail {
 
-inline void CheckCopy(const sim::Instruction& instruction, const sim::Local& tensor, const DataCopyExtParams& params,
-                      size_t element) {
+inline void CheckCopy(const sim::Instruction& instruction, const sim::Local& tensor,
+                      const DataCopyExtParams& params, size_t element) {
   sim::Machine& machine = sim::Machine::Current();
   machine.CheckAligned(instruction, tensor);
   machine.CheckPlace(instruction, tensor);
   auto check = [&](const char* name, int64_t value, int64_t limit) {
     if (value >= 0 && value <= limit) return;
-    machine.Fail(instruction, tensor, std::string("is copied with ") + name + " " + std::to_string(value) +
-                                          ", the limit is " + std::to_string(limit));
+    machine.Fail(instruction, tensor,
+                 std::string("is copied with ") + name + " " + std::to_string(value) +
+                     ", the limit is " + std::to_string(limit));
   };
   check("blockCount", params.block_count.value, 4095);
   check("blockLen", params.block_len.value, 2097151);
@@ -469,15 +520,15 @@ inline void Count(sim::Traffic* traffic, uint64_t bursts, uint64_t bytes) {
 
 // One burst of `length` bytes into the unified buffer, which fills whole blocks of 32 bytes.
 template <typename T>
-void FillBurst(const sim::Instruction& instruction, const sim::Local& tensor, uint32_t address, const uint8_t* source,
-               uint32_t length, const DataCopyPadExtParams<T>& pad) {
+void FillBurst(const sim::Instruction& instruction, const sim::Local& tensor, uint32_t address,
+               const uint8_t* source, uint32_t length, const DataCopyPadExtParams<T>& pad) {
   sim::Machine& machine = sim::Machine::Current();
   const uint32_t whole = length / sim::kBlock * sim::kBlock, tail = length - whole;
   std::memcpy(machine.WriteRange(instruction, tensor, address, whole), source, whole);
   if (tail == 0) return;
   const uint32_t padding = static_cast<uint32_t>(pad.right_padding.value * sizeof(T));
-  uint8_t* target =
-      machine.WritePadded(instruction, tensor, address + whole, std::min(tail + (pad.is_pad ? padding : 0), sim::kBlock));
+  uint8_t* target = machine.WritePadded(instruction, tensor, address + whole,
+                                        std::min(tail + (pad.is_pad ? padding : 0), sim::kBlock));
   std::memcpy(target, source + whole, tail);
   for (uint32_t i = 0; pad.is_pad && i < padding && tail + i < sim::kBlock; i += sizeof(T)) {
     std::memcpy(target + tail + i, &pad.padding_value, sizeof(T));
@@ -487,8 +538,9 @@ void FillBurst(const sim::Instruction& instruction, const sim::Local& tensor, ui
 }  // namespace detail
 
 template <typename T>
-void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyExtParams& params,
-                 const DataCopyPadExtParams<T>& pad, ASCENDC_SIM_HERE) {
+void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src,
+                 const DataCopyExtParams& params, const DataCopyPadExtParams<T>& pad,
+                 ASCENDC_SIM_HERE) {
   sim::Machine& machine = sim::Machine::Current();
   const auto instruction = machine.Issue(sim::Pipe::MTE2, "DataCopyPad", {file, line});
   const sim::Local& local = dst.memory();
@@ -498,7 +550,8 @@ void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const Da
   }
   const int64_t length = params.block_len.value, count = params.block_count.value;
   if (length == 0 || count == 0) return;
-  const uint64_t padded = (length + (pad.is_pad ? pad.right_padding.value * sizeof(T) : 0) + 31) / 32 * 32;
+  const uint64_t padded =
+      (length + (pad.is_pad ? pad.right_padding.value * sizeof(T) : 0) + 31) / 32 * 32;
   const uint64_t pitch = padded + params.dst_stride.value * sim::kBlock;
   const sim::Region* region = nullptr;
   for (int64_t i = 0; i < count; ++i) {
@@ -507,19 +560,22 @@ void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const Da
     machine.memory().CheckNotWritten(*region, source, length, {file, line});
     const uint64_t target = local.address + i * pitch;
     if (target >= sim::kUnifiedBuffer) machine.Fail(instruction, local, "is left behind by a copy");
-    detail::FillBurst(instruction, local, static_cast<uint32_t>(target), source, static_cast<uint32_t>(length), pad);
+    detail::FillBurst(instruction, local, static_cast<uint32_t>(target), source,
+                      static_cast<uint32_t>(length), pad);
   }
   detail::Count(&machine.counters().read[region->name], count, length);
 }
 
 // Whole blocks only; the kernels use DataCopyPad, whose strides are wide enough for every shape.
 template <typename T>
-void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyParams& params, ASCENDC_SIM_HERE) {
+void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyParams& params,
+              ASCENDC_SIM_HERE) {
   sim::Machine& machine = sim::Machine::Current();
   for (const auto& field : {params.block_count, params.block_len, params.src_gap, params.dst_gap}) {
     if (field.fits()) continue;
     machine.Fail(machine.Issue(sim::Pipe::MTE2, "DataCopy", {file, line}), dst.memory(),
-                 "is copied with a length or stride of " + std::to_string(field.value) + " blocks, 16 bits hold 65535");
+                 "is copied with a length or stride of " + std::to_string(field.value) +
+                     " blocks, 16 bits hold 65535");
   }
   const DataCopyExtParams bytes(params.block_count.value, params.block_len.value * sim::kBlock,
                                 params.src_gap.value * sim::kBlock, params.dst_gap.value, 0);
@@ -527,8 +583,8 @@ void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataC
 }
 
 template <typename T>
-void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyExtParams& params,
-                 ASCENDC_SIM_HERE) {
+void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src,
+                 const DataCopyExtParams& params, ASCENDC_SIM_HERE) {
   sim::Machine& machine = sim::Machine::Current();
   const auto instruction = machine.Issue(sim::Pipe::MTE3, "DataCopyPad", {file, line});
   const sim::Local& local = src.memory();
@@ -564,12 +620,13 @@ struct Operand {
   const char* role;
 };
 
-// What one vector instruction works on: `lanes` elements per repeat, of which the mask takes the first.
+// What one vector instruction works on: `lanes` elements per repeat, of which the mask takes the
+// first.
 struct Shape {
   int64_t repeats;
-  int64_t lanes;       // in one repeat: 256 bytes of the widest operand
-  int64_t mask;        // lanes taken in each repeat
-  int64_t last_mask;   // lanes taken in the last one (count mode)
+  int64_t lanes;      // in one repeat: 256 bytes of the widest operand
+  int64_t mask;       // lanes taken in each repeat
+  int64_t last_mask;  // lanes taken in the last one (count mode)
 };
 
 inline sim::Instruction IssueVector(const char* api, const sim::Where& where, uint64_t repeats) {
@@ -580,35 +637,40 @@ inline sim::Instruction IssueVector(const char* api, const sim::Where& where, ui
   return machine.Issue(sim::Pipe::V, api, where);
 }
 
-// Tensor level 2, "the first count elements": the hardware's counter mode, one instruction of any length.
+// Tensor level 2, "the first count elements": the hardware's counter mode, one instruction of any
+// length.
 inline Shape CountShape(int64_t count, int64_t lanes) {
   const int64_t repeats = (count + lanes - 1) / lanes;
   return {repeats, lanes, lanes, count - (repeats - 1) * lanes};
 }
 
-inline void CheckFields(const sim::Instruction& instruction, const sim::Local& tensor, int64_t mask, int64_t lanes,
-                        const Field<uint8_t>& repeats) {
+inline void CheckFields(const sim::Instruction& instruction, const sim::Local& tensor, int64_t mask,
+                        int64_t lanes, const Field<uint8_t>& repeats) {
   sim::Machine& machine = sim::Machine::Current();
   if (mask < 1 || mask > lanes) {
-    machine.Fail(instruction, tensor, "is used with mask " + std::to_string(mask) + ", not in [1, " +
-                                          std::to_string(lanes) + "]");
+    machine.Fail(instruction, tensor,
+                 "is used with mask " + std::to_string(mask) + ", not in [1, " +
+                     std::to_string(lanes) + "]");
   }
   if (!repeats.fits()) {
-    machine.Fail(instruction, tensor, "is used with repeat " + std::to_string(repeats.value) + ", the limit is 255");
+    machine.Fail(instruction, tensor,
+                 "is used with repeat " + std::to_string(repeats.value) + ", the limit is 255");
   }
 }
 
-inline void CheckOperand(const sim::Instruction& instruction, const Operand& operand, int64_t block_limit) {
+inline void CheckOperand(const sim::Instruction& instruction, const Operand& operand,
+                         int64_t block_limit) {
   sim::Machine& machine = sim::Machine::Current();
   machine.CheckAligned(instruction, operand.memory);
   if (operand.repeat_stride < 0 || operand.repeat_stride > 255) {
-    machine.Fail(instruction, operand.memory, std::string(operand.role) + " has repeat stride " +
-                                                  std::to_string(operand.repeat_stride) +
-                                                  ", 8 bits hold at most 255");
+    machine.Fail(instruction, operand.memory,
+                 std::string(operand.role) + " has repeat stride " +
+                     std::to_string(operand.repeat_stride) + ", 8 bits hold at most 255");
   }
   if (operand.block_stride < 0 || operand.block_stride > block_limit) {
-    machine.Fail(instruction, operand.memory, std::string(operand.role) + " has block stride " +
-                                                  std::to_string(operand.block_stride));
+    machine.Fail(
+        instruction, operand.memory,
+        std::string(operand.role) + " has block stride " + std::to_string(operand.block_stride));
   }
 }
 
@@ -617,27 +679,32 @@ template <typename F>
 void ForBlocks(const Operand& operand, int64_t repeat, int64_t mask, F each) {
   const int64_t per_block = sim::kBlock / operand.element;
   for (int64_t lane = 0, block = 0; lane < mask; lane += per_block, ++block) {
-    const int64_t address = operand.memory.address + (repeat * operand.repeat_stride + block * operand.block_stride) *
-                                                         static_cast<int64_t>(sim::kBlock);
-    each(static_cast<uint32_t>(std::min<int64_t>(address, sim::kUnifiedBuffer)), std::min(per_block, mask - lane), lane);
+    const int64_t address =
+        operand.memory.address + (repeat * operand.repeat_stride + block * operand.block_stride) *
+                                     static_cast<int64_t>(sim::kBlock);
+    each(static_cast<uint32_t>(std::min<int64_t>(address, sim::kUnifiedBuffer)),
+         std::min(per_block, mask - lane), lane);
   }
 }
 
 template <typename T>
-void Load(const sim::Instruction& instruction, const Operand& operand, int64_t repeat, int64_t mask, T* lanes) {
+void Load(const sim::Instruction& instruction, const Operand& operand, int64_t repeat, int64_t mask,
+          T* lanes) {
   sim::Machine& machine = sim::Machine::Current();
   ForBlocks(operand, repeat, mask, [&](uint32_t address, int64_t count, int64_t lane) {
-    const uint8_t* bytes =
-        machine.Read(instruction, operand.memory, address, static_cast<uint32_t>(count * sizeof(T)));
+    const uint8_t* bytes = machine.Read(instruction, operand.memory, address,
+                                        static_cast<uint32_t>(count * sizeof(T)));
     std::memcpy(static_cast<void*>(lanes + lane), bytes, count * sizeof(T));
   });
 }
 
 template <typename T>
-void Store(const sim::Instruction& instruction, const Operand& operand, int64_t repeat, int64_t mask, const T* lanes) {
+void Store(const sim::Instruction& instruction, const Operand& operand, int64_t repeat,
+           int64_t mask, const T* lanes) {
   sim::Machine& machine = sim::Machine::Current();
   ForBlocks(operand, repeat, mask, [&](uint32_t address, int64_t count, int64_t lane) {
-    uint8_t* bytes = machine.Write(instruction, operand.memory, address, static_cast<uint32_t>(count * sizeof(T)));
+    uint8_t* bytes = machine.Write(instruction, operand.memory, address,
+                                   static_cast<uint32_t>(count * sizeof(T)));
     std::memcpy(bytes, lanes + lane, count * sizeof(T));
   });
 }
@@ -650,7 +717,8 @@ constexpr int64_t kMaxLanes = 128;
 
 // dst = op(src) over all lanes.
 template <typename D, typename S, typename F>
-void RunUnary(const sim::Instruction& instruction, const Shape& shape, const Operand& dst, const Operand& src, F op) {
+void RunUnary(const sim::Instruction& instruction, const Shape& shape, const Operand& dst,
+              const Operand& src, F op) {
   CheckOperand(instruction, dst, 65535);
   CheckOperand(instruction, src, 65535);
   D out[kMaxLanes];
@@ -664,8 +732,8 @@ void RunUnary(const sim::Instruction& instruction, const Shape& shape, const Ope
 }
 
 template <typename F>
-void RunBinary(const sim::Instruction& instruction, const Shape& shape, const Operand& dst, const Operand& src0,
-               const Operand& src1, F op) {
+void RunBinary(const sim::Instruction& instruction, const Shape& shape, const Operand& dst,
+               const Operand& src0, const Operand& src1, F op) {
   CheckOperand(instruction, dst, 255);
   CheckOperand(instruction, src0, 255);
   CheckOperand(instruction, src1, 255);
@@ -681,12 +749,15 @@ void RunBinary(const sim::Instruction& instruction, const Shape& shape, const Op
 
 template <typename T>
 Operand Plain(const LocalTensor<T>& tensor, int64_t lanes, const char* role) {
-  return {tensor.memory(), sizeof(T), 1, lanes * static_cast<int64_t>(sizeof(T)) / sim::kBlock, role};
+  return {tensor.memory(), sizeof(T), 1, lanes * static_cast<int64_t>(sizeof(T)) / sim::kBlock,
+          role};
 }
 
 inline float ToLane(float value) { return value; }
 inline float ToLane(half value) { return static_cast<float>(value); }
-inline float ToLane(bfloat16_t value) { return sim::BitsToFloat(static_cast<uint32_t>(value.bits) << 16); }
+inline float ToLane(bfloat16_t value) {
+  return sim::BitsToFloat(static_cast<uint32_t>(value.bits) << 16);
+}
 
 template <typename D>
 D FromLane(float value) {
@@ -703,7 +774,8 @@ D FromLane(float value) {
 
 inline float ToFloat(const bfloat16_t& value) { return detail::ToLane(value); }
 
-// dst += src * scalar, in float32. Mixed precision takes 64 lanes per repeat: 8 blocks of dst, 4 of src.
+// dst += src * scalar, in float32. Mixed precision takes 64 lanes per repeat: 8 blocks of dst, 4 of
+// src.
 template <typename T, typename U>
 void Axpy(const LocalTensor<T>& dst, const LocalTensor<U>& src, const U& scalar, uint64_t mask,
           detail::Field<uint8_t> repeats, const UnaryRepeatParams& params, ASCENDC_SIM_HERE) {
@@ -711,8 +783,10 @@ void Axpy(const LocalTensor<T>& dst, const LocalTensor<U>& src, const U& scalar,
                 "Axpy: float += float * float or float += half * half");
   const auto instruction = detail::IssueVector("Axpy", {file, line}, repeats.value);
   detail::CheckFields(instruction, dst.memory(), mask, 64, repeats);
-  const detail::Operand to{dst.memory(), sizeof(T), params.dst_blk.value, params.dst_rep.value, "as destination"};
-  const detail::Operand from{src.memory(), sizeof(U), params.src_blk.value, params.src_rep.value, "as source"};
+  const detail::Operand to{dst.memory(), sizeof(T), params.dst_blk.value, params.dst_rep.value,
+                           "as destination"};
+  const detail::Operand from{src.memory(), sizeof(U), params.src_blk.value, params.src_rep.value,
+                             "as source"};
   detail::CheckOperand(instruction, to, 65535);
   detail::CheckOperand(instruction, from, 65535);
   const float factor = detail::ToLane(scalar);
@@ -731,16 +805,19 @@ namespace detail {
 template <typename D, typename S>
 void CheckCast(const sim::Instruction& instruction, const sim::Local& tensor, RoundMode mode) {
   constexpr bool widens = std::is_same_v<D, float>;
-  static_assert((widens && !std::is_same_v<S, float>) || std::is_same_v<S, float>, "Cast: to or from float");
+  static_assert((widens && !std::is_same_v<S, float>) || std::is_same_v<S, float>,
+                "Cast: to or from float");
   if (mode == (widens ? RoundMode::CAST_NONE : RoundMode::CAST_RINT)) return;
-  sim::Machine::Current().Fail(instruction, tensor, widens ? "is widened: the mode must be CAST_NONE"
-                                                           : "is narrowed: only CAST_RINT is simulated");
+  sim::Machine::Current().Fail(instruction, tensor,
+                               widens ? "is widened: the mode must be CAST_NONE"
+                                      : "is narrowed: only CAST_RINT is simulated");
 }
 
 }  // namespace detail
 
 template <typename D, typename S>
-void Cast(const LocalTensor<D>& dst, const LocalTensor<S>& src, RoundMode mode, uint32_t count, ASCENDC_SIM_HERE) {
+void Cast(const LocalTensor<D>& dst, const LocalTensor<S>& src, RoundMode mode, uint32_t count,
+          ASCENDC_SIM_HERE) {
   if (count == 0) return;
   const detail::Shape shape = detail::CountShape(count, 64);
   const auto instruction = detail::IssueVector("Cast", {file, line}, shape.repeats);
@@ -764,7 +841,8 @@ void Cast(const LocalTensor<D>& dst, const LocalTensor<S>& src, RoundMode mode, 
       [](S value) { return detail::FromLane<D>(detail::ToLane(value)); });
 }
 
-inline void Duplicate(const LocalTensor<float>& dst, const float& value, int32_t count, ASCENDC_SIM_HERE) {
+inline void Duplicate(const LocalTensor<float>& dst, const float& value, int32_t count,
+                      ASCENDC_SIM_HERE) {
   if (count <= 0) return;
   const detail::Shape shape = detail::CountShape(count, 64);
   const auto instruction = detail::IssueVector("Duplicate", {file, line}, shape.repeats);
@@ -777,17 +855,18 @@ inline void Duplicate(const LocalTensor<float>& dst, const float& value, int32_t
   }
 }
 
-inline void Muls(const LocalTensor<float>& dst, const LocalTensor<float>& src, const float& scalar, int32_t count,
-                 ASCENDC_SIM_HERE) {
+inline void Muls(const LocalTensor<float>& dst, const LocalTensor<float>& src, const float& scalar,
+                 int32_t count, ASCENDC_SIM_HERE) {
   if (count <= 0) return;
   const detail::Shape shape = detail::CountShape(count, 64);
   const auto instruction = detail::IssueVector("Muls", {file, line}, shape.repeats);
   detail::RunUnary<float, float>(instruction, shape, detail::Plain(dst, 64, "as destination"),
-                                 detail::Plain(src, 64, "as source"), [scalar](float value) { return value * scalar; });
+                                 detail::Plain(src, 64, "as source"),
+                                 [scalar](float value) { return value * scalar; });
 }
 
-inline void Add(const LocalTensor<float>& dst, const LocalTensor<float>& src0, const LocalTensor<float>& src1,
-                int32_t count, ASCENDC_SIM_HERE) {
+inline void Add(const LocalTensor<float>& dst, const LocalTensor<float>& src0,
+                const LocalTensor<float>& src1, int32_t count, ASCENDC_SIM_HERE) {
   if (count <= 0) return;
   const detail::Shape shape = detail::CountShape(count, 64);
   const auto instruction = detail::IssueVector("Add", {file, line}, shape.repeats);
@@ -796,8 +875,9 @@ inline void Add(const LocalTensor<float>& dst, const LocalTensor<float>& src0, c
                     [](float a, float b) { return a + b; });
 }
 
-inline void Mul(const LocalTensor<float>& dst, const LocalTensor<float>& src0, const LocalTensor<float>& src1,
-                uint64_t mask, detail::Field<uint8_t> repeats, const BinaryRepeatParams& params, ASCENDC_SIM_HERE) {
+inline void Mul(const LocalTensor<float>& dst, const LocalTensor<float>& src0,
+                const LocalTensor<float>& src1, uint64_t mask, detail::Field<uint8_t> repeats,
+                const BinaryRepeatParams& params, ASCENDC_SIM_HERE) {
   const auto instruction = detail::IssueVector("Mul", {file, line}, repeats.value);
   detail::CheckFields(instruction, dst.memory(), mask, 64, repeats);
   const int64_t lanes = static_cast<int64_t>(mask);
@@ -809,11 +889,12 @@ inline void Mul(const LocalTensor<float>& dst, const LocalTensor<float>& src0, c
 }
 
 // Each of 8 consecutive elements per repeat fills one block of 32 bytes.
-inline void Brcb(const LocalTensor<float>& dst, const LocalTensor<float>& src, detail::Field<uint8_t> repeats,
-                 const BrcbRepeatParams& params, ASCENDC_SIM_HERE) {
+inline void Brcb(const LocalTensor<float>& dst, const LocalTensor<float>& src,
+                 detail::Field<uint8_t> repeats, const BrcbRepeatParams& params, ASCENDC_SIM_HERE) {
   const auto instruction = detail::IssueVector("Brcb", {file, line}, repeats.value);
   detail::CheckFields(instruction, dst.memory(), 8, 8, repeats);
-  const detail::Operand to{dst.memory(), 4, params.dst_blk.value, params.dst_rep.value, "as destination"};
+  const detail::Operand to{dst.memory(), 4, params.dst_blk.value, params.dst_rep.value,
+                           "as destination"};
   const detail::Operand from{src.memory(), 4, 1, 1, "as source"};
   detail::CheckOperand(instruction, to, 65535);
   detail::CheckOperand(instruction, from, 65535);

@@ -1,4 +1,5 @@
-// The device half of ascend_kernels/launch.h on the look-alike: libnsa_ascend_kernels.so (simulated).
+// The device half of ascend_kernels/launch.h on the look-alike: libnsa_ascend_kernels.so
+// (simulated).
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -39,47 +40,55 @@ struct Task {
 std::string Json(const std::map<std::string, Traffic>& traffic) {
   std::string text = "{";
   for (const auto& [name, of] : traffic) {
-    text += (text.size() > 1 ? ", \"" : "\"") + name + "\": {\"bytes\": " + std::to_string(of.bytes) +
-            ", \"bursts\": " + std::to_string(of.bursts) + ", \"shortest_burst\": " +
-            std::to_string(of.shortest_burst) + ", \"copies\": " + std::to_string(of.copies) + "}";
+    text += (text.size() > 1 ? ", \"" : "\"") + name +
+            "\": {\"bytes\": " + std::to_string(of.bytes) +
+            ", \"bursts\": " + std::to_string(of.bursts) +
+            ", \"shortest_burst\": " + std::to_string(of.shortest_burst) +
+            ", \"copies\": " + std::to_string(of.copies) + "}";
   }
   return text + "}";
 }
 
 std::string Json(const Counters& counters, int blocks) {
   std::string text = "{\"blocks\": " + std::to_string(blocks);
-  const std::pair<const char*, uint64_t> numbers[] = {{"vector_instructions", counters.vector_instructions},
-                                                      {"repeats", counters.repeats},
-                                                      {"barriers_v", counters.barriers_v},
-                                                      {"barriers_mte", counters.barriers_mte},
-                                                      {"barriers_all", counters.barriers_all},
-                                                      {"flags", counters.flags},
-                                                      {"scalar_reads", counters.scalar_reads},
-                                                      {"scalar_gm_bytes", counters.scalar_gm_bytes},
-                                                      {"ub_peak", counters.ub_peak},
-                                                      {"busiest_repeats", counters.busiest_repeats},
-                                                      {"busiest_instructions", counters.busiest_instructions}};
-  for (const auto& [name, value] : numbers) text += std::string(", \"") + name + "\": " + std::to_string(value);
+  const std::pair<const char*, uint64_t> numbers[] = {
+      {"vector_instructions", counters.vector_instructions},
+      {"repeats", counters.repeats},
+      {"barriers_v", counters.barriers_v},
+      {"barriers_mte", counters.barriers_mte},
+      {"barriers_all", counters.barriers_all},
+      {"flags", counters.flags},
+      {"scalar_reads", counters.scalar_reads},
+      {"scalar_gm_bytes", counters.scalar_gm_bytes},
+      {"ub_peak", counters.ub_peak},
+      {"busiest_repeats", counters.busiest_repeats},
+      {"busiest_instructions", counters.busiest_instructions}};
+  for (const auto& [name, value] : numbers)
+    text += std::string(", \"") + name + "\": " + std::to_string(value);
   text += ", \"instructions\": {";
   bool first = true;
   for (const auto& [name, count] : counters.instructions) {
     text += (first ? "\"" : ", \"") + name + "\": " + std::to_string(count);
     first = false;
   }
-  return text + "}, \"read\": " + Json(counters.read) + ", \"written\": " + Json(counters.written) + "}";
+  return text + "}, \"read\": " + Json(counters.read) + ", \"written\": " + Json(counters.written) +
+         "}";
 }
 
 uint8_t* Bytes(const Task& task, const void* address, uint64_t size) {
   void* bytes = task.device ? task.device->bytes(address, size) : const_cast<void*>(address);
-  if (!bytes && size) throw std::runtime_error("a launch was given memory that is not the device's");
+  if (!bytes && size)
+    throw std::runtime_error("a launch was given memory that is not the device's");
   return static_cast<uint8_t*>(bytes);
 }
 
 Counters RunTask(const Task& task, uint64_t order) {
-  auto* header = reinterpret_cast<const int64_t*>(Bytes(task, task.plan, nsa_ascend::kPlanCommon * 8));
+  auto* header =
+      reinterpret_cast<const int64_t*>(Bytes(task, task.plan, nsa_ascend::kPlanCommon * 8));
   const ascendc_sim::TensorBytes bytes = ascendc_sim::BytesOf(header);
-  const ascendc_sim::Tensors tensors{Bytes(task, task.input, bytes.input), Bytes(task, task.weight, bytes.weight),
-                                     Bytes(task, task.output, bytes.output), Bytes(task, task.plan, bytes.plan)};
+  const ascendc_sim::Tensors tensors{
+      Bytes(task, task.input, bytes.input), Bytes(task, task.weight, bytes.weight),
+      Bytes(task, task.output, bytes.output), Bytes(task, task.plan, bytes.plan)};
   return task.run(tensors, task.blocks, order);
 }
 
@@ -134,16 +143,18 @@ extern "C" {
 
 const char* nsa_ascend_target(void) { return "simulated"; }
 
-int32_t nsa_ascend_compress(void* stream, int32_t dtype, const void* input, const void* weight, void* output,
-                            const void* plan, int64_t blocks) {
-  return Submit("nsa_compress", stream, {Choose<nsa_ascend::NsaCompressKernel>(dtype), input, weight, output, plan,
-                                         static_cast<int>(blocks), nullptr});
+int32_t nsa_ascend_compress(void* stream, int32_t dtype, const void* input, const void* weight,
+                            void* output, const void* plan, int64_t blocks) {
+  return Submit("nsa_compress", stream,
+                {Choose<nsa_ascend::NsaCompressKernel>(dtype), input, weight, output, plan,
+                 static_cast<int>(blocks), nullptr});
 }
 
-int32_t nsa_ascend_infer(void* stream, int32_t dtype, const void* input, const void* weight, void* cache,
-                         const void* plan, int64_t blocks) {
-  return Submit("nsa_compress_infer", stream, {Choose<nsa_ascend::NsaCompressInferKernel>(dtype), input, weight,
-                                               cache, plan, static_cast<int>(blocks), nullptr});
+int32_t nsa_ascend_infer(void* stream, int32_t dtype, const void* input, const void* weight,
+                         void* cache, const void* plan, int64_t blocks) {
+  return Submit("nsa_compress_infer", stream,
+                {Choose<nsa_ascend::NsaCompressInferKernel>(dtype), input, weight, cache, plan,
+                 static_cast<int>(blocks), nullptr});
 }
 
 void nsa_ascend_sim_use_device(const NsaAscendSimDevice* other) {

@@ -28,7 +28,8 @@ uint32_t ByteMask(uint32_t address, uint32_t bytes) {
   return bytes == kBlock ? ~0u : ((1u << bytes) - 1u) << (address % kBlock);
 }
 
-void AddTraffic(std::map<std::string, Traffic>* sums, const std::map<std::string, Traffic>& others) {
+void AddTraffic(std::map<std::string, Traffic>* sums,
+                const std::map<std::string, Traffic>& others) {
   for (const auto& [name, other] : others) {
     Traffic& sum = (*sums)[name];
     sum.bytes += other.bytes;
@@ -47,7 +48,8 @@ const char* PipeName(Pipe pipe) {
   return kNames[static_cast<int>(pipe)];
 }
 
-Violation::Violation(const Where& where, const std::string& text) : runtime_error(At(where) + ": " + text) {}
+Violation::Violation(const Where& where, const std::string& text)
+    : runtime_error(At(where) + ": " + text) {}
 
 void Counters::Add(const Counters& other) {
   vector_instructions += other.vector_instructions;
@@ -85,17 +87,20 @@ const Region* GlobalMemory::Find(const void* address, uint64_t bytes) const {
   return nullptr;
 }
 
-void GlobalMemory::MarkWritten(const Region& region, const uint8_t* address, uint64_t bytes, int block,
-                               const Where& where) {
-  if (!region.writable) throw Violation(where, "writes global memory '" + region.name + "', which is an input");
+void GlobalMemory::MarkWritten(const Region& region, const uint8_t* address, uint64_t bytes,
+                               int block, const Where& where) {
+  if (!region.writable)
+    throw Violation(where, "writes global memory '" + region.name + "', which is an input");
   std::vector<uint16_t>& writer = writer_[&region - regions_.data()];
   const uint64_t first = (address - region.base) / kBlock;
   const uint64_t last = (address - region.base + bytes - 1) / kBlock;
   for (uint64_t cell = first; cell <= last; ++cell) {
     if (writer[cell]) {
-      throw Violation(where, "block " + std::to_string(block) + " writes byte " + std::to_string(cell * kBlock) +
-                                 " of global memory '" + region.name + "', which block " +
-                                 std::to_string(writer[cell] - 1) + " has written in the same launch");
+      throw Violation(where, "block " + std::to_string(block) + " writes byte " +
+                                 std::to_string(cell * kBlock) + " of global memory '" +
+                                 region.name + "', which block " +
+                                 std::to_string(writer[cell] - 1) +
+                                 " has written in the same launch");
     }
     writer[cell] = static_cast<uint16_t>(block + 1);
   }
@@ -105,7 +110,8 @@ void GlobalMemory::CheckNotWritten(const Region& region, const uint8_t* address,
                                    const Where& where) const {
   const std::vector<uint16_t>& writer = writer_[&region - regions_.data()];
   if (writer.empty() || bytes == 0) return;
-  for (uint64_t cell = (address - region.base) / kBlock; cell <= (address - region.base + bytes - 1) / kBlock; ++cell) {
+  for (uint64_t cell = (address - region.base) / kBlock;
+       cell <= (address - region.base + bytes - 1) / kBlock; ++cell) {
     if (writer[cell]) {
       throw Violation(where, "reads global memory '" + region.name + "' that block " +
                                  std::to_string(writer[cell] - 1) + " writes in the same launch");
@@ -117,7 +123,11 @@ void GlobalMemory::CheckNotWritten(const Region& region, const uint8_t* address,
 // Pipes
 
 Machine::Machine(GlobalMemory* memory, int block, int blocks)
-    : memory_(memory), block_(block), blocks_(blocks), ub_(kUnifiedBuffer, 0xff), cells_(kUnifiedBuffer / kBlock) {}
+    : memory_(memory),
+      block_(block),
+      blocks_(blocks),
+      ub_(kUnifiedBuffer, 0xff),
+      cells_(kUnifiedBuffer / kBlock) {}
 
 Machine& Machine::Current() {
   if (!current) throw std::logic_error("Ascend C used outside of a launch");
@@ -126,8 +136,8 @@ Machine& Machine::Current() {
 
 void Machine::SetCurrent(Machine* machine) { current = machine; }
 
-// What the scalar unit has waited for, everybody learns with the next instruction it issues. Its own
-// loads and stores are not part of that: they need a flag like any other pipe's.
+// What the scalar unit has waited for, everybody learns with the next instruction it issues. Its
+// own loads and stores are not part of that: they need a flag like any other pipe's.
 Clock Machine::ScalarKnowledge() const {
   Clock clock = known_[static_cast<int>(Pipe::S)];
   clock[static_cast<int>(Pipe::S)] = 0;
@@ -163,15 +173,18 @@ void Machine::BarrierAll() {
 
 Machine::Flag& Machine::FlagOf(Pipe from, Pipe to, int id, const Where& where) {
   if (id < 0 || id >= kEventIds) {
-    throw Violation(where, "event id " + std::to_string(id) + " is not in [0, " + std::to_string(kEventIds) + ")");
+    throw Violation(where, "event id " + std::to_string(id) + " is not in [0, " +
+                               std::to_string(kEventIds) + ")");
   }
   return flags_[static_cast<int>(from)][static_cast<int>(to)][id];
 }
 
 void Machine::SetFlag(Pipe from, Pipe to, int id, const Where& where) {
   Flag& flag = FlagOf(from, to, id, where);
-  const std::string name = std::string(PipeName(from)) + " -> " + PipeName(to) + " " + std::to_string(id);
-  if (flag.set) throw Violation(where, "flag " + name + " is set twice, first at " + At(flag.where));
+  const std::string name =
+      std::string(PipeName(from)) + " -> " + PipeName(to) + " " + std::to_string(id);
+  if (flag.set)
+    throw Violation(where, "flag " + name + " is set twice, first at " + At(flag.where));
   const int p = static_cast<int>(from);
   flag.set = true;
   flag.where = where;
@@ -184,8 +197,8 @@ void Machine::SetFlag(Pipe from, Pipe to, int id, const Where& where) {
 void Machine::WaitFlag(Pipe from, Pipe to, int id, const Where& where) {
   Flag& flag = FlagOf(from, to, id, where);
   if (!flag.set) {
-    throw Violation(where, std::string("waits for ever: flag ") + PipeName(from) + " -> " + PipeName(to) + " " +
-                               std::to_string(id) + " is not set");
+    throw Violation(where, std::string("waits for ever: flag ") + PipeName(from) + " -> " +
+                               PipeName(to) + " " + std::to_string(id) + " is not set");
   }
   flag.set = false;
   Join(&known_[static_cast<int>(to)], flag.clock);
@@ -196,7 +209,8 @@ int Machine::FetchEvent(Pipe from, Pipe to, const Where& where) const {
   for (int id = 0; id < kEventIds; ++id) {
     if (!flags[id].reserved) return id;
   }
-  throw Violation(where, std::string("no event id is left from ") + PipeName(from) + " to " + PipeName(to));
+  throw Violation(
+      where, std::string("no event id is left from ") + PipeName(from) + " to " + PipeName(to));
 }
 
 int Machine::AllocateEvent(Pipe from, Pipe to, const Where& where) {
@@ -215,11 +229,13 @@ void Machine::ReleaseEvent(Pipe from, Pipe to, int id) {
 int Machine::AllocateBuffer(uint32_t bytes, Place place, const Where& where) {
   const std::string name = "'" + NameFromSource(where, R"(InitBuffer\(\s*([\w.>-]+))") + "'";
   if (bytes == 0) throw Violation(where, "buffer " + name + " has no bytes");
-  if (buffers_.size() >= kMaxBuffers) throw Violation(where, "buffer " + name + " is the 65th of this pipe");
+  if (buffers_.size() >= kMaxBuffers)
+    throw Violation(where, "buffer " + name + " is the 65th of this pipe");
   bytes = (bytes + kBlock - 1) / kBlock * kBlock;
   if (bytes > kUnifiedBuffer - allocated_) {
-    throw Violation(where, "buffer " + name + " of " + std::to_string(bytes) + " bytes does not fit: " +
-                               std::to_string(allocated_) + " of " + std::to_string(kUnifiedBuffer) + " are taken");
+    throw Violation(where, "buffer " + name + " of " + std::to_string(bytes) +
+                               " bytes does not fit: " + std::to_string(allocated_) + " of " +
+                               std::to_string(kUnifiedBuffer) + " are taken");
   }
   buffers_.push_back({allocated_, bytes, place, where});
   allocated_ += bytes;
@@ -229,7 +245,8 @@ int Machine::AllocateBuffer(uint32_t bytes, Place place, const Where& where) {
 
 void Machine::Forget(int index) {
   const Buffer& buffer = buffers_[index];
-  for (uint32_t cell = buffer.address / kBlock; cell < (buffer.address + buffer.bytes) / kBlock; ++cell) {
+  for (uint32_t cell = buffer.address / kBlock; cell < (buffer.address + buffer.bytes) / kBlock;
+       ++cell) {
     cells_[cell].valid = 0;
   }
 }
@@ -239,15 +256,18 @@ std::string Machine::BufferName(int index) const {
   return "'" + NameFromSource(buffers_[index].where, R"(InitBuffer\(\s*([\w.>-]+))") + "'";
 }
 
-void Machine::Fail(const Instruction& instruction, const Local& tensor, const std::string& text) const {
-  throw Violation(instruction.where, std::string(instruction.api) + ": " + BufferName(tensor.buffer) + " " + text);
+void Machine::Fail(const Instruction& instruction, const Local& tensor,
+                   const std::string& text) const {
+  throw Violation(instruction.where,
+                  std::string(instruction.api) + ": " + BufferName(tensor.buffer) + " " + text);
 }
 
 void Machine::CheckAligned(const Instruction& instruction, const Local& tensor) const {
   if (tensor.buffer < 0) Fail(instruction, tensor, "is used");
   if (tensor.address % kBlock) {
-    Fail(instruction, tensor, "starts at byte " + std::to_string(tensor.address - buffers_[tensor.buffer].address) +
-                                  ", which is not a multiple of 32");
+    Fail(instruction, tensor,
+         "starts at byte " + std::to_string(tensor.address - buffers_[tensor.buffer].address) +
+             ", which is not a multiple of 32");
   }
 }
 
@@ -261,55 +281,65 @@ void Machine::CheckBounds(const Instruction& instruction, const Local& tensor, u
                           uint32_t bytes) const {
   const Buffer& buffer = buffers_[tensor.buffer];
   if (address >= buffer.address && address + bytes <= buffer.address + buffer.bytes) return;
-  Fail(instruction, tensor, "has " + std::to_string(buffer.bytes) + " bytes, access to byte " +
-                                std::to_string(static_cast<int64_t>(address) - buffer.address));
+  Fail(instruction, tensor,
+       "has " + std::to_string(buffer.bytes) + " bytes, access to byte " +
+           std::to_string(static_cast<int64_t>(address) - buffer.address));
 }
 
-void Machine::CheckNoConflict(const Instruction& instruction, const Local& tensor, uint32_t address, Pipe pipe,
-                              uint32_t index, const char* verb, const char* other_verb) const {
+void Machine::CheckNoConflict(const Instruction& instruction, const Local& tensor, uint32_t address,
+                              Pipe pipe, uint32_t index, const char* verb,
+                              const char* other_verb) const {
   if (index == 0 || instruction.start[static_cast<int>(pipe)] >= index) return;
   const uint32_t byte = address - buffers_[tensor.buffer].address;
   if (pipe == instruction.pipe && index == instruction.index) {
-    Fail(instruction, tensor, std::string(verb) + " byte " + std::to_string(byte) +
-                                  " that another repeat of the same instruction " + other_verb);
+    Fail(instruction, tensor,
+         std::string(verb) + " byte " + std::to_string(byte) +
+             " that another repeat of the same instruction " + other_verb);
   }
   const Operation& other = issued_[static_cast<int>(pipe)][index - 1];
-  Fail(instruction, tensor, std::string(verb) + " byte " + std::to_string(byte) + " on " + PipeName(instruction.pipe) +
-                                ", but " + other.api + " at " + At(other.where) + " on " + PipeName(pipe) + ", which " +
-                                other_verb + " it, is not known to be complete: synchronization is missing");
+  Fail(instruction, tensor,
+       std::string(verb) + " byte " + std::to_string(byte) + " on " + PipeName(instruction.pipe) +
+           ", but " + other.api + " at " + At(other.where) + " on " + PipeName(pipe) + ", which " +
+           other_verb + " it, is not known to be complete: synchronization is missing");
 }
 
-const uint8_t* Machine::Read(const Instruction& instruction, const Local& tensor, uint32_t address, uint32_t bytes) {
+const uint8_t* Machine::Read(const Instruction& instruction, const Local& tensor, uint32_t address,
+                             uint32_t bytes) {
   CheckBounds(instruction, tensor, address, bytes);
   Cell& cell = cells_[address / kBlock];
   const uint32_t mask = ByteMask(address, bytes);
   if ((cell.valid & mask) != mask) {
-    Fail(instruction, tensor, "is read at byte " + std::to_string(address - buffers_[tensor.buffer].address) +
-                                  ", which nobody has written");
+    Fail(instruction, tensor,
+         "is read at byte " + std::to_string(address - buffers_[tensor.buffer].address) +
+             ", which nobody has written");
   }
-  CheckNoConflict(instruction, tensor, address, static_cast<Pipe>(cell.write_pipe), cell.write_index, "reads",
-                  "writes");
+  CheckNoConflict(instruction, tensor, address, static_cast<Pipe>(cell.write_pipe),
+                  cell.write_index, "reads", "writes");
   cell.read_index[static_cast<int>(instruction.pipe)] = instruction.index;
   return &ub_[address];
 }
 
 // The checks of a write; its bytes have no value afterwards.
-void Machine::Claim(const Instruction& instruction, const Local& tensor, uint32_t address, uint32_t bytes) {
+void Machine::Claim(const Instruction& instruction, const Local& tensor, uint32_t address,
+                    uint32_t bytes) {
   CheckBounds(instruction, tensor, address, bytes);
   Cell& cell = cells_[address / kBlock];
-  CheckNoConflict(instruction, tensor, address, static_cast<Pipe>(cell.write_pipe), cell.write_index, "writes",
-                  "writes");
+  CheckNoConflict(instruction, tensor, address, static_cast<Pipe>(cell.write_pipe),
+                  cell.write_index, "writes", "writes");
   for (int pipe = 0; pipe < kPipes; ++pipe) {
     // An instruction that reads and writes the same place in one repeat (dst += ...) is in order.
-    if (pipe == static_cast<int>(instruction.pipe) && cell.read_index[pipe] == instruction.index) continue;
-    CheckNoConflict(instruction, tensor, address, static_cast<Pipe>(pipe), cell.read_index[pipe], "writes", "reads");
+    if (pipe == static_cast<int>(instruction.pipe) && cell.read_index[pipe] == instruction.index)
+      continue;
+    CheckNoConflict(instruction, tensor, address, static_cast<Pipe>(pipe), cell.read_index[pipe],
+                    "writes", "reads");
   }
   cell.write_pipe = static_cast<uint8_t>(instruction.pipe);
   cell.write_index = instruction.index;
   cell.valid &= ~ByteMask(address, bytes);
 }
 
-uint8_t* Machine::Write(const Instruction& instruction, const Local& tensor, uint32_t address, uint32_t bytes) {
+uint8_t* Machine::Write(const Instruction& instruction, const Local& tensor, uint32_t address,
+                        uint32_t bytes) {
   Claim(instruction, tensor, address, bytes);
   cells_[address / kBlock].valid |= ByteMask(address, bytes);
   return &ub_[address];
@@ -322,8 +352,8 @@ uint8_t* Machine::WritePadded(const Instruction& instruction, const Local& tenso
   return &ub_[address];
 }
 
-const uint8_t* Machine::ReadRange(const Instruction& instruction, const Local& tensor, uint32_t address,
-                                  uint32_t bytes) {
+const uint8_t* Machine::ReadRange(const Instruction& instruction, const Local& tensor,
+                                  uint32_t address, uint32_t bytes) {
   for (uint32_t done = 0; done < bytes;) {
     const uint32_t step = std::min(bytes - done, kBlock - (address + done) % kBlock);
     Read(instruction, tensor, address + done, step);
@@ -332,7 +362,8 @@ const uint8_t* Machine::ReadRange(const Instruction& instruction, const Local& t
   return &ub_[address];
 }
 
-uint8_t* Machine::WriteRange(const Instruction& instruction, const Local& tensor, uint32_t address, uint32_t bytes) {
+uint8_t* Machine::WriteRange(const Instruction& instruction, const Local& tensor, uint32_t address,
+                             uint32_t bytes) {
   for (uint32_t done = 0; done < bytes;) {
     const uint32_t step = std::min(bytes - done, kBlock - (address + done) % kBlock);
     Write(instruction, tensor, address + done, step);
@@ -341,17 +372,20 @@ uint8_t* Machine::WriteRange(const Instruction& instruction, const Local& tensor
   return &ub_[address];
 }
 
-const Region& Machine::CheckGlobal(const Where& where, const Where& declared, const uint8_t* base, uint64_t limit,
-                                   const uint8_t* address, uint64_t bytes) const {
+const Region& Machine::CheckGlobal(const Where& where, const Where& declared, const uint8_t* base,
+                                   uint64_t limit, const uint8_t* address, uint64_t bytes) const {
   const int64_t offset = address - base;
   if (offset < 0 || static_cast<uint64_t>(offset) + bytes > limit) {
-    throw Violation(where, "global tensor '" + NameFromSource(declared, R"(([\w]+)\.SetGlobalBuffer)") + "' has " +
-                               std::to_string(limit) + " bytes, access to [" + std::to_string(offset) + ", " +
+    throw Violation(where, "global tensor '" +
+                               NameFromSource(declared, R"(([\w]+)\.SetGlobalBuffer)") + "' has " +
+                               std::to_string(limit) + " bytes, access to [" +
+                               std::to_string(offset) + ", " +
                                std::to_string(offset + static_cast<int64_t>(bytes)) + ")");
   }
   const Region* region = memory_->Find(address, bytes);
   if (!region) {
-    throw Violation(where, "global tensor '" + NameFromSource(declared, R"(([\w]+)\.SetGlobalBuffer)") +
+    throw Violation(where, "global tensor '" +
+                               NameFromSource(declared, R"(([\w]+)\.SetGlobalBuffer)") +
                                "' reaches outside of the launch's global memory");
   }
   return *region;
@@ -362,12 +396,12 @@ void Machine::CheckFinished(const Where& where) const {
   for (int from = 0; from < kPipes; ++from) {
     for (int to = 0; to < kPipes; ++to) {
       for (const Flag& flag : flags_[from][to]) {
-        // A queue's last "is free" flags are taken back by the pipe's destructor; they stay reserved.
+        // A queue's last "is free" flags are taken back by the pipe's destructor; they stay
+        // reserved.
         if (flag.set && !flag.reserved) {
-          throw Violation(flag.where.line ? flag.where : where, std::string("flag ") +
-                                                                    PipeName(static_cast<Pipe>(from)) + " -> " +
-                                                                    PipeName(static_cast<Pipe>(to)) +
-                                                                    " is set and nobody waits for it");
+          throw Violation(flag.where.line ? flag.where : where,
+                          std::string("flag ") + PipeName(static_cast<Pipe>(from)) + " -> " +
+                              PipeName(static_cast<Pipe>(to)) + " is set and nobody waits for it");
         }
       }
     }
@@ -384,7 +418,8 @@ std::string NameFromSource(const Where& where, const char* regex) {
   return "made at " + At(where);
 }
 
-Counters Launch(GlobalMemory* memory, int blocks, uint64_t seed, const std::function<void()>& kernel) {
+Counters Launch(GlobalMemory* memory, int blocks, uint64_t seed,
+                const std::function<void()>& kernel) {
   std::vector<int> order(blocks);
   std::iota(order.begin(), order.end(), 0);
   if (seed) std::shuffle(order.begin(), order.end(), std::mt19937_64(seed));

@@ -1,10 +1,12 @@
-// One vector core as the look-alike sees it: its unified buffer, its pipes, and what it has counted.
+// One vector core as the look-alike sees it: its unified buffer, its pipes, and what it has
+// counted.
 //
-// Instructions run at once, in program order, so that the numbers are those of a correctly synchronized
-// kernel. Beside the data runs a model of what the hardware promises: the scalar unit (S) puts
-// instructions on the pipes V, MTE2 and MTE3; a pipe *starts* them in order, but nothing is known to be
-// *complete* until a barrier or a flag says so. A vector clock per pipe records what is known; an access
-// to bytes whose last use is not known to be complete is a hazard. README.md has the rules.
+// Instructions run at once, in program order, so that the numbers are those of a correctly
+// synchronized kernel. Beside the data runs a model of what the hardware promises: the scalar unit
+// (S) puts instructions on the pipes V, MTE2 and MTE3; a pipe *starts* them in order, but nothing
+// is known to be *complete* until a barrier or a flag says so. A vector clock per pipe records what
+// is known; an access to bytes whose last use is not known to be complete is a hazard. README.md
+// has the rules.
 #ifndef NSA_ONNX_TESTS_SIM_ASCENDC_MACHINE_H_
 #define NSA_ONNX_TESTS_SIM_ASCENDC_MACHINE_H_
 
@@ -91,8 +93,8 @@ struct Counters {
   uint64_t scalar_reads = 0;  // GetValue on the unified buffer
   uint64_t scalar_gm_bytes = 0;
   uint64_t ub_peak = 0;
-  uint64_t busiest_repeats = 0;       // of the block that has most of them
-  uint64_t busiest_instructions = 0;  // likewise
+  uint64_t busiest_repeats = 0;                  // of the block that has most of them
+  uint64_t busiest_instructions = 0;             // likewise
   std::map<std::string, uint64_t> instructions;  // by name of the vector instruction
   std::map<std::string, Traffic> read;           // by name of the region
   std::map<std::string, Traffic> written;
@@ -107,8 +109,10 @@ class GlobalMemory {
   // The region that holds all of [address, address + bytes), or null.
   const Region* Find(const void* address, uint64_t bytes) const;
   // Both throw: nobody may write twice, or read what this launch writes.
-  void MarkWritten(const Region& region, const uint8_t* address, uint64_t bytes, int block, const Where& where);
-  void CheckNotWritten(const Region& region, const uint8_t* address, uint64_t bytes, const Where& where) const;
+  void MarkWritten(const Region& region, const uint8_t* address, uint64_t bytes, int block,
+                   const Where& where);
+  void CheckNotWritten(const Region& region, const uint8_t* address, uint64_t bytes,
+                       const Where& where) const;
 
  private:
   std::vector<Region> regions_;
@@ -142,19 +146,26 @@ class Machine {
   const Buffer& buffer(int index) const { return buffers_[index]; }
   void Forget(int buffer);  // its bytes hold nothing any more
   void CheckAligned(const Instruction& instruction, const Local& tensor) const;
-  void CheckPlace(const Instruction& instruction, const Local& tensor) const;  // of a copy from or to GM
+  void CheckPlace(const Instruction& instruction,
+                  const Local& tensor) const;  // of a copy from or to GM
   // One access of at most one kBlock that does not cross the next one's border.
-  const uint8_t* Read(const Instruction& instruction, const Local& tensor, uint32_t address, uint32_t bytes);
-  uint8_t* Write(const Instruction& instruction, const Local& tensor, uint32_t address, uint32_t bytes);
+  const uint8_t* Read(const Instruction& instruction, const Local& tensor, uint32_t address,
+                      uint32_t bytes);
+  uint8_t* Write(const Instruction& instruction, const Local& tensor, uint32_t address,
+                 uint32_t bytes);
   // The same for any length.
-  const uint8_t* ReadRange(const Instruction& instruction, const Local& tensor, uint32_t address, uint32_t bytes);
-  uint8_t* WriteRange(const Instruction& instruction, const Local& tensor, uint32_t address, uint32_t bytes);
-  // A whole kBlock of which only the first `bytes` get a value: the rest is padding nobody asked for.
-  uint8_t* WritePadded(const Instruction& instruction, const Local& tensor, uint32_t address, uint32_t bytes);
+  const uint8_t* ReadRange(const Instruction& instruction, const Local& tensor, uint32_t address,
+                           uint32_t bytes);
+  uint8_t* WriteRange(const Instruction& instruction, const Local& tensor, uint32_t address,
+                      uint32_t bytes);
+  // A whole kBlock of which only the first `bytes` get a value: the rest is padding nobody asked
+  // for.
+  uint8_t* WritePadded(const Instruction& instruction, const Local& tensor, uint32_t address,
+                       uint32_t bytes);
 
   // Global memory: `declared` is what SetGlobalBuffer was told.
-  const Region& CheckGlobal(const Where& where, const Where& declared, const uint8_t* base, uint64_t limit,
-                            const uint8_t* address, uint64_t bytes) const;
+  const Region& CheckGlobal(const Where& where, const Where& declared, const uint8_t* base,
+                            uint64_t limit, const uint8_t* address, uint64_t bytes) const;
   GlobalMemory& memory() { return *memory_; }
 
   // Called when the kernel has returned: flags set and not waited for, buffers not given back.
@@ -162,7 +173,8 @@ class Machine {
   void RegisterQueue(std::function<void()> check) { queue_checks_.push_back(std::move(check)); }
 
   std::string BufferName(int index) const;
-  [[noreturn]] void Fail(const Instruction& instruction, const Local& tensor, const std::string& text) const;
+  [[noreturn]] void Fail(const Instruction& instruction, const Local& tensor,
+                         const std::string& text) const;
 
  private:
   struct Cell {  // the history of one kBlock of the unified buffer
@@ -184,10 +196,11 @@ class Machine {
 
   Clock ScalarKnowledge() const;
   Flag& FlagOf(Pipe from, Pipe to, int id, const Where& where);
-  void CheckBounds(const Instruction& instruction, const Local& tensor, uint32_t address, uint32_t bytes) const;
+  void CheckBounds(const Instruction& instruction, const Local& tensor, uint32_t address,
+                   uint32_t bytes) const;
   void Claim(const Instruction& instruction, const Local& tensor, uint32_t address, uint32_t bytes);
-  void CheckNoConflict(const Instruction& instruction, const Local& tensor, uint32_t address, Pipe pipe,
-                       uint32_t index, const char* verb, const char* other_verb) const;
+  void CheckNoConflict(const Instruction& instruction, const Local& tensor, uint32_t address,
+                       Pipe pipe, uint32_t index, const char* verb, const char* other_verb) const;
 
   GlobalMemory* memory_;
   int block_, blocks_;
@@ -202,13 +215,14 @@ class Machine {
   std::vector<std::function<void()>> queue_checks_;
 };
 
-// The source text of what stands before or after `pattern` on a line, so that messages can name a tensor
-// as its author did: the first argument of InitBuffer, the object of SetGlobalBuffer.
+// The source text of what stands before or after `pattern` on a line, so that messages can name a
+// tensor as its author did: the first argument of InitBuffer, the object of SetGlobalBuffer.
 std::string NameFromSource(const Where& where, const char* regex);
 
 // Runs all blocks of a launch, one after the other, in an order drawn from `seed` (0: ascending).
 // Throws Violation.
-Counters Launch(GlobalMemory* memory, int blocks, uint64_t seed, const std::function<void()>& kernel);
+Counters Launch(GlobalMemory* memory, int blocks, uint64_t seed,
+                const std::function<void()>& kernel);
 
 }  // namespace ascendc_sim
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed by the caller
+            sys.stdout.flush()
         return status
     except BrokenPipeError:
         # The reader has gone, which is its right; without this, Python complains when it closes stdout.
@@ -123,23 +125,43 @@ def _expand(arguments: argparse.Namespace) -> int:
 def _write(model: ModelProto, arguments: argparse.Namespace) -> None:
     """Write all of the file or nothing, even where it is the input."""
     source, target = Path(arguments.model), Path(arguments.output)
-    if _has_external_data(model) and source.resolve().parent != target.resolve().parent:
+    if _has_external_data(model) and source.parent.resolve() != target.parent.resolve():
         raise _CommandError(f"{target}: the weights of {source} are files beside it: write the output to that folder")
     try:
         data = model.SerializeToString()
     except Exception as error:  # protobuf's own class, beyond 2 GiB
         raise _CommandError(f"{target}: does not fit into one file ({type(error).__name__})") from error
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with temporary.open("xb") as file:
+        _replace(target, data)
+    except (OSError, RuntimeError) as error:  # the latter for a link that leads to itself
+        raise OSError(getattr(error, "errno", None), getattr(error, "strerror", str(error)), str(target)) from error
+
+
+def _replace(target: Path, data: bytes) -> None:
+    """Give a file new contents in one step; it keeps its permissions, and a link stays one.
+
+    What is no file, say /dev/null or a pipe, is written to: root could replace it.
+    """
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    if mode is not None and not stat.S_ISREG(mode):
+        target.write_bytes(data)  # of a folder, the error says what it is
+        return
+    target = target.resolve()
+    temporary = target.with_name(f".nsa-onnx-{os.getpid()}")
+    with temporary.open("xb") as file:
+        try:
+            if mode is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(mode))
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink()
+            raise
 
 
 def _has_external_data(model: ModelProto) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import nsa_models as models
 import numpy as np
@@ -129,6 +131,45 @@ def test_what_cannot_be_written_is_named(command, capsys, good, tmp_path):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["", ".", "folder"])
+def test_a_folder_is_no_output(name, capsys, good, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    status, _, err = run(capsys, "expand", good, "-o", name)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "Is a directory" in err
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(good, tmp_path):
+    """As root, a file would otherwise take the place of /dev/null for the whole machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert main(["expand", str(good), "-o", str(pipe)]) == 0
+        assert stat.S_ISFIFO(pipe.stat().st_mode)
+        onnx.checker.check_model(onnx.load_from_string(os.read(reader, 2**16)))
+    finally:
+        os.close(reader)
+
+
+def test_the_output_keeps_its_permissions_and_a_link_stays_one(capsys, good, tmp_path):
+    before = good.read_bytes()
+    good.chmod(0o640)
+    link = tmp_path / "link.onnx"
+    link.symlink_to(good.name)
+    assert run(capsys, "expand", good, "-o", link)[0] == 0
+    assert link.is_symlink()
+    assert good.read_bytes() != before
+    assert stat.S_IMODE(good.stat().st_mode) == 0o640
+
+
+def test_a_closed_stdout_is_no_error(good):
+    code = f"{sys.executable} -m nsa_onnx.cli check {good} >&-"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", ["expand", "infer-shapes"])
 def test_a_model_without_a_graph_is_refused(command, capsys, tmp_path):
     empty = tmp_path / "empty.onnx"
@@ -168,6 +209,18 @@ def test_external_weights_stay_where_they_are(capsys, tmp_path):
         status, _, err = run(capsys, command, source, "-o", tmp_path / "other" / "out.onnx")
         assert status == 1
         assert "write the output to that folder" in err
+
+
+def test_external_weights_lie_where_the_model_is_named(capsys, tmp_path):
+    """A store of blobs with links to them (as download caches keep it): data is looked for beside the link."""
+    (tmp_path / "blobs").mkdir()
+    source = save_external(tmp_path)
+    blob = tmp_path / "blobs" / "0123"
+    source.rename(blob)
+    source.symlink_to(blob)
+    target = tmp_path / "out.onnx"
+    assert run(capsys, "expand", source, "-o", target) == (0, "", "")
+    assert onnx.load(target).graph.initializer[-1].raw_data == np.ones(128, np.float16).tobytes()
 
 
 def test_doctor_and_demo_are_well(capsys):

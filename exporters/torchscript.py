@@ -44,8 +44,6 @@ _MARKER = "_updated_in_trace"
 ops.LIBRARY.define(f"{_MARKER}(Tensor cache) -> ()", alias_analysis="CONSERVATIVE")
 ops.LIBRARY.impl(_MARKER, lambda cache: None, "CompositeExplicitAutograd")
 
-_TRACER = torch._C.DispatchKeySet(torch._C._dispatch_key_parse("Tracer"))
-
 
 def install_tracer(library: torch.library.Library, name: str) -> None:
     """Have traces record the in-place infer op ``name`` ("op" or "op.overload") as a function.
@@ -64,8 +62,6 @@ def install_tracer(library: torch.library.Library, name: str) -> None:
         _refuse_view(old)
         if library.ns == "npu" and _has_unused_int():
             warnings.warn(_FROZEN_LENGTHS.format(list(actual_seq_len)), stacklevel=2)
-        with torch._C._ExcludeDispatchKeyGuard(_TRACER):
-            new.copy_(cache)
         torch._C._set_value_trace(cache, _traced_value(new))  # type: ignore[attr-defined]
         getattr(torch.ops.nsa_onnx, _MARKER)(new)
         _check_after_trace()

@@ -139,9 +139,8 @@ def test_without_our_functionalize_kernel_the_cache_is_lost():
     """Upstream's bug that the kernel is for. When this fails, look whether the kernel is still needed."""
     code = """
 import torch
-from nsa_onnx.exporters import ops, torch_npu
-if {skip}:
-    ops.install_functionalize = lambda *args: None
+from nsa_onnx.exporters import ops
+ops.install_functionalize = lambda *args: None
 import torch_npu
 from torch_cases import decode_arguments, randn
 
@@ -154,8 +153,5 @@ program = torch.export.export(Decode(), (x, randn(32, 2), slots, cache)).run_dec
 cache_node = next(node for node in program.graph.nodes if node.name == "cache")
 print("cache is read:", bool(cache_node.users))
 """
-    for skip, line in ((False, "cache is read: True"), (True, "cache is read: False")):
-        ran = subprocess.run(
-            [sys.executable, "-c", code.format(skip=skip)], env=os.environ, capture_output=True, text=True, timeout=300
-        )
-        assert line in ran.stdout, ran.stdout + ran.stderr
+    ran = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=300)
+    assert "cache is read: False" in ran.stdout, ran.stdout + ran.stderr

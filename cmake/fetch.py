@@ -8,6 +8,7 @@ files are verified by apt's signatures, GitHub's by the hashes below. What is in
 from __future__ import annotations
 
 import hashlib
+import http.client
 import re
 import shutil
 import subprocess
@@ -128,6 +129,9 @@ def apt_get(kind: str, command: list[str], folder: Path) -> None:
         "Acquire::Languages": "none",
         "Acquire::Retries": 1,
         "Acquire::http::Timeout": TIMEOUT,
+        # Signatures count, whatever this machine is configured to do without.
+        "Acquire::AllowInsecureRepositories": "false",
+        "APT::Get::AllowUnauthenticated": "false",
         # As root, apt would change to a user that may not be allowed to enter this folder.
         "APT::Sandbox::User": "root",
     }
@@ -157,7 +161,7 @@ def download(url: str, path: Path, sha256: str) -> None:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             path.write_bytes(answer.read())
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:  # the latter: the connection ended too early
         raise UnavailableError(f"{url}: {error}") from error
     check_sha256(path, sha256)
 
@@ -229,7 +233,13 @@ def fetch(name: str, folder: Path) -> Path:
     target = folder / dependency.folder
     if target.is_dir():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:  # a read-only source tree, perhaps
+        raise SystemExit(
+            f"cannot write to {folder}: {error}\nPass -DNSA_ONNX_DEPS_DIR=<another folder>, or {dependency.option}"
+        ) from error
     failures = []
     for source, bring in dependency.sources.items():
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as temporary:

@@ -235,6 +235,9 @@ def test_huge_dims_without_an_element_are_legal():
     call = {**good_infer(), "x": array(None, (2**62, 64, 2, 0)), "cache": array(None, (3, 2, 0))}
     slots = np.array([0, 1], np.int32)
     assert call_infer(**{**call, "slots": array(slots), "lengths": [2**62, MAX]}) is None
+    rows = 1 + (2**62 - 32) // 16
+    x, out = array(None, (2**62, 128, 0)), array(None, (rows, 128, 0))
+    assert call_compress(x, array(ADDRESS, (32, 128)), 32, 16, [2**62], out) is None
 
 
 def test_lengths_at_an_odd_address_are_refused():

@@ -19,7 +19,7 @@ from onnx.shape_inference import infer_shapes
 
 from . import __version__, spec
 from .check import TARGETS, UnreadableModelError, check
-from .check.model import MAX_FUNCTION_CALLS, embedded, function_calls, load
+from .check.model import MAX_FUNCTION_CALLS, embedded, function_calls, load, propagates_little
 from .eager import nsa_compress
 from .functions import expand, subgraphs
 from .session import compress_model, create_session, doctor
@@ -104,7 +104,7 @@ def _infer_shapes(arguments: argparse.Namespace) -> int:
         tensor.CopyFrom(embedded(tensor, Path(arguments.model).parent))  # inference reads no other file
     try:
         # Strict: what onnx would leave out without a word is an error here.
-        result = infer_shapes(model, strict_mode=True, data_prop=True)
+        result = infer_shapes(model, strict_mode=True, data_prop=propagates_little(model))
     except Exception as error:  # onnx raises classes of its own, and others for broken models
         raise _CommandError(f"{arguments.model}: {error}") from error
     _write(result, arguments)

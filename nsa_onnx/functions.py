@@ -383,6 +383,8 @@ def _insert_tables(scopes: list[_Scope], opset: int) -> None:
                 number += 1
                 prefix = f"nsa_onnx_{number}_"
             number += 1
+            if standard_opset(scope.owner.opset_import) is None:  # a function of nothing but our nodes
+                scope.owner.opset_import.add(domain="", version=opset)
             at = next(index for index, other in enumerate(scope.nodes) if other is node)
             for offset, table_node in enumerate(_table_nodes(node, prefix, opset)):
                 scope.nodes.insert(at + offset, table_node)

@@ -92,9 +92,15 @@ def dtype_name(elem_type: int) -> str | None:
 
 
 def tensor_facts(type_proto: TypeProto | None) -> TensorFacts:
-    """What a type says of a tensor. A negative dim says nothing: some exporters write -1 for "any"."""
-    if type_proto is None or not type_proto.HasField("tensor_type"):
+    """What a type says of a tensor. A negative dim says nothing: some exporters write -1 for "any".
+
+    Something else than a tensor (a sequence, an optional) has its kind for a dtype, which no input takes.
+    """
+    kind = None if type_proto is None else type_proto.WhichOneof("value")
+    if type_proto is None or kind is None:
         return TensorFacts()
+    if kind != "tensor_type":
+        return TensorFacts(kind.removesuffix("_type"))
     tensor = type_proto.tensor_type
     shape: tuple[spec.Dim, ...] | None = None
     if tensor.HasField("shape"):
@@ -148,7 +154,10 @@ def integer_values(tensor: TensorProto, raw_data: bytes | None = None) -> Intege
     shape = tuple(tensor.dims)
     if any(dim < 0 for dim in shape) or math.prod(shape) != values.size:
         return None
-    return values.reshape(shape)
+    try:
+        return values.reshape(shape)
+    except ValueError:  # more axes than NumPy has, or dims that do not fit a machine word beside a 0
+        return None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -495,7 +504,8 @@ so a tail that fills no window is dropped, a segment shorter than a window yield
 
 Limits: {_limits_text(spec.COMPRESS_LIMITS)}.
 
-Shape inference computes `T'` exactly where `actual_seq_len` is constant; elsewhere it is a dim of its own.
+Shape inference computes `T'` exactly where `actual_seq_len` is a constant of the node's own graph; elsewhere it is a
+dim of its own. (To a node in a subgraph, onnx shows no constants from outside; `nsa-onnx check` looks there, too.)
 """
 
 _INFER_DOC = f"""One decode step over a paged KV cache: a sequence that has just completed a window has it compressed.

@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, helper
 import nsa_onnx
 from nsa_onnx import spec
 from nsa_onnx.check import Report, Severity, UnreadableModelError, check
+from nsa_onnx.check.model import MAX_ALIKE
 from nsa_onnx.check.rules import _RULE_OF_ROW, RULES
 from nsa_onnx.functions import expand
 from nsa_onnx.schema import NODE_ROWS
@@ -156,6 +157,11 @@ BAD = {
         lambda: models.compress(page_block_size=64),
         "'page_block_size' is not an attribute",
     ),
+    "attribute of no function": (
+        "NSA005",
+        lambda: edited(models.compress(), lambda m: setattr(m.graph.node[0].attribute[0], "ref_attr_name", "block")),
+        "compress_block_size refers to 'block' of a function, and is in none",
+    ),
     "attribute twice": (
         "NSA005",
         lambda: edited(
@@ -167,6 +173,11 @@ BAD = {
         "NSA006",
         lambda: edited(models.compress(), set_type(0, 1), set_type(1, 1)),
         "float16 or bfloat16, got float32",
+    ),
+    "no tensor": (
+        "NSA006",
+        lambda: edited(models.compress(), lambda m: m.graph.input[2].type.sequence_type.elem_type.SetInParent()),
+        "actual_seq_len must be int64, got sequence",
     ),
     "mixed": ("NSA006", lambda: edited(models.compress(), set_type(1, 16)), "dtype of input, float16, got bfloat16"),
     "lengths int32": ("NSA006", lambda: edited(models.compress(), set_type(2, 6)), "must be int64, got int32"),
@@ -231,6 +242,18 @@ BAD = {
         "NSA017",
         lambda: edited(models.compress([40, 100]), lambda m: m.graph.initializer[0].dims.__setitem__(0, 3)),
         "does not fit its shape [3]",
+    ),
+    "data without a type": (
+        "NSA017",
+        lambda: edited(models.compress([40, 100]), lambda m: m.graph.initializer[0].ClearField("data_type")),
+        "'seq' has no element type",
+    ),
+    "declared type": (
+        "NSA018",
+        lambda: edited(
+            models.compress([40, 100]), lambda m: setattr(m.graph.output[0].type.tensor_type, "elem_type", 1)
+        ),
+        "'y' is declared as float32, inferred is float16",
     ),
     "declared T'": (
         "NSA018",
@@ -343,6 +366,22 @@ def test_nodes_in_functions_are_checked_with_what_their_calls_give_them():
     (finding,) = check(function_model(16, (40, 39))).findings
     assert (finding.rule, finding.node, finding.place) == ("NSA015", "nsa", "function f.F")
     assert rules_of(check(function_model(8))) == {"NSA011"}
+
+
+@pytest.mark.parametrize(("left_out", "rule"), [("attribute", "NSA005"), ("input", "NSA004")])
+def test_what_a_call_of_a_function_leaves_out_is_found(left_out, rule):
+    made = function_model(16)
+    getattr(made.graph.node[0], left_out).pop()
+    (finding,) = check(made).findings
+    assert (finding.rule, finding.node) == (rule, "nsa")
+    assert "required" in finding.message
+
+
+def test_findings_alike_are_summed_up():
+    report = check(models.infer([-1] * 1000))
+    assert {finding.rule for finding in report.findings} == {"NSA015"}
+    assert len(report.findings) == MAX_ALIKE + 1
+    assert report.findings[-1].message == f"actual_seq_len: {1000 - MAX_ALIKE} more like these"
 
 
 def test_lengths_that_are_computed_from_constants_are_checked():
@@ -535,10 +574,29 @@ def deep_branches(depth):
     return models.model([inner], source.graph.input, source.graph.output)
 
 
+def doubling_lengths(depth, call=False, **shapes):
+    """Concats that put the lengths behind themselves, again and again; in a function or in the graph."""
+    made = models.compress(compress_stride=8, **shapes)
+    made.graph.input.pop()
+    made.graph.initializer.append(models.lengths([1], "s0"))
+    double = [helper.make_node("Concat", ["a", "a"], ["b"], axis=0)]
+    made.functions.append(helper.make_function("f", "Double", ["a"], ["b"], double, [helper.make_opsetid("", 18)]))
+    made.opset_import.add(domain="f", version=1)
+    for level in range(depth):
+        names = [f"s{level}"], ["seq" if level == depth - 1 else f"s{level + 1}"]
+        node = helper.make_node("Double", *names, domain="f")
+        if not call:
+            node = helper.make_node("Concat", names[0] * 2, names[1], axis=0)
+        made.graph.node.insert(level, node)
+    return made
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: doubling_functions(40),
+        lambda: doubling_lengths(40),
+        lambda: doubling_lengths(40, call=True),
         recursive_function,
         lambda: deep_branches(20),
         lambda: models.compress(x=(2**62, 4, 16), w=(2**40, 4), compress_stride=8),
@@ -551,6 +609,12 @@ def deep_branches(depth):
 )
 def test_hostile_models_give_findings_in_time(make):
     assert "NSA011" in rules_of(check(make()))
+
+
+@pytest.mark.parametrize("call", [True, False])
+def test_a_few_concatenations_still_give_lengths(call):
+    text = check(doubling_lengths(3, call, x=(9, 4, 16))).to_text()
+    assert "actual_seq_len[7], the last element, must equal T = 9, got 1" in text
 
 
 def field(number, payload):

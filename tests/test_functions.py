@@ -278,6 +278,19 @@ def test_nodes_in_branches_and_functions_are_expanded_with_tables_of_their_own()
             assert oracle.same_bits(got, infer_want(feeds))
 
 
+def test_a_function_of_nothing_but_our_node_gets_the_standard_operators_of_its_table():
+    inner = models.node("NsaCompressInfer", ["x", "w", "slots", "cache", "seq"], ["y"])
+    imports = [helper.make_opsetid("nsa_onnx", 1)]
+    made = models.infer(table=None)
+    made.functions.append(helper.make_function("f", "F", list(inner.input), ["y"], [inner], imports))
+    made.opset_import.add(domain="f", version=1)
+    made.graph.node[0].CopyFrom(helper.make_node("F", inner.input, ["y"], domain="f"))
+    feeds = infer_feeds([32, 33, 48], np.float16, table=False)
+    for run in RUNTIMES:
+        (got,) = run(expand(made), feeds)
+        assert oracle.same_bits(got, infer_want(feeds))
+
+
 def test_new_names_do_not_meet_the_model_s():
     made = models.infer(table=None)
     made.graph.node.insert(0, helper.make_node("Identity", ["w"], ["nsa_onnx_0_block_table"], name="nsa_onnx_1_zero"))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from .. import spec
 from ..functions import standard_opset, subgraphs
@@ -34,6 +37,14 @@ MAX_CONSTANT_BYTES = 64 * 2**20
 SMALL_BYTES = 64 * 2**10
 # onnx infers a function anew for every call, so nested calls can multiply without bound.
 MAX_FUNCTION_CALLS = 10_000
+# onnx's data propagation computes integers by concatenating; a few dozen Concats of Concats would fill the memory.
+MAX_PROPAGATED = 1_000_000
+# Of one kind of mistake, as many are reported per node, then their number: a batch has thousands of lengths.
+MAX_ALIKE = 8
+
+
+# A node's domain and operator.
+Op = tuple[str, str]
 
 
 class UnreadableModelError(ValueError):
@@ -52,7 +63,9 @@ def load(path: Path) -> ModelProto:
             raise UnreadableModelError(f"{path}: not a file")
         if info.st_size > MAX_FILE_BYTES:
             raise UnreadableModelError(f"{path}: {info.st_size} bytes, a model is at most {MAX_FILE_BYTES}")
-        return onnx.load(path, load_external_data=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some formats are "experimental", which is none of the user's business
+            return onnx.load(path, load_external_data=False)
     except UnreadableModelError:
         raise
     except OSError as error:
@@ -69,6 +82,7 @@ class Scope:
     nodes: Sequence[NodeProto]
     imports: Mapping[str, int]
     parent: Scope | None = None
+    is_function: bool = False
     types: dict[str, TypeProto] = field(default_factory=dict)
     declared: dict[str, TypeProto] = field(default_factory=dict)
     constants: dict[str, TensorProto] = field(default_factory=dict)
@@ -89,6 +103,9 @@ class Scope:
             if name in scope.names:
                 return scope.constants.get(name)
         return None
+
+    def in_function(self) -> bool:
+        return any(scope.is_function for scope in self.chain())
 
     def knows(self, name: str) -> bool:
         return any(name in scope.names for scope in self.chain())
@@ -138,7 +155,7 @@ class Model:
 def read(proto: ModelProto, folder: Path | None) -> Model:
     """Look at a model. ``folder`` is where its external data may be; without it, none is read."""
     inferred, seen, error = _infer(proto, folder)
-    observed = [(name, facts.op_type, violation) for name, facts in seen for violation in violations(facts)]
+    observed = [(name, facts.op_type, violation) for name, facts in seen for violation in _without_flood(facts)]
     nodes: list[NsaNode] = []
     for scope in _scopes(proto, inferred):
         for index, node in enumerate(scope.nodes):
@@ -158,7 +175,9 @@ def _scopes(proto: ModelProto, inferred: Mapping[str, TypeProto]) -> Iterator[Sc
     yield from _with_subgraphs(main, proto.ir_version)
     for function in proto.functions:
         # The bodies of our own operators hold standard operators only; a rule looks at them.
-        scope = Scope(f"function {function.domain}.{function.name}", function.node, _imports(function))
+        scope = Scope(
+            f"function {function.domain}.{function.name}", function.node, _imports(function), is_function=True
+        )
         scope.names.update(function.input)
         _add_nodes(scope)
         yield from _with_subgraphs(scope, proto.ir_version)
@@ -266,6 +285,22 @@ def node_name(node: NodeProto, index: int) -> str:
     return text(node.name) or f"#{index}"
 
 
+def _without_flood(facts: NodeFacts) -> list[spec.Violation]:
+    """The violations, those alike summed up beyond the first few."""
+    counts: Counter[str] = Counter()
+    kept: list[spec.Violation] = []
+    for violation in violations(facts):
+        counts[violation.row.id] += 1
+        if counts[violation.row.id] <= MAX_ALIKE:
+            kept.append(violation)
+    rows = {violation.row.id: violation.row for violation in kept}
+    for row_id, count in counts.items():
+        if count > MAX_ALIKE:
+            row = replace(rows[row_id], message=f"{rows[row_id].argument}: {{}} more like these")
+            kept.append(spec.Violation(row, (count - MAX_ALIKE,)))
+    return kept
+
+
 def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None) -> NsaNode:
     name = node_name(node, index)
     if node.op_type not in INPUT_NAMES:
@@ -278,6 +313,8 @@ def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None) ->
             continue
         inputs[formal] = tensor_facts(scope.type_of(value))
         tensor = scope.constant(value)
+        if tensor is not None and inputs[formal].dtype is None:
+            unreadable[formal] = f"{value!r} has no element type"
         if tensor is None or inputs[formal].dtype not in ("int32", "int64"):
             continue
         try:
@@ -291,7 +328,7 @@ def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None) ->
             unreadable[formal] = f"the data of {value!r} does not fit its shape {list(tensor.dims)}"
     attributes = {attribute.name: attribute_value(attribute) for attribute in node.attribute}
     facts = NodeFacts(node.op_type, attributes, inputs, constants)
-    return NsaNode(node, name, scope, facts, tuple(violations(facts)), unreadable)
+    return NsaNode(node, name, scope, facts, tuple(_without_flood(facts)), unreadable)
 
 
 def embedded(tensor: TensorProto, folder: Path | None) -> TensorProto:
@@ -324,14 +361,17 @@ def _external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
     length = size * math.prod(tensor.dims) if all(dim >= 0 for dim in tensor.dims) else 0
     if length > MAX_CONSTANT_BYTES:
         return None
+    offset_text = entries.get("offset", "0")
+    if not offset_text.isdecimal() or len(offset_text) > 18:
+        raise ValueError(f"external data {location!r}: the offset must be a number of bytes, got {offset_text!r}")
+    offset = int(offset_text)
     try:
-        offset = int(entries.get("offset", 0))
         base = folder.resolve()
         path = (base / location).resolve()  # links followed, so that none leads out of the folder
         if not location or not path.is_relative_to(base):
             raise ValueError(f"external data {location!r} is outside of the model's folder")
-        if offset < 0 or not path.is_file():
-            raise ValueError(f"external data {location!r} at {offset}: no such data")
+        if not path.is_file():
+            raise ValueError(f"external data {location!r}: no such file")
         with path.open("rb") as file:
             file.seek(offset)
             data: bytes = file.read(length)
@@ -353,7 +393,7 @@ def _infer(proto: ModelProto, folder: Path | None) -> tuple[dict[str, TypeProto]
     light = _without_weights(proto, folder)
     error = ""
     # Data propagation sees lengths that are computed from constants, but is the less robust of the two.
-    for data_prop in (True, False):
+    for data_prop in (True, False) if propagates_little(light) else (False,):
         with observing() as observed:
             try:
                 graph = onnx.shape_inference.infer_shapes(light, data_prop=data_prop).graph
@@ -381,23 +421,24 @@ def _without_weights(proto: ModelProto, folder: Path | None) -> ModelProto:
             graph.initializer.append(inside)
         else:
             graph.input.add(name=tensor.name, type=_tensor_type(tensor))
-    for value in source.output:
-        output = graph.output.add(name=value.name)
-        if value.type.HasField("tensor_type"):
-            output.type.tensor_type.elem_type = value.type.tensor_type.elem_type
-        elif value.HasField("type"):
-            output.type.CopyFrom(value.type)
+    graph.output.extend(ValueInfoProto(name=value.name) for value in source.output)
     return light
 
 
 def function_calls(proto: ModelProto) -> float:
     """How often functions are called in all, calls within calls counted each time; infinite if they recur."""
-    called: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    totals = _calls_by_function(proto)
+    return sum(totals.get(key, 0) for key in _all_ops(proto.graph.node))
+
+
+def _calls_by_function(proto: ModelProto) -> dict[Op, float]:
+    """Calls that one call of each function makes, itself included. Those that are called come first."""
+    called: dict[Op, list[Op]] = {}
     for function in proto.functions:
         called[(function.domain, function.name)] = _all_ops(function.node)
-    totals: dict[tuple[str, str], float] = {}
-    open_: set[tuple[str, str]] = set()
-    pending: list[tuple[tuple[str, str], bool]] = [(key, False) for key in called]
+    totals: dict[Op, float] = {}
+    open_: set[Op] = set()
+    pending: list[tuple[Op, bool]] = [(key, False) for key in called]
     while pending:
         key, done = pending.pop()
         inner = [other for other in called[key] if other in called]
@@ -408,11 +449,63 @@ def function_calls(proto: ModelProto) -> float:
             open_.add(key)
             pending.append((key, True))
             pending.extend((other, False) for other in set(inner) if other not in totals)
-    return sum(totals.get(key, 0) for key in _all_ops(proto.graph.node))
+    return totals
 
 
-def _all_ops(nodes: Sequence[Any]) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+def propagates_little(proto: ModelProto) -> bool:
+    """Whether onnx's data propagation makes at most `MAX_PROPAGATED` integers. Functions must not recur."""
+    functions = {(function.domain, function.name): function for function in proto.functions}
+    costs: dict[Op, tuple[float, float]] = {}
+    for key in _calls_by_function(proto):
+        costs[key] = _propagated(functions[key].node, {}, costs)
+    sizes = {tensor.name: float(math.prod(tensor.dims)) for tensor in proto.graph.initializer if _is_integer(tensor)}
+    return _propagated(proto.graph.node, sizes, costs)[1] <= MAX_PROPAGATED
+
+
+def _propagated(
+    nodes: Iterable[NodeProto], sizes: dict[str, float], costs: Mapping[Op, tuple[float, float]]
+) -> tuple[float, float]:
+    """Bounds of the most integers that one value of the nodes holds, and of all values together.
+
+    Args:
+        sizes: integers in the values that are known to hold more than one; gets those that the nodes make.
+        costs: result for each function with inputs of one integer; the work grows with them at most in proportion.
+    """
+    largest = total = 1.0
+    pending = [iter(nodes)]
+    while pending:
+        node = next(pending[-1], None)
+        if node is None:
+            pending.pop()
+            continue
+        pending.extend(iter(graph.node) for graph in subgraphs(node))
+        tensor = _constant_node_tensor(node)
+        inputs = [sizes.get(name, 1.0) for name in node.input]
+        size = cost = sum(inputs) if node.op_type == "Concat" else max(inputs, default=1.0)
+        if (node.domain, node.op_type) in costs:
+            size, cost = (size * factor for factor in costs[(node.domain, node.op_type)])
+        elif tensor is not None and _is_integer(tensor):
+            size = cost = float(math.prod(tensor.dims))
+        elif node.op_type not in _propagating_ops():
+            continue
+        for name in node.output:
+            sizes[name] = max(size, sizes.get(name, 1.0))
+        largest, total = max(largest, size), total + cost
+    return largest, total
+
+
+@cache
+def _propagating_ops() -> frozenset[str]:
+    schemas = onnx.defs.get_all_schemas_with_history()
+    return frozenset(schema.name for schema in schemas if schema.has_data_propagation_function)
+
+
+def _is_integer(tensor: TensorProto) -> bool:
+    return tensor.data_type in (TensorProto.INT64, TensorProto.INT32)
+
+
+def _all_ops(nodes: Sequence[Any]) -> list[Op]:
+    found: list[Op] = []
     pending = list(nodes)
     while pending:
         node = pending.pop()

@@ -13,7 +13,7 @@ from onnx import TypeProto
 
 from .. import spec
 from ..functions import standard_opset
-from ..schema import SCHEMAS, output_type
+from ..schema import SCHEMAS, dtype_name, output_type
 from .model import Model, NsaNode, merged_type, text
 from .report import Finding, Severity
 
@@ -147,6 +147,7 @@ def _counts(model: Model) -> Iterator[Finding]:
         for parameter, name in zip(formal, node.proto.input, strict=False):
             if name and not node.scope.knows(name):
                 yield _finding(node, f"{parameter.name}: no value {name!r} in the graph", parameter.name)
+    yield from _observed_violations(model, ("input_missing",))  # a function's input that a call leaves out
 
 
 _RULE_OF_ROW["input_missing"] = "NSA004"
@@ -172,6 +173,11 @@ def _attributes(model: Model) -> Iterator[Finding]:
                 yield _finding(node, f"{name!r} is not an attribute of {node.op_type}", name)
             elif names.count(name) > 1:
                 yield _finding(node, f"{name} is given {names.count(name)} times", name)
+        for attribute in node.proto.attribute:
+            if attribute.ref_attr_name and not node.scope.in_function():
+                message = f"{attribute.name} refers to {attribute.ref_attr_name!r} of a function, and is in none"
+                yield _finding(node, message, attribute.name)
+    yield from _observed_violations(model, _ATTRIBUTE_ROWS)  # a function's attribute that a call leaves out
 
 
 _ATTRIBUTE_ROWS = ("attribute_missing", "block_kind", "stride_kind", "page_kind")
@@ -257,7 +263,7 @@ def _constants(model: Model) -> Iterator[Finding]:
 # Shapes and bodies
 
 
-@rule("NSA018", "declared shapes are the inferred ones")
+@rule("NSA018", "declared types and shapes are the inferred ones")
 def _shapes(model: Model) -> Iterator[Finding]:
     """What the model declares of a value agrees with what its inputs make of it; T' is computed anew.
 
@@ -296,6 +302,9 @@ def _difference(declared: TypeProto, inferred: TypeProto) -> str:
     if not declared.HasField("tensor_type") or not inferred.HasField("tensor_type"):
         return ""
     mine, other = declared.tensor_type, inferred.tensor_type
+    types = dtype_name(mine.elem_type), dtype_name(other.elem_type)
+    if None not in types and types[0] != types[1]:
+        return f"is declared as {types[0]}, inferred is {types[1]}"
     if not mine.HasField("shape") or not other.HasField("shape"):
         return ""
     if len(mine.shape.dim) != len(other.shape.dim):

@@ -37,7 +37,7 @@ inline int64_t RoundUp(int64_t a, int64_t b) { return DivUp(a, b) * b; }
 // What takes `core` cycles on the slowest core and `chip` cycles of everybody's GM traffic takes
 // the longer of the two, and some of the other, because nothing overlaps perfectly.
 inline double Overlap(double core, double chip) {
-  return std::max(core, chip) + std::min(core, chip) / 4;
+  return std::max(core, chip) + std::min(core, chip) / 2;
 }
 
 // Heads of the largest and the smallest of `groups` groups.

@@ -569,3 +569,50 @@ def test_the_launch_interface_is_plain_c():
 def test_the_library_says_that_it_is_simulated(kernels):
     assert kernels.target == "simulated"
     assert json.loads(json.dumps(kernels.compress_plan(False, (64, 1, 16), 32, 16, [64]).tolist()))[0] > 0
+
+
+# ---- the ONNX parser plugin, against declarations of the graph engine's classes
+
+
+@pytest.fixture(scope="module")
+def probe(kernels):
+    function = ctypes.CDLL(str(lookalike.BUILD / "lib" / "libnsa_plugin_probe.so")).plugin_probe
+    function.restype = ctypes.c_char_p
+    return lambda origin, text: function(origin.encode(), None if text is None else text.encode()).decode().split("\n")
+
+
+def attribute_json(**values):
+    """As CANN's parser writes a node; an attribute of another type and a nested one are in the way."""
+    attributes = [{"i": value, "name": name, "type": 2} for name, value in values.items()]
+    attributes += [{"name": "note", "s": 'a \\"quoted\\" }]', "type": 3}, {"name": "t", "t": {"dims": [1, [2]]}}]
+    return json.dumps({"attribute": attributes, "domain": "nsa_onnx", "output": ["y"]})
+
+
+def test_plugin_maps_the_prefill_node(probe):
+    got = probe("nsa_onnx::1::NsaCompress", attribute_json(compress_stride=16, compress_block_size=32))
+    attributes = ["actSeqLenType=0", "compressBlockSize=32", "compressStride=16", "layoutOptional=TND"]
+    assert got[0] == "NsaCompress" and sorted(got[1:]) == attributes
+
+
+def test_plugin_maps_the_decode_node(probe):
+    text = attribute_json(compress_block_size="64", compress_stride=16, page_block_size=128)  # 64-bit as a string
+    got = probe("nsa_onnx::1::NsaCompressInfer", text)
+    attributes = ["act_seq_len_type=1", "compress_block_size=64", "compress_stride=16", "layout=TND"]
+    assert got[0] == "NsaCompressWithCache" and sorted(got[1:]) == [*attributes, "page_block_size=128"]
+
+
+def test_plugin_registers_only_our_nodes_and_version(probe):
+    assert probe("nsa_onnx::2::NsaCompress", attribute_json()) == ["not registered"]
+    assert probe("ai.onnx::1::NsaCompress", attribute_json()) == ["not registered"]
+
+
+def test_plugin_refuses_missing_and_malformed_attributes(probe):
+    good = attribute_json(compress_stride=16, compress_block_size=32)
+    whole = probe("nsa_onnx::1::NsaCompress", good)
+    assert whole[0] == "NsaCompress"
+    bad = [None, "", "{}", "[]", "{" * 5000, '{"a":' + "[" * 5000, attribute_json(compress_stride=16)]
+    bad += [good.replace('"i": 32', text) for text in ('"i": "x"', '"i": ' + "9" * 40, '"i": ', '"i": null')]
+    for text in bad:
+        assert probe("nsa_onnx::1::NsaCompress", text) == ["failed"], text
+    for cut in range(len(good)):  # cut off anywhere
+        assert probe("nsa_onnx::1::NsaCompress", good[:cut]) == ["failed"]

@@ -259,7 +259,8 @@ def source(mutants: list[Mutant]) -> str:
 def build(mutants: list[Mutant]) -> Path:
     """Compile them, unless this very text has been compiled already; the library."""
     text = source(mutants)
-    look_alike = "".join(path.read_text(encoding="utf-8") for path in sorted(lookalike.HERE.glob("*.h")))
+    look_alike = "".join(path.read_text(encoding="utf-8") for path in sorted(lookalike.HERE.glob("machine.cc")))
+    look_alike += "".join(path.read_text(encoding="utf-8") for path in sorted(lookalike.HERE.glob("*.h")))
     shared = "".join(path.read_text(encoding="utf-8") for path in sorted(KERNELS.rglob("*.h")))
     key = hashlib.sha256((text + look_alike + shared).encode()).hexdigest()[:16]
     folder = lookalike.BUILD / "mutants"

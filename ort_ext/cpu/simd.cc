@@ -275,10 +275,11 @@ void Infer(const InferData& data, int64_t first, int64_t last, float* scratch) {
   }
 }
 
+// Null if the machine's vectors do not divide D: 384 bits of SVE are 12 lanes.
 const Kernels* TargetKernels() {
   static constexpr Kernels kernels = {{Compress<SimdFloat16>, Compress<SimdBFloat16>},
                                       {Infer<SimdFloat16>, Infer<SimdBFloat16>}};
-  return &kernels;
+  return spec::kAlignment % static_cast<int64_t>(hn::Lanes(DF())) == 0 ? &kernels : nullptr;
 }
 
 }  // namespace nsa::cpu::HWY_NAMESPACE
@@ -293,7 +294,8 @@ std::vector<SimdTarget> SimdTargets() {
   std::vector<SimdTarget> targets;
   for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
     hwy::GetChosenTarget().Update(target);
-    targets.push_back({hwy::TargetName(target), HWY_DYNAMIC_POINTER(TargetKernels)()});
+    const Kernels* kernels = HWY_DYNAMIC_POINTER(TargetKernels)();
+    if (kernels != nullptr) targets.push_back({hwy::TargetName(target), kernels});
   }
   return targets;
 }

@@ -63,12 +63,23 @@ def _check_lengths_kind(rows: dict[str, spec.Row], actual_seq_len: object) -> No
             raise RuntimeError(f"actual_seq_len must have rank 1 [B], got rank {actual_seq_len.dim()}")
 
 
+def _check_devices(input: Tensor, computed: dict[str, Tensor], indices: dict[str, Any]) -> None:
+    """One device for all that is computed with; indices may be on the host. Asked of a meta tensor, too: torch gives
+    a call with one among others to the fake kernel, whose result would be memory that nobody has written."""
+    for name, value in (computed | indices).items():
+        if not isinstance(value, Tensor) or value.device == input.device:
+            continue
+        if name in computed or value.device.type != "cpu":
+            raise RuntimeError(f"{name} must be on the device of input, {input.device}, got {value.device}")
+
+
 def _check_compress(input: Tensor, weight: Tensor, block: int, stride: int, actual_seq_len: Lengths) -> None:
     """Every row of the error table that needs no data."""
     x, w = _array(input), _array(weight)
     spec.raise_first(spec.compress_type_violations(x, w, block, stride, ()))
     _check_lengths_kind(spec.COMPRESS_ROWS, actual_seq_len)
     spec.raise_first(spec.compress_shape_violations(x.shape, w.shape, block, stride))
+    _check_devices(input, {"weight": weight}, {"actual_seq_len": actual_seq_len})
 
 
 def _check_infer(
@@ -91,6 +102,8 @@ def _check_infer(
     count = actual_seq_len.shape[0] if isinstance(actual_seq_len, Tensor) else len(actual_seq_len)
     shapes = (x.shape, w.shape, slots.shape, block, stride, page, None if table is None else table.shape)
     spec.raise_first(spec.infer_shape_violations(*shapes, count if isinstance(count, int) else None, out.shape))
+    indices = {"slot_mapping": slot_mapping, "block_table": block_table, "actual_seq_len": actual_seq_len}
+    _check_devices(input, {"weight": weight, "cache": cache}, indices)
 
 
 def _host_lengths(actual_seq_len: Lengths) -> npt.NDArray[np.int64]:
@@ -158,6 +171,7 @@ def infer_cpu_(
     """NsaCompressInfer on CPU tensors, in place: only the written slots of cache are touched."""
     sizes = compress_block_size, compress_stride, page_block_size
     _check_infer(input, weight, slot_mapping, *sizes, block_table, actual_seq_len, cache)
+    eager.refuse_overlap(cache.shape, cache.stride())
     lengths = _host_lengths(actual_seq_len)
     x, w, slots, dense = map(_dense, (input, weight, slot_mapping, cache))
     table = None if block_table is None else _dense(block_table)
@@ -354,6 +368,7 @@ def install_autograd(
     setup_context: Callable[..., None],
     backward: Callable[..., tuple[Any, ...]],
     key: str = "Autograd",
+    check: Callable[..., None] = lambda **_: None,
 ) -> None:
     """Give op ``name`` ("op" or "op.overload") a gradient formula.
 
@@ -364,6 +379,7 @@ def install_autograd(
         library: an IMPL or DEF library of the op's namespace; it must stay alive.
         setup_context, backward: as for `torch.library.register_autograd`.
         key: "Autograd" (every backend without a kernel of its own) or one backend's, "AutogradCPU".
+        check: called with the keyword arguments before the op runs, where a gradient is wanted.
     """
 
     class Formula(torch.autograd.Function):
@@ -389,6 +405,7 @@ def install_autograd(
 
         tensors = _tensors(kwargs)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args, *tensors):
+            check(**kwargs)
             return Formula.apply(*args, *tensors, run, kwargs)  # type: ignore[no-untyped-call]
         return run()
 
@@ -503,7 +520,17 @@ def _no_gradient_fake(grad: Tensor, size: Sequence[int]) -> Tensor:
 
 def install_inplace_autograd(library: torch.library.Library, name: str, key: str = "Autograd") -> None:
     """Let a backward pass through the in-place infer op ``name`` raise; parameters as `install_autograd`."""
-    install_autograd(library, name, _infer_setup_, infer_backward, key)
+    install_autograd(library, name, _infer_setup_, infer_backward, key, _refuse_leaf)
+
+
+def _refuse_leaf(cache: Tensor, **_: Any) -> None:
+    """What autograd would say of it, but before the cache has changed."""
+    leaf = cache._base if cache._is_view() else cache
+    if leaf is not None and leaf.is_leaf and leaf.requires_grad:
+        raise RuntimeError(
+            "cache must not be a leaf tensor that requires a gradient, or a view of one: it is updated in place. Pass "
+            "a detached tensor, or call under torch.no_grad()"
+        )
 
 
 def install_version_counter(library: torch.library.Library, name: str) -> None:

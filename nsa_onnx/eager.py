@@ -234,6 +234,7 @@ def nsa_compress_infer(
     views = _views(**given)
     dense = {name: _dense(view) for name, view in views.items()}
     table = dense.get("block_table")
+    refuse_overlap(views["cache"].shape, views["cache"].strides)
     _native.compress_infer(
         described["input"].dtype,  # type: ignore[attr-defined]
         _buffer(dense["input"]),
@@ -247,10 +248,16 @@ def nsa_compress_infer(
         _buffer(dense["cache"]),
         _native.default_threads(),
     )
-    if not np.shares_memory(dense["cache"], views["cache"]):
+    if not np.may_share_memory(dense["cache"], views["cache"]):
         slots = written_slots(dense["slot_mapping"], lengths, int(compress_block_size), int(compress_stride))
         views["cache"][slots] = dense["cache"][slots]
     return cache
+
+
+def refuse_overlap(shape: Sequence[int], strides: Sequence[int]) -> None:
+    """RuntimeError for a cache of which several rows or channels are one place in memory (torch's ``expand``)."""
+    if 0 not in shape and any(size > 1 and stride == 0 for size, stride in zip(shape, strides, strict=True)):
+        raise RuntimeError(f"cache must not overlap itself: it is updated in place; got strides {tuple(strides)}")
 
 
 def written_slots(slot_mapping: npt.NDArray[np.int32], lengths: Any, block: int, stride: int) -> npt.NDArray[np.int32]:

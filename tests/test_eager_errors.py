@@ -258,6 +258,18 @@ def test_a_read_only_cache_is_refused():
         _call("infer", arguments, "numpy")
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_cache_that_overlaps_itself_is_refused(library):
+    """The error table's rows win: a stride without elements is no overlap."""
+    arguments = _infer_call()
+    row = arguments["cache"][:1].copy()
+    arguments["cache"] = np.lib.stride_tricks.as_strided(row, arguments["cache"].shape, (0, *row.strides[1:]))
+    before = row.copy()
+    with pytest.raises(RuntimeError, match=r"cache must not overlap itself: .* got strides \(0, "):
+        _call("infer", arguments, library)
+    assert np.array_equal(row, before)
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("rank", [0, 1, 5])
 def test_odd_ranks_are_named_as_they_are(op, rank):

@@ -114,6 +114,41 @@ def test_a_bad_index_leaves_the_cache_as_it_was(strided):
     assert same(cache, before)
 
 
+@pytest.mark.parametrize("view", [False, True])
+def test_a_leaf_that_wants_a_gradient_is_refused_before_it_changes(view):
+    args, keywords = infer_call()
+    before = keywords["cache"].clone()
+    leaf = keywords["cache"].requires_grad_()
+    with pytest.raises(RuntimeError, match="cache must not be a leaf tensor that requires a gradient"):
+        exporters.nsa_compress_infer(*args, **{**keywords, "cache": leaf[:] if view else leaf})
+    assert same(leaf.detach(), before)
+    with torch.no_grad():
+        exporters.nsa_compress_infer(*args, **keywords)
+    assert not same(leaf.detach(), before)
+
+
+def test_a_cache_that_overlaps_itself_is_refused():
+    args, keywords = infer_call()
+    cache = keywords["cache"][:1].clone()
+    before = cache.clone()
+    with pytest.raises(RuntimeError, match=r"cache must not overlap itself: .* got strides \(0, "):
+        exporters.nsa_compress_infer(*args, **{**keywords, "cache": cache.expand(5, -1, -1)})
+    assert same(cache, before)
+
+
+@pytest.mark.parametrize("name", ["weight", "slot_mapping", "block_table", "actual_seq_len", "cache"])
+def test_tensors_on_different_devices_are_refused(name):
+    """torch runs the fake kernel if one tensor is a meta tensor: its result would be memory that nobody wrote."""
+    (x, w, slots, *sizes), keywords = infer_call(overload="tensor")
+    call = {"weight": w, "slot_mapping": slots, **keywords}
+    call[name] = call[name].to("meta")
+    with pytest.raises(RuntimeError, match=f"{name} must be on the device of input, cpu, got meta"):
+        exporters.nsa_compress_infer(x, call.pop("weight"), call.pop("slot_mapping"), *sizes, **call)
+    if name == "weight":
+        with pytest.raises(RuntimeError, match="weight must be on the device of input, cpu, got meta"):
+            exporters.nsa_compress(x[:, 0], w.to("meta"), BLOCK, STRIDE, actual_seq_len=[len(x)])
+
+
 def test_the_eager_calls_go_through_the_ops():
     x, w = compress_arguments(requires_grad=True)
     assert nsa_onnx.nsa_compress(x, w, np.int64(BLOCK), STRIDE, actual_seq_len=SEQ).requires_grad

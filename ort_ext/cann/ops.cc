@@ -1,6 +1,7 @@
 // See ops.h.
 #include "cann/ops.h"
 
+#include <cstring>
 #include <utility>
 
 namespace nsa::cann {
@@ -8,71 +9,72 @@ namespace {
 
 using ort::Guarded;
 
-// Memory and stream of one run of a node. Everything is given back when the run ends, though the
-// device may not have got there yet: onnxruntime's arena gives it to the same stream again, and to
-// another one only after the two have been synchronized.
+// Stream and memory of one run of a node.
 class OrtLaunch : public Launch {
  public:
-  // Device memory is taken from where the node's first input lies.
-  OrtLaunch(OrtKernelContext* context, Staging* staging)
-      : context_(context),
-        memory_(Ort::KernelContext(context).GetInput(0).GetTensorMemoryInfo()),
-        staging_(staging),
-        stream_(Ort::KernelContext(context).GetGPUComputeStream()) {}
+  OrtLaunch(OrtKernelContext* context, Memory& memory) : memory_(memory) {
+    const Ort::KernelContext kernel_context(context);
+    device_ = kernel_context.GetInput(0).GetTensorMemoryInfo().GetDeviceId();
+    stream_ = kernel_context.GetGPUComputeStream();
+  }
   OrtLaunch(const OrtLaunch&) = delete;
   OrtLaunch& operator=(const OrtLaunch&) = delete;
 
+  // The device need not have got to the work yet: what it uses is marked.
   ~OrtLaunch() override {
-    if (scratch_.empty()) return;
-    // Not the scratch buffer alone: onnxruntime would keep it until the session ends.
-    OrtAllocator* allocator = nullptr;
-    const Ort::Status status(
-        Ort::GetApi().KernelContext_GetAllocator(context_, memory_, &allocator));
-    if (!status.IsOK()) return;
-    for (void* memory : scratch_) allocator->Free(allocator, memory);
-    Ort::GetApi().ReleaseAllocator(allocator);
+    for (auto& block : blocks_) memory_.Return(std::move(block));
   }
 
   Stream stream() const override { return stream_; }
 
-  void* Scratch(size_t bytes) override {
-    scratch_.reserve(scratch_.size() + 1);
-    void* memory = nullptr;
-    Ort::ThrowOnError(
-        Ort::GetApi().KernelContext_GetScratchBuffer(context_, memory_, bytes, &memory));
-    scratch_.push_back(memory);
-    return memory;
-  }
+  void* Scratch(size_t bytes) override { return Borrow(Place::kDevice, bytes); }
 
   void* Upload(const void* data, size_t bytes) override {
-    void* memory = Scratch(bytes);
-    staging_->Upload(memory, data, bytes, stream_);
-    return memory;
+    void* staging = Borrow(Place::kPinned, bytes);
+    std::memcpy(staging, data, bytes);
+    void* device = Scratch(bytes);
+    Require(GetRuntime().aclrtMemcpyAsync(device, bytes, staging, bytes, kAclHostToDevice, stream_),
+            "aclrtMemcpyAsync");
+    return device;
+  }
+
+  // Runs what launches. If it fails, some of the work may be on the stream already: that is waited
+  // for, and `consequence` says what it may have done.
+  template <class Body, class Consequence>
+  void Run(const std::string& node, Body body, Consequence consequence) {
+    try {
+      body();
+      MarkBlocks();
+    } catch (const CannError& error) {
+      const std::string message = node + ": " + error.what() + consequence();
+      Forget(GetRuntime().aclrtSynchronizeStream(stream_));
+      throw Ort::Exception(std::string(message), ORT_EP_FAIL);
+    } catch (...) {
+      Forget(GetRuntime().aclrtSynchronizeStream(stream_));
+      throw;
+    }
   }
 
  private:
-  OrtKernelContext* context_;
-  const OrtMemoryInfo* memory_;
-  Staging* staging_;
-  Stream stream_;
-  std::vector<void*> scratch_;
-};
-
-// Runs what launches. If it fails, some work may be on the stream already: its memory is given back
-// only after that is done.
-template <class Body>
-void Launching(const std::string& node, const OrtLaunch& launch, Body body) {
-  try {
-    body();
-  } catch (const CannError& error) {
-    const std::string message = node + ": " + error.what();
-    Forget(GetRuntime().aclrtSynchronizeStream(launch.stream()));
-    throw Ort::Exception(std::string(message), ORT_EP_FAIL);
-  } catch (...) {
-    Forget(GetRuntime().aclrtSynchronizeStream(launch.stream()));
-    throw;
+  void* Borrow(Place place, size_t bytes) {
+    blocks_.reserve(blocks_.size() + 1);
+    blocks_.push_back(memory_.Borrow(place, device_, bytes, stream_));
+    blocks_.back()->stream = stream_;
+    blocks_.back()->mark = nullptr;
+    return blocks_.back()->address;
   }
-}
+
+  void MarkBlocks() {
+    if (blocks_.empty()) return;
+    const auto mark = std::make_shared<const Mark>(stream_);
+    for (auto& block : blocks_) block->mark = mark;
+  }
+
+  Memory& memory_;
+  int device_;
+  Stream stream_;
+  std::vector<std::unique_ptr<Memory::Block>> blocks_;
+};
 
 // "NsaCompress 'name'", for messages.
 std::string Describe(const OrtKernelInfo* info, const char* op) {
@@ -98,13 +100,14 @@ CompressKernel::CompressKernel(const OrtKernelInfo* info, cpu::DType dtype, Back
     : node_(info),
       dtype_(dtype),
       description_(Describe(info, spec::kCompressOp)),
-      backend_(BackendFor(description_, choice)) {}
+      backend_(BackendFor(description_, choice)),
+      memory_(Memory::Shared()) {}
 
-OrtStatusPtr CompressKernel::ComputeV2(OrtKernelContext* context) noexcept {
+OrtStatusPtr CompressKernel::ComputeV2(OrtKernelContext* context) const noexcept {
   return Guarded([&] { Compute(context); });
 }
 
-void CompressKernel::Compute(OrtKernelContext* context) {
+void CompressKernel::Compute(OrtKernelContext* context) const {
   const ort::CompressInputs inputs(context, node_);
   const std::array<int64_t, 3> dims = inputs.output_dims();
   void* output = ort::Output(context, {dims.data(), 3});
@@ -122,15 +125,16 @@ void CompressKernel::Compute(OrtKernelContext* context) {
                         inputs.actual_seq_len.as<int64_t>(),
                         inputs.actual_seq_len.dims[0],
                         &inputs.plan};
-  OrtLaunch launch(context, &staging_);
-  Launching(description_, launch, [&] { backend_.Compress(run, launch); });
+  OrtLaunch launch(context, *memory_);
+  launch.Run(description_, [&] { backend_.Compress(run, launch); }, [] { return ""; });
 }
 
 InferKernel::InferKernel(const OrtKernelInfo* info, cpu::DType dtype, BackendChoice choice)
     : node_(info),
       dtype_(dtype),
       description_(Describe(info, spec::kInferOp)),
-      backend_(BackendFor(description_, choice)) {
+      backend_(BackendFor(description_, choice)),
+      memory_(Memory::Shared()) {
   try {
     backend_.RequireInferBlock(node_.block);
   } catch (const CannError& error) {
@@ -138,11 +142,11 @@ InferKernel::InferKernel(const OrtKernelInfo* info, cpu::DType dtype, BackendCho
   }
 }
 
-OrtStatusPtr InferKernel::ComputeV2(OrtKernelContext* context) noexcept {
+OrtStatusPtr InferKernel::ComputeV2(OrtKernelContext* context) const noexcept {
   return Guarded([&] { Compute(context); });
 }
 
-void InferKernel::Compute(OrtKernelContext* context) {
+void InferKernel::Compute(OrtKernelContext* context) const {
   const ort::InferInputs inputs(context, node_);
   void* output = ort::Output(context, inputs.cache.shape());
   const size_t bytes = inputs.cache_bytes();
@@ -159,22 +163,21 @@ void InferKernel::Compute(OrtKernelContext* context) {
                      node_.block,
                      &inputs.plan};
   const bool in_place = output == inputs.cache.data;
-  OrtLaunch launch(context, &staging_);
-  Launching(description_, launch, [&] {
-    if (!in_place) {
-      Require(GetRuntime().aclrtMemcpyAsync(output, bytes, inputs.cache.data, bytes,
-                                            kAclDeviceToDevice, launch.stream()),
-              "aclrtMemcpyAsync");
-    }
-    if (inputs.plan.empty()) return;
-    try {
-      backend_.Infer(run, launch);
-    } catch (const CannError& error) {
-      if (!in_place || !run.cache_touched) throw;
-      throw CannError(std::string(error.what()) +
-                      "; slots of cache that this step writes may have changed");
-    }
-  });
+  OrtLaunch launch(context, *memory_);
+  launch.Run(
+      description_,
+      [&] {
+        if (!in_place) {
+          Require(GetRuntime().aclrtMemcpyAsync(output, bytes, inputs.cache.data, bytes,
+                                                kAclDeviceToDevice, launch.stream()),
+                  "aclrtMemcpyAsync");
+        }
+        if (!inputs.plan.empty()) backend_.Infer(run, launch);
+      },
+      [&] {
+        const bool changed = in_place && run.cache_touched;
+        return changed ? "; the slots of cache that this step writes may have changed" : "";
+      });
 }
 
 CompressOp::CompressOp(cpu::DType dtype, BackendChoice choice)

@@ -3,7 +3,7 @@
 #define NSA_ONNX_ORT_EXT_CANN_OPS_H_
 
 #include "cann/backend.h"
-#include "cann/staging.h"
+#include "cann/memory.h"
 #include "nsa_compress.h"
 #include "nsa_compress_infer.h"
 
@@ -12,31 +12,31 @@ namespace nsa::cann {
 class CompressKernel {
  public:
   CompressKernel(const OrtKernelInfo* info, cpu::DType dtype, BackendChoice choice);
-  OrtStatusPtr ComputeV2(OrtKernelContext* context) noexcept;
+  OrtStatusPtr ComputeV2(OrtKernelContext* context) const noexcept;
 
  private:
-  void Compute(OrtKernelContext* context);
+  void Compute(OrtKernelContext* context) const;
 
   ort::CompressNode node_;
   cpu::DType dtype_;
   std::string description_;
   const Backend& backend_;
-  Staging staging_;
+  std::shared_ptr<Memory> memory_;
 };
 
 class InferKernel {
  public:
   InferKernel(const OrtKernelInfo* info, cpu::DType dtype, BackendChoice choice);
-  OrtStatusPtr ComputeV2(OrtKernelContext* context) noexcept;
+  OrtStatusPtr ComputeV2(OrtKernelContext* context) const noexcept;
 
  private:
-  void Compute(OrtKernelContext* context);
+  void Compute(OrtKernelContext* context) const;
 
   ort::InferNode node_;
   cpu::DType dtype_;
   std::string description_;
   const Backend& backend_;
-  Staging staging_;
+  std::shared_ptr<Memory> memory_;
 };
 
 class CompressOp : public ort::CompressDefinition<CompressOp, CompressKernel> {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-LIB = Path(os.environ["NSA_ONNX_SIM_LIB"])
+LIB = Path(os.environ["NSA_ONNX_SIM_DIR"])
 
 H2H, H2D, D2H, D2D = range(4)
 FLOAT, FLOAT16, INT32, BF16 = 0, 1, 3, 27

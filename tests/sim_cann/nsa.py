@@ -550,6 +550,7 @@ def failing_first_calls():
     for name in ours:
         for nth in range(1, 1 + names.count(name)):
             decoder = error = None  # the last session goes, and what its node had is freed
+            gc.collect()
             decoder = Decoder(session(decode_model()), feeds)
             simulator.fail_call(name, nth)
             error = raised(lambda decoder=decoder: decoder.step(feeds))

@@ -24,6 +24,7 @@ inline constexpr double kInstructionCycles =
 inline constexpr double kCoreBytesPerCycle = 64;   // GM to one core, when the others leave room
 inline constexpr double kChipBytesPerCycle = 865;  // GM to all cores: 1.6 TB/s
 inline constexpr double kCopyCycles = 100;         // what a copy costs besides its bytes
+inline constexpr double kCachedShare = 0.25;       // of a byte's cost when it is read once more
 inline constexpr int64_t kWantedBurst = 512;       // bytes; a shorter burst costs as much
 
 inline constexpr int64_t kGrain = 32;      // bytes
@@ -37,7 +38,7 @@ inline int64_t RoundUp(int64_t a, int64_t b) { return DivUp(a, b) * b; }
 // What takes `core` cycles on the slowest core and `chip` cycles of everybody's GM traffic takes
 // the longer of the two, and some of the other, because nothing overlaps perfectly.
 inline double Overlap(double core, double chip) {
-  return std::max(core, chip) + std::min(core, chip) / 2;
+  return std::max(core, chip) + std::min(core, chip) / 4;
 }
 
 // Heads of the largest and the smallest of `groups` groups.

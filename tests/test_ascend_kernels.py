@@ -172,6 +172,11 @@ def test_prefill_carries_partial_sums_over_the_tiles_of_a_core(kernels, dtype, c
     assert cores > 1 or len(tiles) > 2 * splits
 
 
+@pytest.mark.parametrize("cores", [1, 7])
+def test_prefill_with_more_head_groups_than_cores(kernels, cores):
+    check_compress(kernels, np.float16, 128, 240, 128, 48, [140, 400], cores=cores)
+
+
 def test_prefill_without_an_output_row_launches_nothing(kernels):
     x, w = np.ones((40, 2, 32), np.float16), np.ones((32, 2), np.float16)
     launched = kernels.compress(x, w, 32, 16, [20, 31, 31, 40])
@@ -226,6 +231,9 @@ def test_prefill_needs_an_order_of_magnitude_fewer_vector_instructions(kernels, 
     launched = kernels.compress(x, w, block, stride, [16384], seed=1)
     assert launched.counters["blocks"] == 48
     assert launched.counters["vector_instructions"] <= limit
+    name = "float16" if dtype == np.float16 else "bfloat16"
+    documented = f"| {block}/{stride} | {name} | {launched.counters['vector_instructions']:,} |".replace(",", " ")
+    assert documented in (ROOT / "ascend_kernels" / "nsa_compress" / "README.md").read_text(encoding="utf-8")
     assert_compress_counters(launched, x, w, block, stride, [16384])
     some = oracle.compress_exact(x[: 40 * stride + block], w, block, stride, [40 * stride + block])
     assert oracle.ulp_distance(launched.output[: len(some)], some) <= 1
@@ -374,6 +382,52 @@ def test_a_cores_block_order_changes_nothing(kernels):
     assert all(oracle.same_bits(outputs[0], other) for other in outputs[1:])
 
 
+# ---- the launch interface on a runtime of its own
+
+SUBMIT = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)
+BYTES = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)
+TASK = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
+
+
+class Device(ctypes.Structure):
+    """NsaAscendSimDevice of tests/sim/ascendc/simulated.h."""
+
+    _fields_ = (("submit", SUBMIT), ("bytes", BYTES))
+
+
+def launch_on_device(kernels, tasks, offset):
+    """Puts a launch on a made-up stream whose device addresses are the host's plus `offset`; the arrays."""
+    library = kernels.library
+    submit = SUBMIT(lambda stream, name, task, argument: tasks.append((stream, name, TASK(task), argument)) or 0)
+    address = BYTES(lambda where, size: None if where < offset else where - offset)
+    device = Device(submit, address)
+    library.nsa_ascend_sim_use_device(ctypes.byref(device))
+    try:
+        x, w = np.ones((64, 1, 16), np.float16), np.ones((32, 1), np.float16)
+        plan, out = kernels.compress_plan(False, x.shape, 32, 16, [64]), np.zeros((3, 1, 16), np.float16)
+        pointers = [ctypes.c_void_p(array.ctypes.data + (1 << 60)) for array in (x, w, out, plan)]
+        blocks = ctypes.c_int64(int(plan[lookalike.PLAN_BLOCKS]))
+        assert library.nsa_ascend_compress(ctypes.c_void_p(77), ctypes.c_int32(0), *pointers, blocks) == 0
+    finally:
+        library.nsa_ascend_sim_use_device(None)
+    return out, (x, w, plan, device)  # all of which the task still needs
+
+
+def test_a_launch_goes_through_the_runtimes_stream_and_memory(kernels):
+    tasks = []
+    out, _alive = launch_on_device(kernels, tasks, 1 << 60)
+    [(stream, name, task, argument)] = tasks
+    assert (stream, name) == (77, b"nsa_compress") and not out.any()  # nothing has run yet
+    assert task(argument) == 0 and np.all(out == 32)
+
+
+def test_a_launch_with_memory_of_the_host_fails_on_the_stream(kernels):
+    tasks = []
+    out, _alive = launch_on_device(kernels, tasks, 1 << 61)
+    [(_, _, task, argument)] = tasks
+    assert task(argument) == 507015 and not out.any()
+
+
 # ---- the look-alike
 
 
@@ -424,6 +478,7 @@ COMPRESS_CASES = [
     (1, 7, 256, 128, 16, [128 + 16 * 40], 1),
     (0, 3, 64, 32, 16, [40, 80, 130], 2),
     (0, 1, 64, 32, 16, [2000], 2),
+    (0, 128, 240, 16, 16, [40], 1),
 ]
 # (dtype, batch, heads, dim, block, stride, page, cores)
 INFER_CASES = [
@@ -519,8 +574,6 @@ SAME_BEHAVIOUR = {
     "nsa_compress/tiling.cc: without if (most <= halo) return -1;": NEVER_CHOSEN,
     "nsa_compress/tiling.cc: (chip.unified_buffer - fixed) / each instead of "
     "std::min(kRepeatLimit, (chip.unified_buffer - fixed) / each)": "at most 175 chunks fit",
-    "nsa_compress/tiling.cc: units / groups instead of std::min(units / groups, rows)": "fewer candidates to rank",
-    "nsa_compress/tiling.cc: rows instead of std::min(units / groups, rows)": "other candidates to rank",
     "nsa_compress/tiling.cc: MostChunks(shape, tiling, chip) instead of "
     "std::min(cut.room, MostChunks(shape, tiling, chip))": "a larger buffer than is used",
     "nsa_compress_infer/tiling.cc: without if (width * 4 / kGrain > kRepeatLimit) return -1;": "so wide a window "

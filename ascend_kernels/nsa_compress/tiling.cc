@@ -58,36 +58,48 @@ bool IsAllowed(const CompressShape& shape, const CompressTiling& tiling) {
          tiling.classes == kMostClasses;
 }
 
+// What a chunk of a unit costs to copy: a burst that is too short costs as much as one that is not.
+double ChunkBytes(const CompressShape& shape, const CompressTiling& tiling) {
+  const int64_t width = LargestGroup(shape.heads, tiling.groups) * shape.dim;
+  const int64_t burst = width * 2 * (tiling.groups == 1 ? tiling.classes : 1);
+  const double longer = std::max(1.0, static_cast<double>(kWantedBurst) / burst);
+  return shape.stride * width * 2 * longer;
+}
+
+// Estimated cycles of a unit with `chunks` chunks in `tiles` tiles.
+double UnitCycles(const CompressShape& shape, const CompressTiling& tiling, int64_t chunks,
+                  int64_t tiles) {
+  const int64_t heads = LargestGroup(shape.heads, tiling.groups), width = heads * shape.dim;
+  const int64_t loads = shape.stride / tiling.classes;
+  const double axpys = static_cast<double>(shape.block * Axpys(shape, heads));
+  double casts = 0;
+  if (shape.bfloat16) casts = chunks * shape.stride * width / static_cast<double>(kLaneCount);
+  const double vector = tiles * (axpys + loads) * kInstructionCycles + chunks * axpys + casts;
+  const int64_t copies = tiles * (tiling.groups == 1 ? loads : shape.stride);
+  double arrival = chunks * ChunkBytes(shape, tiling) / kCoreBytesPerCycle + copies * kCopyCycles;
+  if (tiling.in_buffers == 1) arrival += casts;  // the only buffer is not free before it is widened
+  return std::max(vector, arrival);
+}
+
 }  // namespace
 
 double CompressCost(const CompressShape& shape, int64_t rows, int64_t runs, const Chip& chip,
                     CompressTiling* tiling) {
   if (!IsAllowed(shape, *tiling)) return -1;
-  const int64_t halo = Shifts(shape) - 1;
-  const int64_t heads = LargestGroup(shape.heads, tiling->groups), width = heads * shape.dim;
+  const int64_t halo = Shifts(shape) - 1, once = rows + halo * runs;
   // Chunks of the longest split; runs that begin inside it bring a halo of their own.
-  const int64_t chunks = DivUp(rows + halo * (runs - 1), tiling->splits) + halo;
+  const int64_t chunks = DivUp(once - halo, tiling->splits) + halo;
   const int64_t most = MostChunks(shape, *tiling, chip);
   // Every tile completes a row, and the rows that it carries on do not overlap where they move to.
   if (most <= halo) return -1;
-  const int64_t tiles = DivUp(chunks, most);
 
-  const double axpys = static_cast<double>(shape.block * Axpys(shape, heads));
-  const double casts =
-      shape.bfloat16 ? chunks * shape.stride * width / static_cast<double>(kLaneCount) : 0;
-  const double vector = tiles * (axpys + shape.stride / tiling->classes) * kInstructionCycles +
-                        chunks * axpys + casts;
-  const int64_t burst = width * 2 * (tiling->groups == 1 ? tiling->classes : 1);
-  const double bytes =
-      chunks * shape.stride * width * 2 * std::max(1.0, static_cast<double>(kWantedBurst) / burst);
-  const int64_t copies =
-      tiles * (tiling->groups == 1 ? shape.stride / tiling->classes : shape.stride);
-  double arrival = bytes / kCoreBytesPerCycle + copies * kCopyCycles;
-  if (tiling->in_buffers == 1)
-    arrival += casts;  // the only buffer is not free before it is widened
-  const double unit = std::max(vector, arrival);
   const int64_t units = tiling->splits * tiling->groups;
-  tiling->cost = Overlap(DivUp(units, chip.cores) * unit, bytes * units / kChipBytesPerCycle);
+  const double core =
+      DivUp(units, chip.cores) * UnitCycles(shape, *tiling, chunks, DivUp(chunks, most));
+  // A halo that two cores read comes from the cache the second time.
+  const double again = std::max<double>(0, tiling->splits * chunks - once) * kCachedShare;
+  tiling->cost = Overlap(
+      core, (once + again) * ChunkBytes(shape, *tiling) * tiling->groups / kChipBytesPerCycle);
   return tiling->cost;
 }
 
@@ -104,7 +116,7 @@ CompressTiling ChooseCompressTiling(const CompressShape& shape, int64_t rows, in
        groups <= shape.heads && BurstsLongEnough(shape.heads, shape.dim, groups); ++groups) {
     // Up to four rounds of units: head groups rarely divide the cores.
     for (int64_t units = chip.cores; units <= 4 * chip.cores; units += chip.cores) {
-      for (int64_t splits = std::min(units / groups, rows); splits >= 1; splits /= 2) {
+      for (int64_t splits = DivUp(units, groups); splits >= 1; splits /= 2) {
         consider({groups, splits, 0, 2, 0});
         // Widened tokens leave their buffer at once, so that one of them nearly does for two.
         if (shape.bfloat16) consider({groups, splits, 0, 1, 0});

@@ -89,11 +89,11 @@ class Kernels:
     """libnsa_ascend_kernels.so (simulated)."""
 
     def __init__(self, library: Path | None = None):
-        self._lib = ctypes.CDLL(str(library or BUILD / "lib" / "libnsa_ascend_kernels.so"))
+        self.library = ctypes.CDLL(str(library or BUILD / "lib" / "libnsa_ascend_kernels.so"))
         for name in ("compress_plan", "infer_plan", "plan_blocks", "sim_counters", "sim_error"):
-            getattr(self._lib, f"nsa_ascend_{name}").restype = ctypes.c_int64
-        self._lib.nsa_ascend_target.restype = ctypes.c_char_p
-        self.target = self._lib.nsa_ascend_target().decode()
+            getattr(self.library, f"nsa_ascend_{name}").restype = ctypes.c_int64
+        self.library.nsa_ascend_target.restype = ctypes.c_char_p
+        self.target = self.library.nsa_ascend_target().decode()
 
     def compress_plan(
         self,
@@ -108,7 +108,7 @@ class Kernels:
         runs = [(run.first_row, run.rows, run.first_token) for run in spec.compress_plan(list(seq), block, stride)]
         rows = _words(runs, 3)
         call = _Compress(bfloat16, *shape, block, stride, rows.ctypes.data, len(runs))
-        return self._plan(self._lib.nsa_ascend_compress_plan, call, cores)
+        return self._plan(self.library.nsa_ascend_compress_plan, call, cores)
 
     def infer_plan(
         self,
@@ -127,7 +127,7 @@ class Kernels:
             rows.append([write.sequence, write.slot, len(write.runs), *(word for run in runs for word in run)])
         words = _words(rows, 3 + 3 * spec.MAX_PAGE_RUNS)
         call = _Infer(bfloat16, *shape, block, slots, words.ctypes.data, len(rows))
-        return self._plan(self._lib.nsa_ascend_infer_plan, call, cores)
+        return self._plan(self.library.nsa_ascend_infer_plan, call, cores)
 
     def _plan(self, function: Any, call: ctypes.Structure, cores: int) -> Any:
         count = function(ctypes.byref(call), ctypes.c_int64(cores), None, ctypes.c_int64(0))
@@ -163,16 +163,16 @@ class Kernels:
         return Launched(output, plan, self._launch("infer", bfloat16, x, w, output, plan, seed))
 
     def _launch(self, name: str, bfloat16: bool, x: Any, w: Any, out: Any, plan: Any, seed: int) -> dict[str, Any]:
-        blocks = int(self._lib.nsa_ascend_plan_blocks(plan.ctypes.data_as(ctypes.c_void_p)))
+        blocks = int(self.library.nsa_ascend_plan_blocks(plan.ctypes.data_as(ctypes.c_void_p)))
         if blocks == 0:
             return {"blocks": 0}
         pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in (x, w, out, plan)]
-        self._lib.nsa_ascend_sim_set_seed(ctypes.c_uint64(seed))
-        launch = getattr(self._lib, f"nsa_ascend_{name}")
+        self.library.nsa_ascend_sim_set_seed(ctypes.c_uint64(seed))
+        launch = getattr(self.library, f"nsa_ascend_{name}")
         code = launch(None, ctypes.c_int32(bfloat16), *pointers, ctypes.c_int64(blocks))
         if code:
-            raise DeviceError(f"{self._text(self._lib.nsa_ascend_sim_error)} (error {code})")
-        counters: dict[str, Any] = json.loads(self._text(self._lib.nsa_ascend_sim_counters))
+            raise DeviceError(f"{self._text(self.library.nsa_ascend_sim_error)} (error {code})")
+        counters: dict[str, Any] = json.loads(self._text(self.library.nsa_ascend_sim_counters))
         return counters
 
     @staticmethod

@@ -128,11 +128,12 @@ def _tiling_mutants(op: str) -> Iterator[Mutant]:
     """Not of the cost model: it ranks tilings, and a wrong rank is no fault. Its refusals are bounds, though."""
     path = f"{OPS[op]}/tiling.cc"
     text = (KERNELS / path).read_text(encoding="utf-8")
-    begin = text.index(f"\ndouble {op.capitalize()}Cost(")
-    last_line = text.count("\n", 0, text.index("\n}\n", begin)) + 1
-    first_line = text.count("\n", 0, begin) + 1
+    model = []  # the first and the last line of each of its functions
+    for match in re.finditer(r"^double \w+\(", text, re.MULTILINE):
+        model.append((text.count("\n", 0, match.start()), text.count("\n", 0, text.index("\n}\n", match.start())) + 1))
     for mutant in _bound_mutants(op, path, text):
-        if not first_line <= mutant.line <= last_line or mutant.change.startswith("without"):
+        of_the_model = any(first <= mutant.line <= last for first, last in model)
+        if not of_the_model or mutant.change.startswith("without"):
             yield mutant
 
 

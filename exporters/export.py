@@ -130,6 +130,8 @@ def _check_arguments(model: Any, args: Any, path: Path, dynamo: bool, dynamic_sh
         raise TypeError(f"args must be a tuple of example arguments, got {type(args).__name__}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path: there is no directory {path.parent}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"path must be a file's, got {path}: a directory or device")
     if dynamo:
         return
     if isinstance(model, torch.export.ExportedProgram):

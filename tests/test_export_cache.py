@@ -365,6 +365,7 @@ def test_a_graph_that_is_not_onnx_is_not_written(tmp_path, monkeypatch):
         ({"model": lambda x: x}, TypeError, r"model must be a torch\.nn\.Module or .*ExportedProgram, got function"),
         ({"args": [1]}, TypeError, "args must be a tuple of example arguments, got list"),
         ({"path": "missing/model.onnx"}, FileNotFoundError, "there is no directory .*missing"),
+        ({"path": "."}, ValueError, "path must be a file's"),
         ({"dynamo": False, "dynamic_shapes": {}}, ValueError, "with dynamo=False pass dynamic_axes"),
     ],
 )

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
 
 DEVICES = ("auto", "cpu", "ascend")
+# Our entry in session options that have the library: they cannot be asked for it.
+_REGISTERED_KEY = "nsa_onnx.library_registered"
 
 
 def _onnxruntime() -> Any:
@@ -49,15 +51,30 @@ def session_options(base: SessionOptions | None = None) -> SessionOptions:
     """Session options with our operators registered.
 
     Args:
-        base: options to add them to, changed in place; new ones if None. Register once: onnxruntime refuses a
-            library that its options already have.
+        base: options to add them to, changed in place; new ones if None. Those that this function or `create_session`
+            has seen before stay as they are. Options on which ``register_custom_ops_library`` was called by hand
+            need no call of it: onnxruntime refuses a library that comes twice.
 
     Raises:
         RuntimeError: onnxruntime is not installed, or cannot load the library.
     """
     options = _onnxruntime().SessionOptions() if base is None else base
-    options.register_custom_ops_library(get_library_path())
+    try:
+        options.get_session_config_entry(_REGISTERED_KEY)
+    except RuntimeError:  # onnxruntime's answer for an entry that is not there
+        options.register_custom_ops_library(get_library_path())
+        options.add_session_config_entry(_REGISTERED_KEY, "1")
     return options
+
+
+def _serialized(model: ModelProto) -> bytes:
+    try:
+        data: bytes = model.SerializeToString()
+        return data
+    except Exception as error:  # protobuf's own class
+        raise ValueError(
+            f"model does not fit into 2 GiB ({error}): save it with external data (onnx.save) and pass the path"
+        ) from error
 
 
 def create_session(
@@ -68,26 +85,32 @@ def create_session(
     providers: Sequence[Any] | None = None,
     ascend_backend: str | None = None,
     provider_options: Mapping[str, object] | None = None,
+    standard_nodes: str | None = None,
 ) -> InferenceSession:
     """An onnxruntime session that runs NSA nodes.
 
     With ``device="ascend"`` every NSA node is on the CANN provider when this returns, and stays there: nothing
-    falls back to the CPU, neither now nor when a run fails. Other nodes are placed as onnxruntime sees fit.
+    falls back to the CPU, neither now nor when a run fails.
 
     Args:
         model: path of the file, its bytes, or the model itself.
         device: ``cpu``, ``ascend``, or ``auto``: Ascend where onnxruntime-cann is installed, with a warning and
             the CPU if it cannot be used, and the CPU elsewhere.
-        options: session options without our library, changed in place; new ones if None.
+        options: session options, changed in place, for one session or several (see `session_options`); new ones if
+            None.
         providers: execution providers as onnxruntime takes them; they win over ``device``.
         ascend_backend: who computes on Ascend: ``auto``, ``ascend_kernels`` or ``aclnn``. If None, the entry
             ``nsa_onnx.ascend_backend`` of the options or the variable NSA_ONNX_ASCEND_BACKEND says it.
         provider_options: of the CANN provider, beside ``enable_cann_graph=0`` and ``device_id=0``. With
             ``enable_cann_graph=1, enable_cann_subgraph=1`` CANN compiles the graphs between the NSA nodes, which
             then run on the CPU.
+        standard_nodes: where the other nodes go: ``ascend``, as many as the CANN provider has kernels for, the
+            default; or ``cpu``, all of them. The provider's own kernels are few, and some of 1.24.4 are wrong:
+            docs/ascend.md.
 
     Raises:
-        ValueError: the device, the backend or a provider option is unknown, or an option keeps NSA nodes from running.
+        ValueError: the device, the backend or a provider option is unknown, or an option keeps NSA nodes from running;
+            a model that is no file is larger than 2 GiB.
         RuntimeError: onnxruntime is not installed or cannot load the library; the device is ``ascend`` and the CANN
             provider, CANN or a backend cannot be used, or a node would have run elsewhere.
     """
@@ -95,25 +118,32 @@ def create_session(
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     if ascend_backend is not None and ascend_backend not in _ascend.BACKENDS:
         raise ValueError(f"ascend_backend must be one of {', '.join(_ascend.BACKENDS)}, got {ascend_backend!r}")
-    for name, given in (("ascend_backend", ascend_backend), ("provider_options", provider_options)):
-        if given is not None and (device == "cpu" or providers is not None):
-            raise ValueError(f"{name} is for device 'ascend' or 'auto' without providers, got {given!r}")
+    if standard_nodes is not None and standard_nodes not in _ascend.STANDARD_NODES:
+        raise ValueError(f"standard_nodes must be ascend or cpu, got {standard_nodes!r}")
+    for name, given in (
+        ("ascend_backend", ascend_backend),
+        ("provider_options", provider_options),
+        ("standard_nodes", standard_nodes),
+    ):
+        if given is not None and (device != "ascend" or providers is not None):
+            raise ValueError(f"{name} is for device 'ascend' without providers, got {given!r}")
     onnxruntime = _onnxruntime()
-    source = model.SerializeToString() if isinstance(model, ModelProto) else model
+    source = _serialized(model) if isinstance(model, ModelProto) else model
     source = source if isinstance(source, bytes) else os.fspath(source)
     options = onnxruntime.SessionOptions() if options is None else options
     if ascend_backend is not None:
         options.add_session_config_entry(_ascend.BACKEND_KEY, ascend_backend)
-    session_options(options)
-    if providers is None and device != "cpu":
+    if standard_nodes == "cpu":
+        options.add_session_config_entry(_ascend.CPU_KERNELS_KEY, "0")
+    session_options(options)  # reads these entries
+    if device == "ascend" and providers is None:
         cann_options = _ascend.provider_options(provider_options)
-        if device == "ascend":
-            return _ascend.create_session(onnxruntime, source, options, cann_options)
-        if _ascend.PROVIDER in onnxruntime.get_available_providers():
-            try:
-                return _ascend.create_session(onnxruntime, source, options, cann_options)
-            except RuntimeError as error:
-                warnings.warn(f"device 'auto' takes the CPU: {error}", RuntimeWarning, stacklevel=2)
+        return _ascend.create_session(onnxruntime, source, options, cann_options, standard_nodes or "ascend")
+    if device == "auto" and providers is None and _ascend.PROVIDER in onnxruntime.get_available_providers():
+        try:
+            return _ascend.create_session(onnxruntime, source, options, _ascend.provider_options(None), "ascend")
+        except RuntimeError as error:
+            warnings.warn(f"device 'auto' takes the CPU: {error}", RuntimeWarning, stacklevel=2)
     chosen = ["CPUExecutionProvider"] if providers is None else list(providers)
     session: InferenceSession = onnxruntime.InferenceSession(source, options, providers=chosen)
     return session

@@ -61,6 +61,22 @@ def test_given_options_and_providers_are_used():
     assert made.get_providers() == ["CPUExecutionProvider"]
 
 
+def test_options_serve_several_sessions():
+    options = nsa_onnx.session_options(nsa_onnx.session_options())
+    for _ in range(2):
+        made = nsa_onnx.create_session(models.compress(SEQ), options=options)
+        assert oracle.same_bits(made.run(None, feeds())[0], want())
+
+
+def test_a_model_beyond_two_gibibytes_is_refused_with_the_way_out(monkeypatch):
+    def fail(_):
+        raise OverflowError("Failed to serialize proto")
+
+    monkeypatch.setattr(onnx.ModelProto, "SerializeToString", fail)
+    with pytest.raises(ValueError, match=r"external data .* pass the path"):
+        nsa_onnx.create_session(models.compress(SEQ))
+
+
 def test_the_custom_kernel_wins_over_a_portable_body(tmp_path):
     """onnxruntime says in its profile what it has run: one node of ours, and none of the body's."""
     options = onnxruntime.SessionOptions()

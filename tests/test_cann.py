@@ -7,6 +7,7 @@ the cases are in tests/sim_cann/nsa.py. Without that environment these tests fai
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ CASES = (
     *("concurrent_runs", "two_nodes_and_standard_ones", "nodes_in_a_row"),
     *("failing_allocations", "failing_tasks", "a_failed_run_does_not_fall_back"),
     *("placement", "placement_is_asserted", "auto_is_ascend", "backends", "graph_mode", "doctor"),
+    "the_provider_cannot_broadcast_both_inputs",
 )
 CASES_WITH_DEVICE_VALUES = (
     *("bad_indices", "in_place", "input_cache_survives"),
@@ -89,6 +91,21 @@ def test_on_the_device(case, run):
 @pytest.mark.parametrize("case", CASES_WITH_DEVICE_VALUES)
 def test_on_the_device_with_values_there(case, run):
     assert run(case).left() == PROVIDERS_ARENA
+
+
+@pytest.fixture(scope="module")
+def demo_models(tmp_path_factory):
+    """The two graphs of the demo, as it exports them."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, ROOT / "examples" / "nsa_decoder.py", "--steps", "32", "--output-dir", folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("case", ["demo_prefill", "demo_decode"])
+def test_the_demo_on_the_device(case, run, demo_models):
+    assert run(case, NSA_TEST_MODELS=str(demo_models)).left() == {}
 
 
 @pytest.mark.parametrize("missing", ["libascendcl.so", "libnnopbase.so", "libopapi.so"])

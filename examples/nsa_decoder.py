@@ -67,15 +67,18 @@ class Batch:
 
 def read_batch(path: Path, steps: int, block: int) -> Batch:
     """Cut the file into four sequences: less than a window, exactly one, and two long ones."""
+    short = [block // 2, block]
+    used = sum(short) + 4 * steps
+    needed = used + 3 * block
+    text = bytearray()
     try:
-        text = path.read_bytes()
+        with path.open("rb", buffering=0) as file:  # of a device or a large file, no more than is served
+            while len(text) < max(MAX_BYTES, needed) and (chunk := file.read(MAX_BYTES)):
+                text += chunk
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     if not text:
         raise UsageError(f"{path} is empty")
-    short = [block // 2, block]
-    used = sum(short) + 4 * steps
-    needed = used + 3 * block
     if len(text) < needed:
         raise UsageError(f"{path} is too short: {needed} bytes are needed for --steps {steps}, it has {len(text)}")
     rest = max(min(len(text), MAX_BYTES), needed) - used

@@ -244,6 +244,17 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, text, capsys, name):
     assert error.count("\n") == 1
 
 
+def test_no_more_of_the_text_is_read_than_served():
+    """What has no end (/dev/zero) would otherwise fill the memory."""
+    reader, writer = os.pipe()
+    with open(writer, "wb") as file:
+        file.write(bytes(3 * nsa_decoder.MAX_BYTES))
+    batch = nsa_decoder.read_batch(Path(f"/dev/fd/{reader}"), 32, 32)
+    assert sum(batch.lengths) == nsa_decoder.MAX_BYTES
+    with open(reader, "rb") as file:
+        assert len(file.read()) == 2 * nsa_decoder.MAX_BYTES
+
+
 def test_progress_is_redrawn_on_a_terminal_and_plain_lines_elsewhere():
     class Terminal(io.StringIO):
         def isatty(self):

@@ -1,6 +1,6 @@
 # make demo · make test · make bench · make lint. All state lies under .venv/ and build/.
 #
-# Needs python3 (3.10 or later, with venv), g++, make. Everything else, cmake included, comes from
+# Needs python3 (3.10 or later, with venv; its headers for the tests of torch.compile), g++, make. Everything else, cmake included, comes from
 # Python packages or is fetched by the build (see cmake/).
 
 PYTHON ?= python3

@@ -1,7 +1,7 @@
 # make demo · make test · make bench · make lint. All state lies under .venv/ and build/.
 #
-# Needs python3 (3.10 or later, with venv; its headers for the tests of torch.compile), g++, make. Everything else, cmake included, comes from
-# Python packages or is fetched by the build (see cmake/).
+# Needs python3 (3.10 or later) with venv and headers, g++, make. Everything else, cmake included, comes
+# from Python packages or is fetched by the build (see cmake/).
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -63,7 +63,11 @@ $(BUILD): $(ENV) $(NATIVE) $(PACKAGES)
 demo: $(BUILD)
 	$(BIN)/python examples/nsa_decoder.py
 
+# torch.compile, which some tests run, compiles against Python's headers: say so before ten minutes are gone.
+HAS_HEADERS := import os, sysconfig; print(os.path.isfile(sysconfig.get_path("include") + "/Python.h"))
 test: $(BUILD) $(OLD_ORT) $(SIM) $(CANN)
+	@test "$$($(BIN)/python -c '$(HAS_HEADERS)')" = True || \
+	  { echo "Python.h is missing, the tests need it: apt install python3-dev" >&2; exit 1; }
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(BUILD)

@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, helper
 import nsa_onnx
 from nsa_onnx import spec
 from nsa_onnx.check import Report, Severity, UnreadableModelError, check
-from nsa_onnx.check.model import MAX_ALIKE
+from nsa_onnx.check.model import MAX_ALIKE, propagates_little
 from nsa_onnx.check.rules import _RULE_OF_ROW, RULES
 from nsa_onnx.functions import expand
 from nsa_onnx.schema import NODE_ROWS
@@ -595,8 +595,8 @@ def doubling_lengths(depth, call=False, **shapes):
     "make",
     [
         lambda: doubling_functions(40),
-        lambda: doubling_lengths(40),
-        lambda: doubling_lengths(40, call=True),
+        lambda: doubling_lengths(21),
+        lambda: doubling_lengths(21, call=True),
         recursive_function,
         lambda: deep_branches(20),
         lambda: models.compress(x=(2**62, 4, 16), w=(2**40, 4), compress_stride=8),
@@ -609,6 +609,13 @@ def doubling_lengths(depth, call=False, **shapes):
 )
 def test_hostile_models_give_findings_in_time(make):
     assert "NSA011" in rules_of(check(make()))
+
+
+@pytest.mark.parametrize("call", [True, False])
+def test_onnx_is_not_let_to_concatenate_without_bound(call):
+    assert propagates_little(doubling_lengths(15, call))
+    assert not propagates_little(doubling_lengths(21, call))
+    assert not propagates_little(doubling_lengths(3000, call))
 
 
 @pytest.mark.parametrize("call", [True, False])

@@ -38,7 +38,9 @@ def test_with_the_real_torch_npu(file):
     ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
     print(ran.stdout, ran.stderr, sep="\n")
     assert ran.returncode == 0
-    assert re.search(r"^\d+ passed", ran.stdout.splitlines()[-1]), "nothing but passed counts"
+    # Not the last line: what torch's C++ side has printed is flushed after pytest's summary.
+    summary = r"^\d+ passed(, \d+ warnings?)? in "
+    assert re.search(summary, ran.stdout, re.MULTILINE), "nothing but passed counts"
 
 
 def test_without_torch_npu_nothing_happens():

@@ -104,7 +104,7 @@ def create_session(
     onnxruntime: Any,
     source: str | bytes,
     options: SessionOptions,
-    providers: Mapping[str, str],
+    provider_options: Mapping[str, str],
 ) -> InferenceSession:
     """A session whose NSA nodes are on the CANN provider, or an error that says why there is none.
 
@@ -112,7 +112,7 @@ def create_session(
         onnxruntime: the imported module.
         source: path or bytes of the model.
         options: with our library registered; changed in place.
-        providers: options of the CANN provider.
+        provider_options: of the CANN provider.
 
     Raises:
         RuntimeError: the provider cannot be used here, or the nodes would have run elsewhere.
@@ -122,7 +122,7 @@ def create_session(
     try:
         # Without fallback: it would make a new session on the CPU now, and again when a run fails.
         session: InferenceSession = onnxruntime.InferenceSession(
-            source, options, providers=[(PROVIDER, dict(providers))], enable_fallback=0
+            source, options, providers=[(PROVIDER, dict(provider_options))], enable_fallback=0
         )
     except Exception as error:
         if reason := _loading_problem(onnxruntime):
@@ -134,7 +134,7 @@ def create_session(
     if PROVIDER not in session.get_providers():
         reason = _loading_problem(onnxruntime) or "onnxruntime has written the reason to stderr"
         raise RuntimeError(f"the CANN provider cannot be used: {reason}")
-    _require_placement(session, "CPUExecutionProvider" if in_graph_mode(providers) else PROVIDER)
+    _require_placement(session, "CPUExecutionProvider" if in_graph_mode(provider_options) else PROVIDER)
     return session
 
 

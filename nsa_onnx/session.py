@@ -59,12 +59,26 @@ def session_options(base: SessionOptions | None = None) -> SessionOptions:
         RuntimeError: onnxruntime is not installed, or cannot load the library.
     """
     options = _onnxruntime().SessionOptions() if base is None else base
-    try:
-        options.get_session_config_entry(_REGISTERED_KEY)
-    except RuntimeError:  # onnxruntime's answer for an entry that is not there
+    if _entry(options, _REGISTERED_KEY) is None:
         options.register_custom_ops_library(get_library_path())
         options.add_session_config_entry(_REGISTERED_KEY, "1")
     return options
+
+
+def _entry(options: SessionOptions, key: str) -> str | None:
+    try:
+        value: str = options.get_session_config_entry(key)
+    except RuntimeError:  # onnxruntime's answer for an entry that is not there
+        return None
+    return value
+
+
+def _choose_backend(options: SessionOptions, backend: str) -> None:
+    """Ask for a backend. The library reads the entry when it is registered, and not again."""
+    chosen = _entry(options, _ascend.BACKEND_KEY)
+    if _entry(options, _REGISTERED_KEY) is not None and chosen != backend:
+        raise ValueError(f"these options have served with ascend_backend {chosen!r}: make new ones for {backend!r}")
+    options.add_session_config_entry(_ascend.BACKEND_KEY, backend)
 
 
 def _serialized(model: ModelProto) -> bytes:
@@ -85,12 +99,12 @@ def create_session(
     providers: Sequence[Any] | None = None,
     ascend_backend: str | None = None,
     provider_options: Mapping[str, object] | None = None,
-    standard_nodes: str | None = None,
 ) -> InferenceSession:
     """An onnxruntime session that runs NSA nodes.
 
     With ``device="ascend"`` every NSA node is on the CANN provider when this returns, and stays there: nothing
-    falls back to the CPU, neither now nor when a run fails.
+    falls back to the CPU, neither now nor when a run fails. Other nodes go where onnxruntime sees fit; some of the
+    CANN provider's own kernels are wrong, see docs/ascend.md.
 
     Args:
         model: path of the file, its bytes, or the model itself.
@@ -104,9 +118,6 @@ def create_session(
         provider_options: of the CANN provider, beside ``enable_cann_graph=0`` and ``device_id=0``. With
             ``enable_cann_graph=1, enable_cann_subgraph=1`` CANN compiles the graphs between the NSA nodes, which
             then run on the CPU.
-        standard_nodes: where the other nodes go: ``ascend``, as many as the CANN provider has kernels for, the
-            default; or ``cpu``, all of them. The provider's own kernels are few, and some of 1.24.4 are wrong:
-            docs/ascend.md.
 
     Raises:
         ValueError: the device, the backend or a provider option is unknown, or an option keeps NSA nodes from running;
@@ -118,13 +129,7 @@ def create_session(
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     if ascend_backend is not None and ascend_backend not in _ascend.BACKENDS:
         raise ValueError(f"ascend_backend must be one of {', '.join(_ascend.BACKENDS)}, got {ascend_backend!r}")
-    if standard_nodes is not None and standard_nodes not in _ascend.STANDARD_NODES:
-        raise ValueError(f"standard_nodes must be ascend or cpu, got {standard_nodes!r}")
-    for name, given in (
-        ("ascend_backend", ascend_backend),
-        ("provider_options", provider_options),
-        ("standard_nodes", standard_nodes),
-    ):
+    for name, given in (("ascend_backend", ascend_backend), ("provider_options", provider_options)):
         if given is not None and (device != "ascend" or providers is not None):
             raise ValueError(f"{name} is for device 'ascend' without providers, got {given!r}")
     onnxruntime = _onnxruntime()
@@ -132,16 +137,14 @@ def create_session(
     source = source if isinstance(source, bytes) else os.fspath(source)
     options = onnxruntime.SessionOptions() if options is None else options
     if ascend_backend is not None:
-        options.add_session_config_entry(_ascend.BACKEND_KEY, ascend_backend)
-    if standard_nodes == "cpu":
-        options.add_session_config_entry(_ascend.CPU_KERNELS_KEY, "0")
-    session_options(options)  # reads these entries
+        _choose_backend(options, ascend_backend)
+    session_options(options)
     if device == "ascend" and providers is None:
         cann_options = _ascend.provider_options(provider_options)
-        return _ascend.create_session(onnxruntime, source, options, cann_options, standard_nodes or "ascend")
+        return _ascend.create_session(onnxruntime, source, options, cann_options)
     if device == "auto" and providers is None and _ascend.PROVIDER in onnxruntime.get_available_providers():
         try:
-            return _ascend.create_session(onnxruntime, source, options, _ascend.provider_options(None), "ascend")
+            return _ascend.create_session(onnxruntime, source, options, _ascend.provider_options(None))
         except RuntimeError as error:
             warnings.warn(f"device 'auto' takes the CPU: {error}", RuntimeWarning, stacklevel=2)
     chosen = ["CPUExecutionProvider"] if providers is None else list(providers)

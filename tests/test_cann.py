@@ -7,6 +7,7 @@ the cases are in tests/sim_cann/nsa.py. Without that environment these tests fai
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ CASES_OF_ONE_BACKEND = (
     *(("ascend_kernels", case) for case in ("no_vendor_limits", "unknown_number_of_cores")),
     ("ascend_kernels", "device_faults_name_the_kernel"),
     *(("auto", case) for case in ("placement", "placement_is_asserted", "auto_is_ascend", "backends", "graph_mode")),
-    ("auto", "doctor"),
+    *(("auto", case) for case in ("doctor", "the_provider_cannot_broadcast_both_inputs")),
 )
 
 
@@ -118,6 +119,22 @@ def cann_without(folder, *names):
             # Copies: a link would find its missing neighbour beside its target.
             (folder / library.name).write_bytes(library.read_bytes())
     return folder
+
+
+@pytest.fixture(scope="module")
+def demo_models(tmp_path_factory):
+    """The two graphs of the demo, as it exports them."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, ROOT / "examples" / "nsa_decoder.py", "--steps", "32", "--output-dir", folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", ["demo_prefill", "demo_decode"])
+def test_the_demo_on_the_device(case, backend, run, demo_models):
+    assert run(case, NSA_ONNX_ASCEND_BACKEND=backend, NSA_TEST_MODELS=str(demo_models)).left() == {}
 
 
 @pytest.mark.parametrize("missing", ["libascendcl.so", "libnnopbase.so", "libopapi.so"])

@@ -298,6 +298,8 @@ const std::map<std::string, Operator>& operators() {
       {"GEMM", {5, gemm}},
       {"Abs", {1, [](const Job& job) { unary(job, [](double x) { return std::fabs(x); }); }}},
       {"Neg", {1, [](const Job& job) { unary(job, [](double x) { return -x; }); }}},
+      {"Cos", {1, [](const Job& job) { unary(job, [](double x) { return std::cos(x); }); }}},
+      {"Sin", {1, [](const Job& job) { unary(job, [](double x) { return std::sin(x); }); }}},
       {"Exp", {1, [](const Job& job) { unary(job, [](double x) { return std::exp(x); }); }}},
       {"Sqrt", {1, [](const Job& job) { unary(job, [](double x) { return std::sqrt(x); }); }}},
       {"Relu", {1, [](const Job& job) { unary(job, [](double x) { return x < 0 ? 0 : x; }); }}},

@@ -48,7 +48,9 @@ $(ORT_CANN): pyproject.toml
 	touch $@
 
 # The simulated CANN that the real torch_npu and onnxruntime-cann run on.
-$(SIM): $(wildcard tests/sim/*.cc tests/sim/*.h tests/sim/CMakeLists.txt) $(ENV) $(TORCH_NPU) $(ORT_CANN)
+SIM_SOURCES := $(wildcard $(addprefix tests/sim/,*.cc *.h CMakeLists.txt ascendc/*) \
+  ascend_kernels/*.cc ascend_kernels/*.h ascend_kernels/*/*.cc ascend_kernels/*/*.h)
+$(SIM): $(SIM_SOURCES) $(ENV) $(TORCH_NPU) $(ORT_CANN)
 	$(BIN)/cmake -S tests/sim -B $(@D) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 	$(BIN)/cmake --build $(@D)
 	touch $@

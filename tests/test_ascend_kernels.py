@@ -417,7 +417,7 @@ def test_a_launch_goes_through_the_runtimes_stream_and_memory(kernels):
     tasks = []
     out, _alive = launch_on_device(kernels, tasks, 1 << 60)
     [(stream, name, task, argument)] = tasks
-    assert (stream, name) == (77, b"nsa_compress") and not out.any()  # nothing has run yet
+    assert (stream, name) == (77, b"nsa_ascend_compress") and not out.any()  # nothing has run yet
     assert task(argument) == 0 and np.all(out == 32)
 
 

@@ -22,24 +22,36 @@ CANN_PYTHON = Path(os.environ.get("NSA_ONNX_CANN_PYTHON", ROOT / "build" / "venv
 # The provider keeps what OrtValues on the device were made in until the process ends.
 PROVIDERS_ARENA = {"device_memory": 1}
 
+BACKENDS = ("aclnn", "ascend_kernels")
+KERNELS = "libnsa_ascend_kernels.so"
+
+# With either backend.
 CASES = (
     *("prefill", "prefill_sizes", "no_window_no_call"),
-    *("decode", "decode_sizes", "large_batches", "vendor_limits"),
+    *("decode", "decode_sizes", "large_batches", "launches_are_asynchronous"),
     *("concurrent_runs", "two_nodes_and_standard_ones", "nodes_in_a_row"),
     *("failing_allocations", "failing_tasks", "a_failed_run_does_not_fall_back"),
-    *("placement", "placement_is_asserted", "auto_is_ascend", "backends", "graph_mode", "doctor"),
-    "the_provider_cannot_broadcast_both_inputs",
 )
 CASES_WITH_DEVICE_VALUES = (
-    *("bad_indices", "in_place", "input_cache_survives"),
+    *("bad_indices", "in_place", "input_cache_survives", "uploads_do_not_grow_with_the_table"),
     *("failing_calls", "failing_first_calls"),
+)
+CASES_OF_ONE_BACKEND = (
+    ("aclnn", "vendor_limits"),
+    *(("ascend_kernels", case) for case in ("no_vendor_limits", "unknown_number_of_cores")),
+    ("ascend_kernels", "device_faults_name_the_kernel"),
+    *(("auto", case) for case in ("placement", "placement_is_asserted", "auto_is_ascend", "backends", "graph_mode")),
+    *(("auto", case) for case in ("doctor", "the_provider_cannot_broadcast_both_inputs")),
 )
 
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
     """A folder with nsa_onnx as it is here, library included, for another Python."""
-    folder = tmp_path_factory.mktemp("packages")
+    return link_package(tmp_path_factory.mktemp("packages"))
+
+
+def link_package(folder):
     package = folder / "nsa_onnx"
     package.mkdir()
     for path in (*(ROOT / "nsa_onnx").iterdir(), Path(nsa_onnx.get_library_path())):
@@ -83,14 +95,30 @@ def run(packages, tmp_path):
     return run
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
-def test_on_the_device(case, run):
-    assert run(case).left() == {}
+def test_on_the_device(case, backend, run):
+    assert run(case, NSA_ONNX_ASCEND_BACKEND=backend).left() == {}
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES_WITH_DEVICE_VALUES)
-def test_on_the_device_with_values_there(case, run):
-    assert run(case).left() == PROVIDERS_ARENA
+def test_on_the_device_with_values_there(case, backend, run):
+    assert run(case, NSA_ONNX_ASCEND_BACKEND=backend).left() == PROVIDERS_ARENA
+
+
+@pytest.mark.parametrize(("backend", "case"), CASES_OF_ONE_BACKEND)
+def test_on_the_device_with_one_backend(case, backend, run):
+    assert run(case, NSA_ONNX_ASCEND_BACKEND=backend).left() == {}
+
+
+def cann_without(folder, *names):
+    folder.mkdir()
+    for library in LIB.iterdir():
+        if library.name not in names:
+            # Copies: a link would find its missing neighbour beside its target.
+            (folder / library.name).write_bytes(library.read_bytes())
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -103,20 +131,66 @@ def demo_models(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", ["demo_prefill", "demo_decode"])
-def test_the_demo_on_the_device(case, run, demo_models):
-    assert run(case, NSA_TEST_MODELS=str(demo_models)).left() == {}
+def test_the_demo_on_the_device(case, backend, run, demo_models):
+    assert run(case, NSA_ONNX_ASCEND_BACKEND=backend, NSA_TEST_MODELS=str(demo_models)).left() == {}
 
 
 @pytest.mark.parametrize("missing", ["libascendcl.so", "libnnopbase.so", "libopapi.so"])
 def test_a_missing_library_of_cann_is_named(missing, run, tmp_path):
-    there = tmp_path / "cann"
-    there.mkdir()
-    for library in LIB.iterdir():
-        if library.name != missing:
-            # Copies: a link would find its missing neighbour beside its target.
-            (there / library.name).write_bytes(library.read_bytes())
-    run("cann_is_missing", library_path=there, NSA_TEST_MISSING=missing)
+    run("cann_is_missing", library_path=cann_without(tmp_path / "cann", missing, KERNELS), NSA_TEST_MISSING=missing)
+
+
+def test_our_kernels_are_preferred_where_they_are_found(run):
+    run("preferred_backend", NSA_TEST_EXPECTED="ascend_kernels")
+
+
+def test_without_our_kernels_the_vendors_operators_compute(run, tmp_path):
+    run("preferred_backend", library_path=cann_without(tmp_path / "cann", KERNELS), NSA_TEST_EXPECTED="aclnn")
+
+
+def test_our_kernels_need_no_operators_of_the_vendor(run, tmp_path):
+    cann = cann_without(tmp_path / "cann", "libopapi.so")
+    run("preferred_backend", library_path=cann, NSA_TEST_EXPECTED="ascend_kernels")
+
+
+def test_our_kernels_are_found_beside_our_library(run, tmp_path):
+    folder = tmp_path / "beside"
+    folder.mkdir()
+    own = link_package(folder) / "nsa_onnx"
+    for name, source in (("libnsa_onnx_ort.so", Path(nsa_onnx.get_library_path())), (KERNELS, LIB / KERNELS)):
+        (own / name).unlink(missing_ok=True)
+        (own / name).write_bytes(source.read_bytes())
+    cann = cann_without(tmp_path / "cann", KERNELS)
+    run("preferred_backend", path=(folder,), library_path=cann, NSA_TEST_EXPECTED="ascend_kernels")
+
+
+def test_our_kernels_can_be_named(run, tmp_path):
+    cann, kernels = cann_without(tmp_path / "cann", KERNELS), tmp_path / "ours.so"
+    kernels.write_bytes((LIB / KERNELS).read_bytes())
+    run(
+        "preferred_backend",
+        library_path=cann,
+        NSA_ONNX_ASCEND_KERNELS=str(kernels),
+        NSA_TEST_EXPECTED="ascend_kernels",
+    )
+
+
+def test_a_named_file_that_is_not_there_is_not_replaced_by_another_one(run):
+    name = "/nowhere/kernels.so"
+    run("kernels_are_missing", NSA_ONNX_ASCEND_KERNELS=name, NSA_TEST_WORDS=name)
+    run("preferred_backend", NSA_ONNX_ASCEND_KERNELS=name, NSA_TEST_EXPECTED="aclnn")
+
+
+def test_kernels_that_are_not_there_say_where_they_were_looked_for(run, tmp_path):
+    cann = cann_without(tmp_path / "cann", KERNELS)
+    run("kernels_are_missing", library_path=cann, NSA_TEST_WORDS="NSA_ONNX_ASCEND_KERNELS may name it")
+
+
+def test_a_library_that_is_not_ours_is_refused(run):
+    words = "libnsa_ascend_kernels.so has no nsa_ascend_abi"
+    run("kernels_are_missing", NSA_ONNX_ASCEND_KERNELS=str(LIB / "libhccl.so"), NSA_TEST_WORDS=words)
 
 
 def test_numpy_2_is_explained(run, tmp_path):

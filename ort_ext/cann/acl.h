@@ -21,12 +21,14 @@ enum DataType : int32_t { kAclFloat16 = 1, kAclInt32 = 3, kAclBFloat16 = 27 };
 enum Format : int32_t { kAclFormatNd = 2 };
 enum CopyKind : int32_t { kAclHostToDevice = 1, kAclDeviceToDevice = 3 };
 enum MallocPolicy : int32_t { kAclHugeFirst = 0 };
+enum DeviceInfo : int32_t { kAclVectorCoreNum = 1 };
 enum EventStatus : int32_t { kAclEventNotReady = 0, kAclEventComplete = 1 };
 
 // X(name, result, parameters): functions of libascendcl.so.
 #define NSA_ACL_FUNCTIONS(X)                                                              \
   X(aclGetRecentErrMsg, const char*, ())                                                  \
   X(aclrtGetSocName, const char*, ())                                                     \
+  X(aclGetDeviceCapability, Status, (uint32_t device, DeviceInfo info, int64_t* value))   \
   X(aclrtMalloc, Status, (void** device, size_t size, MallocPolicy policy))               \
   X(aclrtFree, Status, (void* device))                                                    \
   X(aclrtMallocHost, Status, (void** host, size_t size))                                  \

@@ -6,8 +6,6 @@
 namespace nsa::cann {
 namespace {
 
-const Backend& GetAscendKernelsBackend() { throw CannError("not in this version of nsa_onnx"); }
-
 struct Candidate {
   const char* name;
   BackendChoice choice;

@@ -85,6 +85,9 @@ const Backend& GetBackend(BackendChoice choice);
 // One line per backend, in the order of preference: "name: ok" or "name: what it lacks".
 std::string DescribeBackends();
 
+// Our own kernels. Throws CannError if their library is not there or does not fit.
+const Backend& GetAscendKernelsBackend();
+
 // The vendor's operators. Throws CannError if this machine does not have them.
 const Backend& GetAclnnBackend();
 

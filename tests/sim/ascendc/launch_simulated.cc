@@ -119,7 +119,9 @@ int32_t Submit(const char* name, void* stream, const Task& task) {
     owned->device = device;
   }
   if (!owned->device) return Execute(owned.release());
-  return owned->device->submit(stream, name, Execute, owned.release());
+  const int32_t status = owned->device->submit(stream, name, Execute, owned.get());
+  if (status == 0) owned.release();  // it is the worker's, which may be done with it
+  return status;
 }
 
 int64_t HandOut(const std::string& text, char* target, int64_t size) {
@@ -145,14 +147,14 @@ const char* nsa_ascend_target(void) { return "simulated"; }
 
 int32_t nsa_ascend_compress(void* stream, int32_t dtype, const void* input, const void* weight,
                             void* output, const void* plan, int64_t blocks) {
-  return Submit("nsa_compress", stream,
+  return Submit("nsa_ascend_compress", stream,
                 {Choose<nsa_ascend::NsaCompressKernel>(dtype), input, weight, output, plan,
                  static_cast<int>(blocks), nullptr});
 }
 
 int32_t nsa_ascend_infer(void* stream, int32_t dtype, const void* input, const void* weight,
                          void* cache, const void* plan, int64_t blocks) {
-  return Submit("nsa_compress_infer", stream,
+  return Submit("nsa_ascend_infer", stream,
                 {Choose<nsa_ascend::NsaCompressInferKernel>(dtype), input, weight, cache, plan,
                  static_cast<int>(blocks), nullptr});
 }

@@ -11,8 +11,8 @@ extern "C" {
 // How a launch reaches streams and device memory. Without one (null, the default) a launch runs at
 // once, in the calling thread, and takes its addresses as they are.
 struct NsaAscendSimDevice {
-  // Puts a task on a stream; returns 0 or an ACL code. task(argument) is called exactly once, on
-  // the stream's worker; where it returns non-zero the device has failed with that code.
+  // Puts a task on a stream; returns 0 or an ACL code. Where that is 0, task(argument) is called
+  // once, on the stream's worker; where it returns non-zero the device has failed with that code.
   int32_t (*submit)(void* stream, const char* name, int32_t (*task)(void*), void* argument);
   // On the worker: the bytes behind device memory, or null if they are not all in one live
   // allocation.

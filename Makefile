@@ -74,6 +74,7 @@ test: $(BUILD) $(OLD_ORT) $(SIM) $(CANN)
 
 bench: $(BUILD)
 	$(BIN)/python benchmarks/bench_prefill.py
+	$(BIN)/python benchmarks/ascend_counters.py
 
 CXX_SOURCES = $(shell git ls-files '*.cc' '*.h')
 lint: $(ENV)

@@ -12,6 +12,7 @@ import ctypes
 import importlib.util
 import json
 import mmap
+import os
 import subprocess
 import sys
 import tempfile
@@ -190,6 +191,34 @@ def compress_runs_on_any_number_of_session_threads_with_the_same_bits(library):
     for y in outputs:
         assert np.array_equal(y.view(np.uint16), outputs[0].view(np.uint16))
     assert oracle.same_bits(outputs[0], oracle.compress_exact(feeds["x"], feeds["w"], 32, 16, (2999, 6000)))
+
+
+def threads_seen_during(work):
+    """Ids of the threads that live while `work` runs, but for the one that looks."""
+    seen, done = set(), threading.Event()
+
+    def look():
+        while not done.is_set():
+            seen.update(map(int, os.listdir("/proc/self/task")))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        work()
+    finally:
+        done.set()
+        looking.join()
+    return seen - {looking.native_id}
+
+
+@case
+def compress_runs_on_the_sessions_threads_and_no_others(library):
+    graph = model([compress_node()], compress_inputs(), {"y": (TensorProto.FLOAT16, None)})
+    feeds = make_compress(np.float16, 60000, (60000,), heads=4, dim=64)  # 31 MB: milliseconds on two threads
+    running = session(library, graph, 2)
+    run(running, feeds)
+    before = set(map(int, os.listdir("/proc/self/task")))
+    assert threads_seen_during(lambda: [run(running, feeds) for _ in range(10)]) <= before
 
 
 @case

@@ -24,7 +24,7 @@ def test_newest_onnxruntime(name):
 
 
 def old_python() -> str:
-    """An interpreter that has the oldest onnxruntime; `make env` creates the default one."""
+    """An interpreter that has the oldest onnxruntime; `make test` creates the default one."""
     default = ROOT / "build" / "venv-ort-1.21" / "bin" / "python"
     return os.environ.get("NSA_ONNX_OLD_ORT_PYTHON", str(default))
 
@@ -33,7 +33,7 @@ def old_python() -> str:
 def old_report():
     """What ort_cases.py says there. One process for all cases: each import costs a second."""
     python = old_python()
-    assert Path(python).exists(), f"{python} is missing: run `make env`, or set NSA_ONNX_OLD_ORT_PYTHON"
+    assert Path(python).exists(), f"{python} is missing: run `make test`, or set NSA_ONNX_OLD_ORT_PYTHON"
     command = [python, str(ROOT / "tests" / "ort_cases.py"), LIBRARY]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -109,30 +109,57 @@ struct SimdBFloat16 : BFloat16 {
 constexpr int kMostWindows = 4;
 
 // sums[k][d] += token[j * pitch + d] * weight[j * weight_pitch + k] for j = 0 .. tokens - 1 in
-// order, d = 0 .. dim - 1, k = 0 .. kWindows - 1.
+// order, k = 0 .. kWindows - 1 and the elements d of kVectors (1 or 2) vectors. Two vectors are
+// twice as many independent additions: one alone waits for the latency of its own chain.
+template <class T, int kWindows, int kVectors>
+HWY_INLINE void AccumulateVectors(const uint16_t* token, size_t pitch, size_t tokens,
+                                  const float* weight, size_t weight_pitch, float* const* sums,
+                                  size_t d) {
+  const DF df;
+  const size_t e = kVectors > 1 ? d + hn::Lanes(df) : d;
+  float* const row0 = sums[0];
+  float* const row1 = sums[kWindows > 1 ? 1 : 0];
+  float* const row2 = sums[kWindows > 2 ? 2 : 0];
+  float* const row3 = sums[kWindows > 3 ? 3 : 0];
+  VF d0 = hn::LoadU(df, row0 + d), e0 = hn::LoadU(df, row0 + e);
+  VF d1 = hn::LoadU(df, row1 + d), e1 = hn::LoadU(df, row1 + e);
+  VF d2 = hn::LoadU(df, row2 + d), e2 = hn::LoadU(df, row2 + e);
+  VF d3 = hn::LoadU(df, row3 + d), e3 = hn::LoadU(df, row3 + e);
+  for (size_t j = 0; j < tokens; ++j, token += pitch, weight += weight_pitch) {
+    const VF x = T::Load(token + d);
+    const VF y = kVectors > 1 ? T::Load(token + e) : x;
+    const auto add = [&](VF& of_d, VF& of_e, int window) HWY_ATTR {
+      const VF w = hn::Set(df, weight[window]);
+      of_d = T::Add(of_d, x, w);
+      if constexpr (kVectors > 1) of_e = T::Add(of_e, y, w);
+    };
+    add(d0, e0, 0);
+    if constexpr (kWindows > 1) add(d1, e1, 1);
+    if constexpr (kWindows > 2) add(d2, e2, 2);
+    if constexpr (kWindows > 3) add(d3, e3, 3);
+  }
+  const auto store = [&](VF of_d, VF of_e, float* row) HWY_ATTR {
+    hn::StoreU(of_d, df, row + d);
+    if constexpr (kVectors > 1) hn::StoreU(of_e, df, row + e);
+  };
+  store(d0, e0, row0);
+  if constexpr (kWindows > 1) store(d1, e1, row1);
+  if constexpr (kWindows > 2) store(d2, e2, row2);
+  if constexpr (kWindows > 3) store(d3, e3, row3);
+}
+
+// The same for d = 0 .. dim - 1, a multiple of the vector's length.
 template <class T, int kWindows>
 void Accumulate(const uint16_t* token, size_t pitch, size_t tokens, const float* weight,
                 size_t weight_pitch, float* const* sums, size_t dim) {
   static_assert(1 <= kWindows && kWindows <= kMostWindows);
-  const DF df;
-  for (size_t d = 0; d < dim; d += hn::Lanes(df)) {
-    VF sum0 = hn::LoadU(df, sums[0] + d);
-    VF sum1 = kWindows > 1 ? hn::LoadU(df, sums[kWindows > 1 ? 1 : 0] + d) : sum0;
-    VF sum2 = kWindows > 2 ? hn::LoadU(df, sums[kWindows > 2 ? 2 : 0] + d) : sum0;
-    VF sum3 = kWindows > 3 ? hn::LoadU(df, sums[kWindows > 3 ? 3 : 0] + d) : sum0;
-    const uint16_t* x = token + d;
-    const float* w = weight;
-    for (size_t j = 0; j < tokens; ++j, x += pitch, w += weight_pitch) {
-      const VF value = T::Load(x);
-      sum0 = T::Add(sum0, value, hn::Set(df, w[0]));
-      if constexpr (kWindows > 1) sum1 = T::Add(sum1, value, hn::Set(df, w[1]));
-      if constexpr (kWindows > 2) sum2 = T::Add(sum2, value, hn::Set(df, w[2]));
-      if constexpr (kWindows > 3) sum3 = T::Add(sum3, value, hn::Set(df, w[3]));
-    }
-    hn::StoreU(sum0, df, sums[0] + d);
-    if constexpr (kWindows > 1) hn::StoreU(sum1, df, sums[1] + d);
-    if constexpr (kWindows > 2) hn::StoreU(sum2, df, sums[2] + d);
-    if constexpr (kWindows > 3) hn::StoreU(sum3, df, sums[3] + d);
+  const size_t lanes = hn::Lanes(DF());
+  size_t d = 0;
+  for (; d + 2 * lanes <= dim; d += 2 * lanes) {
+    AccumulateVectors<T, kWindows, 2>(token, pitch, tokens, weight, weight_pitch, sums, d);
+  }
+  if (d < dim) {
+    AccumulateVectors<T, kWindows, 1>(token, pitch, tokens, weight, weight_pitch, sums, d);
   }
 }
 

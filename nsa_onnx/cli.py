@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 from onnx.shape_inference import infer_shapes
 
 from . import __version__, spec
+from ._files import NotWritableError, write_model
 from .check import TARGETS, UnreadableModelError, check
 from .check.model import MAX_FUNCTION_CALLS, embedded, function_calls, load, propagates_little
 from .eager import nsa_compress
-from .functions import expand, subgraphs
+from .functions import expand
 from .session import compress_model, create_session, doctor
 
 OK, FOUND, UNUSABLE = 0, 1, 2
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, UNUSABLE)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, UNUSABLE)
-    except _CommandError as error:
+    except (_CommandError, NotWritableError) as error:
         return _fail(error, FOUND)
 
 
@@ -107,7 +107,7 @@ def _infer_shapes(arguments: argparse.Namespace) -> int:
         result = infer_shapes(model, strict_mode=True, data_prop=propagates_little(model))
     except Exception as error:  # onnx raises classes of its own, and others for broken models
         raise _CommandError(f"{arguments.model}: {error}") from error
-    _write(result, arguments)
+    write_model(result, Path(arguments.model), Path(arguments.output))
     return OK
 
 
@@ -118,67 +118,8 @@ def _expand(arguments: argparse.Namespace) -> int:
         raise
     except ValueError as error:
         raise _CommandError(f"{arguments.model}: {error}") from error
-    _write(result, arguments)
+    write_model(result, Path(arguments.model), Path(arguments.output))
     return OK
-
-
-def _write(model: ModelProto, arguments: argparse.Namespace) -> None:
-    """Write all of the file or nothing, even where it is the input."""
-    source, target = Path(arguments.model), Path(arguments.output)
-    if _has_external_data(model) and source.parent.resolve() != target.parent.resolve():
-        raise _CommandError(f"{target}: the weights of {source} are files beside it: write the output to that folder")
-    try:
-        data = model.SerializeToString()
-    except Exception as error:  # protobuf's own class, beyond 2 GiB
-        raise _CommandError(f"{target}: does not fit into one file ({type(error).__name__})") from error
-    try:
-        _replace(target, data)
-    except (OSError, RuntimeError) as error:  # the latter for a link that leads to itself
-        raise OSError(getattr(error, "errno", None), getattr(error, "strerror", str(error)), str(target)) from error
-
-
-def _replace(target: Path, data: bytes) -> None:
-    """Give a file new contents in one step; it keeps its permissions, and a link stays one.
-
-    What is no file, say /dev/null or a pipe, is written to: root could replace it.
-    """
-    try:
-        mode = target.stat().st_mode
-    except FileNotFoundError:
-        mode = None
-    if mode is not None and not stat.S_ISREG(mode):
-        target.write_bytes(data)  # of a folder, the error says what it is
-        return
-    target = target.resolve()
-    temporary = target.with_name(f".nsa-onnx-{os.getpid()}")
-    with temporary.open("xb") as file:
-        try:
-            if mode is not None:
-                os.fchmod(file.fileno(), stat.S_IMODE(mode))
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink()
-            raise
-
-
-def _has_external_data(model: ModelProto) -> bool:
-    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model))
-
-
-def _tensors(model: ModelProto) -> Iterator[TensorProto]:
-    graphs = [model.graph]
-    nodes = [node for function in model.functions for node in function.node]
-    while graphs or nodes:
-        for graph in graphs:
-            yield from graph.initializer
-            nodes.extend(graph.node)
-        graphs = [inner for node in nodes for inner in subgraphs(node)]
-        for node in nodes:
-            yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
-        nodes = []
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

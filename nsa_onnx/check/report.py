@@ -27,6 +27,7 @@ class Finding:
         op_type: the node's operator.
         argument: the input, attribute or output that the message is about, if it is about one.
         place: where the node is: ``graph``, ``graph > then_branch of 'if'``, ``function local.Step``.
+        hint: the way out, if there is one.
     """
 
     rule: str
@@ -36,6 +37,7 @@ class Finding:
     op_type: str = ""
     argument: str = ""
     place: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,86 @@
+"""Files that commands write: in one step, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from onnx import ModelProto, TensorProto
+
+from .functions import subgraphs
+
+
+class NotWritableError(ValueError):
+    """A result that cannot become a file where it is wanted; the message is for the user."""
+
+
+def write_model(model: ModelProto, source: Path, target: Path) -> None:
+    """Write a model made from the file `source`: all of it or nothing, even where it is the input.
+
+    Raises:
+        NotWritableError: its weights are in files that the new place would not find, or it is beyond 2 GiB.
+        OSError: with the file's name.
+    """
+    if _has_external_data(model) and source.parent.resolve() != target.parent.resolve():
+        raise NotWritableError(f"{target}: the weights of {source} lie beside it: write the output to that folder")
+    try:
+        data = model.SerializeToString()
+    except Exception as error:  # protobuf's own class, beyond 2 GiB
+        raise NotWritableError(f"{target}: does not fit into one file ({type(error).__name__})") from error
+    replace_file(target, data)
+
+
+def replace_file(target: Path, data: bytes) -> None:
+    """Give a file new contents in one step; it keeps its permissions, and a link stays one.
+
+    What is no file, say /dev/null or a pipe, is written to: root could replace it.
+
+    Raises:
+        OSError: with the file's name.
+    """
+    try:
+        _replace(target, data)
+    except (OSError, RuntimeError) as error:  # the latter for a link that leads to itself
+        raise OSError(getattr(error, "errno", None), getattr(error, "strerror", str(error)), str(target)) from error
+
+
+def _replace(target: Path, data: bytes) -> None:
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    if mode is not None and not stat.S_ISREG(mode):
+        target.write_bytes(data)  # of a folder, the error says what it is
+        return
+    target = target.resolve()
+    temporary = target.with_name(f".nsa-onnx-{os.getpid()}")
+    with temporary.open("xb") as file:
+        try:
+            if mode is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(mode))
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink()
+            raise
+
+
+def _has_external_data(model: ModelProto) -> bool:
+    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model))
+
+
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+    graphs = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        for graph in graphs:
+            yield from graph.initializer
+            nodes.extend(graph.node)
+        graphs = [inner for node in nodes for inner in subgraphs(node)]
+        for node in nodes:
+            yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
+        nodes = []

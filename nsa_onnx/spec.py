@@ -496,6 +496,7 @@ VENDOR_ROWS = _rows(
         _SEQ,
         f"{_SEQ} must have <= {VENDOR_MAX_BATCH} elements for the vendor's decode operator, got {{}}",
     ),
+    ("vendor_pages_min", RuntimeError, "input", "input.shape[0] must be >= 1 for the vendor's decode operator, got {}"),
     ("vendor_table", RuntimeError, "block_table", "block_table must be connected for the vendor's decode operator"),
 )
 
@@ -544,13 +545,15 @@ def direct_compress_violations(
         yield Violation(VENDOR_ROWS["vendor_no_rows"], (compress_block_size,))
 
 
-def direct_infer_violations(batch: Dim, has_table: bool) -> Violations:
+def direct_infer_violations(batch: Dim, has_table: bool, block_num: Dim = None) -> Violations:
     """What a graph that calls the vendor's decode operator directly cannot do (target ATC, graph mode)."""
     rows = VENDOR_ROWS
     if batch is not None and batch < 1:
         yield Violation(rows["vendor_batch_min"], (batch,))
     if batch is not None and batch > VENDOR_MAX_BATCH:
         yield Violation(rows["vendor_batch_max"], (batch,))
+    if block_num is not None and block_num < 1:
+        yield Violation(rows["vendor_pages_min"], (block_num,))
     if not has_table:
         yield Violation(rows["vendor_table"], ())
 

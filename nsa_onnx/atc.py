@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx.inliner
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from . import spec
@@ -79,12 +77,15 @@ class _Work:
     """The copy that is being changed, and what there is to say about it."""
 
     model: ModelProto
+    folder: Path | None
+    converter_only: bool
+    named: int = 0  # standard nodes that have had the domain "ai.onnx" from the start
     changes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
 
     def graphs(self) -> Iterator[GraphProto]:
-        """The main graph and all graphs within; functions are gone by the time that this is asked."""
+        """The main graph, then all graphs within. Not those in functions."""
         pending = [self.model.graph]
         while pending:
             graph = pending.pop()
@@ -105,15 +106,16 @@ class _Work:
             raise AtcError(tuple(dict.fromkeys(self.reasons)))
 
 
-def prepare_atc(model: ModelProto, *, folder: Path | None = None) -> Prepared:
+def prepare_atc(model: ModelProto, *, folder: Path | None = None, converter_only: bool = False) -> Prepared:
     """A copy of the model that ATC's parser is known to accept as far as NSA nodes and domains go.
 
     - The portable bodies of our operators are dropped, since the parser plugin handles the nodes; other local
       functions, which the parser does not read, are inlined.
     - A decode node without ``block_table`` gets the table that this stands for: a constant where the shapes are
       known, else computed from them.
-    - Standard nodes and their import get the domain ``ai.onnx``: with several domains imported, the parser rejects
-      nodes without one (E16005). Imports that no node uses are dropped.
+    - Imports that no node uses are dropped. If several are left, standard nodes and their import get the domain
+      ``ai.onnx``: the parser then rejects nodes without one (E16005). onnxruntime reads that like no domain, except in
+      branches of If: standard nodes there, other than Constant, which the parser takes either way, are refused.
     - Nodes get unique names (E19009).
     - Constants get the one form that the parser reads: a tensor in ``value``, 8- and 16-bit data as raw bytes.
 
@@ -122,6 +124,7 @@ def prepare_atc(model: ModelProto, *, folder: Path | None = None) -> Prepared:
     Args:
         model: is not changed.
         folder: where the model's external data is; without it, index constants in external files are not read.
+        converter_only: write the domain in branches, too. onnxruntime does not load the result.
 
     Raises:
         AtcError: what the converter or the vendor's operators are known not to do.
@@ -131,27 +134,36 @@ def prepare_atc(model: ModelProto, *, folder: Path | None = None) -> Prepared:
         raise UnreadableModelError("the model has no graph")
     if _holds_bad_text(model):
         raise UnreadableModelError("the model holds text that is not UTF-8")
-    work = _Work(ModelProto())
+    work = _Work(ModelProto(), folder, converter_only)
     work.model.CopyFrom(model)
-    for step in (_drop_bodies, _inline, _require_readable, _require_vendor, _insert_tables):
-        step(work)
-        work.stop_if_refused()
-    for step in (_plain_constants, _raw_tensors, _name_domains, _name_nodes, _add_notes):
+    for step in (
+        _require_one_version,
+        _unname_domains,
+        _drop_bodies,
+        _inline,
+        _require_readable,
+        _require_vendor,
+        _insert_tables,
+        _plain_constants,
+        _raw_tensors,
+        _name_nodes,
+        _add_notes,
+        _name_domains,
+    ):
         step(work)
         work.stop_if_refused()
     return Prepared(work.model, tuple(work.changes), tuple(dict.fromkeys(work.notes)))
 
 
-def _holds_bad_text(message: Message) -> bool:
-    """Whether a string of the message, at any depth, is not UTF-8: protobuf then gives bytes."""
+def _holds_bad_text(message: Any) -> bool:
+    """Whether a string of the protobuf message, at any depth, is not UTF-8: protobuf then gives bytes."""
     for descriptor, value in message.ListFields():
-        if descriptor.cpp_type not in (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_MESSAGE):
+        if descriptor.type not in (descriptor.TYPE_STRING, descriptor.TYPE_MESSAGE):
             continue
-        if descriptor.type == FieldDescriptor.TYPE_BYTES:
-            continue
-        values = [value] if isinstance(value, (str, bytes, Message)) else value
-        if any(_holds_bad_text(one) if isinstance(one, Message) else isinstance(one, bytes) for one in values):
-            return True
+        single = isinstance(value, (str, bytes)) or hasattr(value, "ListFields")
+        for one in [value] if single else value:
+            if isinstance(one, bytes) or (hasattr(one, "ListFields") and _holds_bad_text(one)):
+                return True
     return False
 
 
@@ -202,7 +214,7 @@ def _import_for_functions(work: _Work) -> None:
     own = {function.domain for function in work.model.functions}
     for function in work.model.functions:
         for entry in function.opset_import:
-            if entry.domain in ("", STANDARD):
+            if not entry.domain:
                 missing = standard_opset(work.model.opset_import) is None
             else:
                 missing = entry.domain not in imports and entry.domain not in own
@@ -220,11 +232,7 @@ def _import_for_functions(work: _Work) -> None:
 # What cannot be expressed
 
 
-def _require_readable(work: _Work) -> None:
-    """What the parser does not take, whatever the operators."""
-    for kind, values in (("input", work.model.graph.input), ("output", work.model.graph.output)):
-        if not values:
-            work.reasons.append(f"the graph has 0 {kind}s, the converter needs >= 1 (E16001): add an {kind}")
+def _require_one_version(work: _Work) -> None:
     imports: dict[str, int] = {}
     for entry in work.model.opset_import:
         domain = entry.domain or STANDARD
@@ -232,27 +240,36 @@ def _require_readable(work: _Work) -> None:
             work.reasons.append(
                 f"domain {domain!r} is imported with versions {imports[domain]} and {entry.version}: import one"
             )
+
+
+def _require_readable(work: _Work) -> None:
+    """What the parser does not take, whatever the operators."""
+    for kind, values in (("input", work.model.graph.input), ("output", work.model.graph.output)):
+        if not values:
+            work.reasons.append(f"the graph has 0 {kind}s, the converter needs >= 1 (E16001): add an {kind}")
+    imports = {entry.domain: entry.version for entry in work.model.opset_import}
     for node in work.nodes():
-        domain = node.domain or STANDARD
-        if domain not in imports:
-            work.reasons.append(f"{_label(node)}: domain {domain!r} is not imported: import its version")
-        if subgraphs(node) and (domain, node.op_type) != (STANDARD, "If"):
+        if node.domain not in imports:
+            work.reasons.append(
+                f"{_label(node)}: domain {node.domain or STANDARD!r} is not imported: import its version"
+            )
+        if subgraphs(node) and (node.domain, node.op_type) != ("", "If"):
             work.reasons.append(
                 f"{_label(node)}: of subgraphs, the converter's parser reads the branches of If only: unroll it, or "
                 f"{_ELSEWHERE}"
             )
         if node.domain == spec.DOMAIN and node.op_type not in SCHEMAS:
-            work.reasons.append(f"{_label(node)}: domain {spec.DOMAIN} has only {', '.join(SCHEMAS)}")
+            work.reasons.append(f"{_label(node)}: domain {spec.DOMAIN} has no such operator, only {', '.join(SCHEMAS)}")
         if node.domain == spec.DOMAIN and imports.get(spec.DOMAIN, spec.OPSET_VERSION) != spec.OPSET_VERSION:
             work.reasons.append(
-                f"{_label(node)}: the parser plugin knows version {spec.OPSET_VERSION} of domain {spec.DOMAIN}, the "
-                f"model imports {imports[spec.DOMAIN]}"
+                f"{_label(node)}: domain {spec.DOMAIN}: the parser plugin knows version {spec.OPSET_VERSION}, the "
+                f"model imports {imports[spec.DOMAIN]}: export it anew"
             )
 
 
 def _require_vendor(work: _Work) -> None:
     """What the contract forbids, for the device checks nothing, and what the vendor's operators cannot do."""
-    seen = read(work.model, None)
+    seen = read(work.model, work.folder)
     names = set()
     for node in seen.nodes:
         names.add(node.name)
@@ -302,7 +319,7 @@ def _insert_tables(work: _Work) -> None:
     """Give every decode node without a block_table one: sequence b owns the pages b * P .. (b + 1) * P - 1."""
     table = INPUT_NAMES[spec.INFER_OP].index("block_table")
     names = _Names(work)
-    for node in read(work.model, None).nodes:
+    for node in read(work.model, work.folder).nodes:
         if node.op_type != spec.INFER_OP or any(node.proto.input[table:]):
             continue
         assert node.facts is not None
@@ -360,7 +377,7 @@ class _Names:
 def _constant(name: str, values: np.typing.NDArray[Any]) -> NodeProto:
     elem_type = helper.np_dtype_to_tensor_dtype(values.dtype)
     tensor = helper.make_tensor(name, elem_type, values.shape, values.tobytes(), raw=True)
-    return helper.make_node("Constant", [], [name], name=name, domain=STANDARD, value=tensor)
+    return helper.make_node("Constant", [], [name], name=name, value=tensor)
 
 
 def _table_nodes(node: NodeProto, prefix: str) -> list[NodeProto]:
@@ -370,10 +387,10 @@ def _table_nodes(node: NodeProto, prefix: str) -> list[NodeProto]:
     """
     names = dict(zip(INPUT_NAMES[spec.INFER_OP], node.input, strict=False))
 
-    def one(op_type: str, inputs: str, output: str, **attributes: object) -> NodeProto:
+    def one(op_type: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
         read_names = [names.get(name, prefix + name) for name in inputs.split()]
         output = prefix + output
-        return helper.make_node(op_type, read_names, [output], name=output, domain=STANDARD, **attributes)
+        return helper.make_node(op_type, read_names, [output], name=output, **attributes)
 
     integers = {"zero": 0, "one": 1, "zero_row": [0], "one_row": [1], "column_shape": [-1, 1]}
     return [
@@ -415,12 +432,12 @@ def _plain_constants(work: _Work) -> None:
     """The parser reads nothing of a Constant but ``value``, and takes the constant for empty otherwise."""
     count = 0
     for node in work.nodes():
-        if node.op_type != "Constant" or node.domain not in ("", STANDARD):
+        if node.op_type != "Constant" or node.domain:
             continue
         for attribute in node.attribute:
             if attribute.name == "sparse_value":
                 work.reasons.append(
-                    f"{_label(node)}: sparse_value is a form of Constant that the converter does not read: make it dense"
+                    f"{_label(node)}: sparse_value: the converter does not read this form of Constant: make it dense"
                 )
             if attribute.name in _CONSTANT_FORMS:
                 elem_type, source = _CONSTANT_FORMS[attribute.name]
@@ -434,7 +451,7 @@ def _plain_constants(work: _Work) -> None:
 
 
 # Element types whose data the parser reads from raw_data alone: (field of TensorProto, NumPy's type of the bytes).
-_RAW_ONLY = {
+_RAW_ONLY: dict[int, tuple[str, str]] = {
     TensorProto.FLOAT16: ("int32_data", "<u2"),
     TensorProto.BFLOAT16: ("int32_data", "<u2"),
     TensorProto.INT16: ("int32_data", "<u2"),
@@ -474,28 +491,66 @@ def _make_raw(tensor: TensorProto) -> bool:
 # Domains and names
 
 
+def _unname_domains(work: _Work) -> None:
+    """The usual way to write standard operators, for everything that looks at the model in between."""
+    for function in work.model.functions:
+        _unname(function)
+    _unname(work.model)
+    for node in [*work.nodes(), *_function_nodes(work.model)]:
+        if node.domain == STANDARD:
+            node.domain = ""
+            work.named += 1
+
+
+def _function_nodes(model: ModelProto) -> Iterator[NodeProto]:
+    pending = [node for function in model.functions for node in function.node]
+    while pending:
+        node = pending.pop()
+        yield node
+        pending.extend(inner for graph in subgraphs(node) for inner in graph.node)
+
+
+def _unname(owner: Any) -> None:
+    """In the imports of a model or function, "" for "ai.onnx", and none of them twice."""
+    imports = {"" if entry.domain == STANDARD else entry.domain: entry.version for entry in owner.opset_import}
+    del owner.opset_import[:]
+    owner.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in imports.items())
+
+
 def _name_domains(work: _Work) -> None:
-    imports = {entry.domain or STANDARD: entry.version for entry in work.model.opset_import}
-    used = {node.domain or STANDARD for node in work.nodes()}
-    if STANDARD in used and STANDARD not in imports:
-        imports[STANDARD] = DEFAULT_OPSET  # for tables in a model of nothing but our nodes
+    used = {node.domain for node in work.nodes()} | {""}
+    imports = {entry.domain: entry.version for entry in work.model.opset_import}
+    if "" not in imports:
+        # Of a model of nothing but our nodes. Without it, runtimes assume their newest version, and warn.
+        imports[""] = DEFAULT_OPSET
         work.changes.append(f"imported version {DEFAULT_OPSET} of {STANDARD!r}")
-    unused = [domain for domain in imports if domain not in used | {STANDARD}]
-    for domain in unused:
+    for domain in [domain for domain in imports if domain not in used]:
         del imports[domain]
         work.changes.append(f"dropped the import of domain {domain!r}, which no node uses")
-    wanted = [helper.make_opsetid(domain, version) for domain, version in imports.items()]
-    if any(not entry.domain for entry in work.model.opset_import):
-        work.changes.append(f"imported the standard operators as {STANDARD!r}")
-    if list(work.model.opset_import) != wanted:
-        del work.model.opset_import[:]
-        work.model.opset_import.extend(wanted)
+    several = len(imports) > 1
+    domain = STANDARD if several or work.named else ""
+    del work.model.opset_import[:]
+    work.model.opset_import.extend(helper.make_opsetid(key or domain, version) for key, version in imports.items())
+    if domain:
+        work.changed(_write_domain(work) - work.named, f"wrote {domain!r} into the domain of standard nodes (E16005)")
+
+
+def _write_domain(work: _Work) -> int:
+    """Name the standard nodes' domain; returns how many there are."""
     count = 0
-    for node in work.nodes():
-        if not node.domain:
+    for index, graph in enumerate(work.graphs()):
+        branch = index > 0
+        for node in graph.node:
+            if node.domain or (branch and node.op_type == "Constant" and not work.converter_only):
+                continue
+            if branch and not work.converter_only:
+                work.reasons.append(
+                    f"{_label(node)}: in a branch of If, the converter needs the domain {STANDARD!r} (E16005) and "
+                    "onnxruntime does not load it: move it out of the branch, or prepare for the converter only"
+                )
             node.domain = STANDARD
             count += 1
-    work.changed(count, f"wrote {STANDARD!r} into the domain of standard nodes (E16005)")
+    return count
 
 
 def _name_nodes(work: _Work) -> None:
@@ -526,14 +581,14 @@ def _name_nodes(work: _Work) -> None:
 
 def _add_notes(work: _Work) -> None:
     opset = standard_opset(work.model.opset_import)
-    if opset is not None and opset > NEWEST_OPSET and any(node.domain == STANDARD for node in work.nodes()):
+    if opset is not None and opset > NEWEST_OPSET and any(not node.domain for node in work.nodes()):
         work.notes.append(
             f"the model imports version {opset} of the standard operators; the converter's public plugins know up to "
             f"{NEWEST_OPSET}: if it rejects them, export with opset_version={NEWEST_OPSET}"
         )
-    for domain in sorted({node.domain for node in work.nodes()} - {STANDARD, spec.DOMAIN}):
+    for domain in sorted({node.domain for node in work.nodes()} - {"", spec.DOMAIN}):
         work.notes.append(f"the converter needs a parser plugin for domain {domain!r}")
-    for node in read(work.model, None).nodes:
+    for node in read(work.model, work.folder).nodes:
         if node.facts is None:
             continue
         if node.facts.tensor("input").dtype == "bfloat16":

@@ -1,4 +1,4 @@
-"""The command line: nsa-onnx check | infer-shapes | expand | doctor | demo.
+"""The command line: nsa-onnx check | infer-shapes | expand | prepare-atc | doctor | demo.
 
 Exit status: 0 all is well, 1 something was found or the command could not be done, 2 wrong usage or a file that
 cannot be read or written. Errors are one line on stderr that names the file.
@@ -18,6 +18,7 @@ from onnx.shape_inference import infer_shapes
 
 from . import __version__, spec
 from ._files import NotWritableError, write_model
+from .atc import AtcError, prepare_atc
 from .check import TARGETS, UnreadableModelError, check
 from .check.model import MAX_FUNCTION_CALLS, embedded, function_calls, load, propagates_little
 from .eager import nsa_compress
@@ -77,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
         converting = command(name, run, text)
         converting.add_argument("model", metavar="MODEL")
         converting.add_argument("-o", "--output", metavar="OUT", required=True)
+    preparing = command("prepare-atc", _prepare_atc, "Write a model that CANN's converter ATC is known to take.")
+    preparing.add_argument("model", metavar="MODEL")
+    preparing.add_argument("-o", "--output", metavar="OUT", required=True)
+    preparing.add_argument("--converter-only", action="store_true", help="OUT need not load in onnxruntime")
     examining = command("doctor", _doctor, "Show versions, library and instruction set, and try them.")
     examining.add_argument("--ascend", action="store_true", help="also run both operators on the Ascend device")
     command("demo", _demo, "Build, check and serve a tiny model; compare with the eager call.")
@@ -119,6 +124,22 @@ def _expand(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise _CommandError(f"{arguments.model}: {error}") from error
     write_model(result, Path(arguments.model), Path(arguments.output))
+    return OK
+
+
+def _prepare_atc(arguments: argparse.Namespace) -> int:
+    source, model = Path(arguments.model), _load(arguments)
+    try:
+        prepared = prepare_atc(model, folder=source.parent, converter_only=arguments.converter_only)
+    except AtcError as error:
+        for reason in error.reasons:
+            _fail(f"{source}: {reason}", FOUND)
+        return FOUND
+    except UnreadableModelError as error:
+        return _fail(f"{source}: {error}", UNUSABLE)
+    write_model(prepared.model, source, Path(arguments.output))
+    for line in [*prepared.changes, *(f"note: {note}" for note in prepared.notes)] or ["nothing to change"]:
+        print(" ".join(line.split()))  # names in it may hold line breaks
     return OK
 
 

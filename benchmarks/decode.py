@@ -1,0 +1,183 @@
+"""Decode: NsaCompressInfer as an onnxruntime node, its cache bound in place. Each function runs in a worker.
+
+Three questions: does a step cost more when the cache or the pool of pages is larger; how near are 256 windows to a
+read of the same scattered memory; what does a step cost in which no sequence completes a window.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nsa_onnx import _native, spec
+
+from . import graphs, limits, machine, memory
+
+HEADS, DIM, BLOCK, STRIDE, PAGE, DTYPE = 4, 128, 32, 16, 128, "float16"
+ROW_BYTES = HEADS * DIM * 2
+PAGE_BYTES = PAGE * ROW_BYTES
+# Different steps that take turns: one alone would find its slots and table in the nearest cache.
+_STEPS = 8
+
+
+class Pool:
+    """Pages, cache and weights, and steps on them. Sequences are `_LOGICAL` pages long at most."""
+
+    LOGICAL = 2
+
+    def __init__(self, pages: int, slots: int) -> None:
+        tokens = memory.Tokens(HEADS, DIM, DTYPE).fill(pages * PAGE)
+        self.pages = tokens.reshape(pages, PAGE, HEADS, DIM)
+        self.cache = memory.aligned_empty((slots, HEADS, DIM), self.pages.dtype)
+        self.cache[:] = 0  # so that its memory is there
+        self.weight = memory.weights(BLOCK, HEADS, DTYPE)
+
+    def step(self, batch: int, seed: int, slots: int, pages: Any) -> dict[str, Any]:
+        """Inputs of one step; every sequence completes a window. `pages`: physical pages to deal out."""
+        rng = np.random.default_rng(seed)
+        table = rng.permutation(pages)[: batch * self.LOGICAL].reshape(batch, self.LOGICAL)
+        windows = rng.integers(spec.window_count(self.LOGICAL * PAGE, BLOCK, STRIDE), size=batch)
+        return {
+            "x": self.pages,
+            "w": self.weight,
+            "slots": rng.permutation(slots)[:batch].astype(np.int32),
+            "cache": self.cache[:slots],
+            "seq": BLOCK + STRIDE * windows.astype(np.int64),
+            "table": table.astype(np.int32),
+        }
+
+    def runs(self, step: dict[str, Any]) -> limits.Runs:
+        """What a step must read: runs of memory, address and bytes."""
+        plan = spec.infer_plan(step["slots"], step["table"], step["seq"], BLOCK, STRIDE, PAGE, self.LOGICAL)
+        base = self.pages.ctypes.data
+        return [
+            (base + run.page * PAGE_BYTES + run.offset * ROW_BYTES, run.tokens * ROW_BYTES)
+            for write in plan
+            for run in write.runs
+        ]
+
+
+def _check(pool: Pool, step: dict[str, Any]) -> None:
+    """The first window of a step that was run, against NumPy."""
+    (write, *_) = spec.infer_plan(step["slots"], step["table"], step["seq"], BLOCK, STRIDE, PAGE, pool.LOGICAL)
+    parts = [pool.pages[run.page, run.offset : run.offset + run.tokens] for run in write.runs]
+    total = np.zeros((HEADS, DIM), np.float32)
+    for token, weight in zip(np.concatenate(parts).astype(np.float32), pool.weight.astype(np.float32), strict=True):
+        total += token * weight[:, None]
+    assert np.array_equal(step["cache"][write.slot], total.astype(pool.pages.dtype)), "decode computes a wrong window"
+
+
+def _session(threads: int) -> Any:
+    return graphs.session(graphs.infer(HEADS, DIM, BLOCK, STRIDE, PAGE, DTYPE), threads)
+
+
+def _bound(running: Any, step: dict[str, Any], out: Any = None) -> Callable[[], None]:
+    """A run of one step, in place, or into `out`."""
+    binding = graphs.bind(running, step, {"y": step["cache"] if out is None else out})
+    return lambda: running.run_with_iobinding(binding)
+
+
+def _seconds(calls: Sequence[Callable[[], Any]], repeats: int) -> float:
+    """Seconds of one call, the mean over all of them."""
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        for call in calls:
+            call()
+    return (time.perf_counter() - begin) / (repeats * len(calls))
+
+
+def growth(threads: int, rounds: int, megabytes: Sequence[int], batch: int = 64) -> list[dict[str, Any]]:
+    """Microseconds of a step over the size of the cache, and over the size of the pool of pages."""
+    most = max(megabytes) << 20
+    used = _STEPS * batch * Pool.LOGICAL  # the same number of pages, however many there are
+    small_pool, small_cache = 128 << 20, 1 << 20
+    pool = Pool(max(most, small_pool) // PAGE_BYTES, max(most, small_cache) // ROW_BYTES)
+    running = _session(threads)
+    points = [("cache", size << 20, small_pool) for size in megabytes]
+    points += [("pages", small_cache, size << 20) for size in megabytes if size << 20 >= small_pool]
+    calls = []
+    for _, cache_bytes, pool_bytes in points:
+        pages = np.random.default_rng(0).permutation(pool_bytes // PAGE_BYTES)[:used]
+        steps = [pool.step(batch, seed, cache_bytes // ROW_BYTES, pages) for seed in range(_STEPS)]
+        calls.append([_bound(running, step) for step in steps])
+        calls[-1][0]()
+        _check(pool, steps[0])
+    times = [[_seconds(of, 4) for of in calls] for _ in range(rounds + 1)][1:]
+    return [
+        {
+            "grows": name,
+            "cache_bytes": cache_bytes,
+            "pool_bytes": pool_bytes,
+            "batch": batch,
+            "threads": threads,
+            "us": 1e6 * statistics.median(round_[i] for round_ in times),
+        }
+        for i, (name, cache_bytes, pool_bytes) in enumerate(points)
+    ]
+
+
+def scattered(threads: int, rounds: int, megabytes: int, batch: int = 256) -> dict[str, Any]:
+    """256 windows against a read of the same runs of memory, neither of them in a cache."""
+    pool = Pool((megabytes << 20) // PAGE_BYTES, 1 << 16)
+    running = _session(threads)
+    shuffled = np.random.default_rng(0).permutation(len(pool.pages))
+    sets = len(shuffled) // (batch * Pool.LOGICAL)
+    steps = [pool.step(batch, seed, len(pool.cache), part) for seed, part in enumerate(np.array_split(shuffled, sets))]
+    calls = [_bound(running, step) for step in steps]
+    target = _native.cpu_target()
+    reads = {f: [limits.Reading(pool.runs(step), target, threads, f) for step in steps] for f in limits.READ_FORMS}
+    calls[0]()
+    _check(pool, steps[0])
+    speeds: dict[str, list[float]] = {name: [] for name in ("node", *reads)}
+    for number in range(max(rounds, 1) * sets):
+        # Each on a part of the pool that nobody has touched for a while.
+        for place, name in enumerate(speeds):
+            i = (number + place * sets // len(speeds)) % sets
+            size = reads["read"][i].size + (batch * ROW_BYTES if name == "node" else 0)
+            time.sleep(1e-3)
+            speeds[name].append(size / (_seconds([calls[i]], 1) if name == "node" else reads[name][i]()) / 1e9)
+    medians = {name: statistics.median(of) for name, of in speeds.items()}
+    limit = max(reads, key=lambda form: medians[form])
+    touched = sets * reads["read"][0].size
+    return {
+        "windows": batch,
+        "threads": threads,
+        "pool_bytes": megabytes << 20,
+        "touched_bytes": touched,
+        "note": machine.cache_note(touched),
+        "node_gb_per_s": medians["node"],
+        "node_us": 1e6 * (reads["read"][0].size + batch * ROW_BYTES) / medians["node"] / 1e9,
+        "limit": limit,
+        "limit_gb_per_s": medians[limit],
+        "of_limit": medians["node"] / medians[limit],
+    }
+
+
+def idle(threads: int, rounds: int, batch: int = 256) -> dict[str, Any]:
+    """A step in which no sequence completes a window, against an Identity node."""
+    pool = Pool(batch * Pool.LOGICAL, 4096)
+    step = pool.step(batch, 0, len(pool.cache), np.arange(len(pool.pages)))
+    step["seq"] += 1
+    step["slots"] = np.full(batch, -1, np.int32)
+    before = step["cache"].copy()
+    x, y = np.ones(16, np.float32), np.zeros(16, np.float32)
+    identity = graphs.session(graphs.identity(), threads)
+    binding = graphs.bind(identity, {"x": x}, {"y": y})
+    ours = _bound(_session(threads), step)
+
+    def base() -> None:
+        identity.run_with_iobinding(binding)
+
+    times = [(_seconds([ours], 300), _seconds([base], 300)) for _ in range(rounds + 1)][1:]
+    assert np.array_equal(step["cache"], before) and np.array_equal(x, y)
+    return {
+        "sequences": batch,
+        "threads": threads,
+        "node_us": 1e6 * statistics.median(a for a, _ in times),
+        "identity_us": 1e6 * statistics.median(b for _, b in times),
+        "difference_us": 1e6 * statistics.median(a - b for a, b in times),
+    }

@@ -1,0 +1,143 @@
+"""ONNX models of the contenders: our nodes, and NsaCompress in standard operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from nsa_onnx import _native, functions, spec
+
+ONNX_TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+Shape = Iterable[int | str]
+Constants = dict[str, Any]
+
+
+def model(nodes: list[NodeProto], inputs: dict[str, tuple[int, Shape]], output: str, kind: int, constants: Constants):
+    """A model of these nodes. inputs: name -> (element type, shape)."""
+    values = [helper.make_tensor_value_info(name, of, shape) for name, (of, shape) in inputs.items()]
+    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    outputs = [helper.make_tensor_value_info(output, kind, None)]
+    graph = helper.make_graph(nodes, "bench", values, outputs, initializers)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(spec.DOMAIN, spec.OPSET_VERSION)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def session(graph: Any, threads: int, library: bool = True) -> ort.InferenceSession:
+    """A CPU session with onnxruntime's own defaults, with our library or without."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    if library:
+        options.register_custom_ops_library(str(_native.library_path()))
+    return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def compress(weight: Any, stride: int, tokens: int, dim: int, dtype: str) -> Any:
+    """One NsaCompress over one segment."""
+    block, heads = weight.shape
+    attributes = {"compress_block_size": block, "compress_stride": stride}
+    node = helper.make_node(spec.COMPRESS_OP, ["x", "w", "seq"], ["y"], domain=spec.DOMAIN, **attributes)
+    kind = ONNX_TYPES[dtype]
+    return model([node], {"x": (kind, [tokens, heads, dim])}, "y", kind, {"w": weight, "seq": np.array([tokens])})
+
+
+def portable(weight: Any, stride: int, tokens: int, dim: int, dtype: str) -> Any:
+    """The same with our body in standard operators, for sessions without our library."""
+    return functions.expand(compress(weight, stride, tokens, dim, dtype))
+
+
+def conv(weight: Any, stride: int, tokens: int, dim: int, dtype: str) -> Any:
+    """[T, N, D] -> [1, N * D, T, 1], one filter of `block` taps per channel.
+
+    Tried as well, 2 to 20 times slower: a 1-D Conv of the same channels, T as the width, D as the batch or
+    as the width with N groups. Only this form gets onnxruntime's blocked depthwise kernel.
+    """
+    kind, (_, heads) = ONNX_TYPES[dtype], weight.shape
+    filters = np.repeat(weight.astype(np.float32).T, dim, axis=0)[:, None, :, None]
+    nodes = [
+        helper.make_node("Reshape", ["x", "as_channels"], ["x4"]),
+        helper.make_node("Cast", ["x4"], ["x32"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["x32"], ["xt"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["xt", "w"], ["yt"], group=heads * dim, strides=[stride, 1]),
+        helper.make_node("Transpose", ["yt"], ["y32"], perm=[0, 2, 3, 1]),
+        helper.make_node("Cast", ["y32"], ["y4"], to=kind),
+        helper.make_node("Reshape", ["y4", "as_heads"], ["y"]),
+    ]
+    constants = {
+        "w": np.ascontiguousarray(filters),
+        "as_channels": np.array([1, -1, 1, heads * dim]),
+        "as_heads": np.array([-1, heads, dim]),
+    }
+    return model(nodes, {"x": (kind, [tokens, heads, dim])}, "y", kind, constants)
+
+
+def conv_of_heads(weight: Any, stride: int, tokens: int, dim: int, dtype: str) -> Any:
+    """[T, N, D] -> [D, N, T], a 1-D Conv with one group per head: what one writes first."""
+    kind, (_, heads) = ONNX_TYPES[dtype], weight.shape
+    nodes = [
+        helper.make_node("Cast", ["x"], ["x32"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["x32"], ["xt"], perm=[2, 1, 0]),
+        helper.make_node("Conv", ["xt", "w"], ["yt"], group=heads, strides=[stride]),
+        helper.make_node("Transpose", ["yt"], ["y32"], perm=[2, 1, 0]),
+        helper.make_node("Cast", ["y32"], ["y"], to=kind),
+    ]
+    filters = np.ascontiguousarray(weight.astype(np.float32).T[:, None, :])
+    return model(nodes, {"x": (kind, [tokens, heads, dim])}, "y", kind, {"w": filters})
+
+
+def gather(weight: Any, stride: int, tokens: int, dim: int, dtype: str) -> Any:
+    """Gather the windows, multiply, ReduceSum."""
+    kind, (block, heads) = ONNX_TYPES[dtype], weight.shape
+    rows = spec.window_count(tokens, block, stride)
+    nodes = [
+        helper.make_node("Gather", ["x", "windows"], ["x16"], axis=0),
+        helper.make_node("Cast", ["x16"], ["x32"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x32", "w"], ["products"]),
+        helper.make_node("ReduceSum", ["products", "axis"], ["y32"], keepdims=0),
+        helper.make_node("Cast", ["y32"], ["y"], to=kind),
+    ]
+    constants = {
+        "windows": np.arange(rows)[:, None] * stride + np.arange(block),
+        "w": weight.astype(np.float32)[:, :, None],
+        "axis": np.array([1]),
+    }
+    return model(nodes, {"x": (kind, [tokens, heads, dim])}, "y", kind, constants)
+
+
+def infer(heads: int, dim: int, block: int, stride: int, page: int, dtype: str) -> Any:
+    """One NsaCompressInfer with a block table; batch and sizes of cache and pool are free."""
+    kind = ONNX_TYPES[dtype]
+    inputs: dict[str, tuple[int, Shape]] = {
+        "x": (kind, ["pages", page, heads, dim]),
+        "w": (kind, [block, heads]),
+        "slots": (TensorProto.INT32, ["B"]),
+        "cache": (kind, ["S", heads, dim]),
+        "seq": (TensorProto.INT64, ["B"]),
+        "table": (TensorProto.INT32, ["B", "P"]),
+    }
+    attributes = {"compress_block_size": block, "compress_stride": stride, "page_block_size": page}
+    node = helper.make_node(spec.INFER_OP, list(inputs), ["y"], domain=spec.DOMAIN, **attributes)
+    return model([node], inputs, "y", kind, {})
+
+
+def identity() -> Any:
+    """One Identity of a few numbers: what a run of onnxruntime costs at least."""
+    node = helper.make_node("Identity", ["x"], ["y"])
+    return model([node], {"x": (TensorProto.FLOAT, [16])}, "y", TensorProto.FLOAT, {})
+
+
+def bind(running: ort.InferenceSession, inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:
+    """Bind arrays where they lie: nothing is copied or allocated in a run. The arrays must outlive the binding."""
+    binding = running.io_binding()
+    for name, array in inputs.items():
+        binding.bind_input(name, "cpu", 0, _kind(array), array.shape, array.ctypes.data)
+    for name, array in outputs.items():
+        binding.bind_output(name, "cpu", 0, _kind(array), array.shape, array.ctypes.data)
+    return binding
+
+
+def _kind(array: Any) -> Any:
+    return TensorProto.BFLOAT16 if array.dtype.name == "bfloat16" else array.dtype.type

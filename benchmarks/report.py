@@ -1,0 +1,139 @@
+"""The records of a run as text tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .contenders import EAGER, NODE, PEERS
+
+Record = dict[str, Any]
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Columns as wide as they need, the first `left` of them flush left."""
+    lines = [list(columns), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    aligned = [[f"{text:{'<' if i < left else '>'}{widths[i]}}" for i, text in enumerate(line)] for line in lines]
+    return "\n".join([title, *("  ".join(line).rstrip() for line in aligned)])
+
+
+def head(machine: Record, threads: Sequence[int]) -> str:
+    caches = ", ".join(f"{name} {size / 1024:.0f} KiB" for name, size in machine["caches"].items()) or "unknown"
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, caches {caches}; {machine['cpu_target']}; {versions}\n"
+        + "; ".join(f"{n} threads: {machine['gflops'][str(n)]:.0f} Gflop/s" for n in threads)
+    )
+
+
+def prefill(records: Sequence[Record]) -> Iterator[str]:
+    """Two tables per dtype and number of threads: speeds beside the limit, and our node over its peers."""
+    for dtype, threads in dict.fromkeys((r["dtype"], r["threads"]) for r in records):
+        some = [r for r in records if (r["dtype"], r["threads"]) == (dtype, threads)]
+        yield _speeds(f"Prefill, {dtype}, threads: {threads}. GB/s, and speed over the fastest read (1 = limit)", some)
+        with_peers = [r for r in some if len(r["contenders"]) > 6]
+        if with_peers:
+            yield _peers("Our node's speed over each peer's; in brackets the peer's GB/s", with_peers)
+
+
+def _case(record: Record) -> list[str]:
+    where = f"[{record['tokens']}, {record['heads']}, {record['dim']}]"
+    return [f"{record['block']}/{record['stride']}", where, f"{record['input_bytes'] / 1e6:.1f}"]
+
+
+def _speeds(title: str, records: Sequence[Record]) -> str:
+    rows = []
+    for record in records:
+        of = record["contenders"]
+        ours = [f"{of[name]['gb_per_s']:.1f}" for name in (NODE, EAGER)]
+        ratios = [f"{of[name]['of_limit']:.2f}" for name in (NODE, EAGER)]
+        limit, copy = f"{of[record['limit']]['gb_per_s']:.1f}", f"{of['copy']['gb_per_s']:.1f}"
+        rows.append([*_case(record), limit, copy, *ours, *ratios, record["limit"], record["note"]])
+    columns = ["L/S", "input", "MB", "read", "copy", "node", "eager", "node/read", "eager/read", "fastest read", ""]
+    return table(title, columns, rows, left=2)
+
+
+def _peers(title: str, records: Sequence[Record]) -> str:
+    names = [name for name in PEERS if any(name in record["contenders"] for record in records)]
+    rows = []
+    for record in records:
+        cells = []
+        for name in names:
+            of = record["contenders"].get(name)
+            cells.append(f"{of['node_over_it']:.1f}x ({of['gb_per_s']:.2f})" if of else "")
+        rows.append([*_case(record), *cells, f"{record['peer_input_bytes'] / 1e6:.1f}"])
+    return table(title, ["L/S", "input", "MB", *names, "peers' MB"], rows, left=2)
+
+
+def decode(record: Record) -> Iterator[str]:
+    growth = [
+        [r["grows"], f"{r['cache_bytes'] / 2**20:.0f}", f"{r['pool_bytes'] / 2**20:.0f}", f"{r['us']:.1f}"]
+        for r in record["growth"]
+    ]
+    if growth:
+        first = record["growth"][0]
+        title = f"Decode, {first['batch']} windows a step, cache in place, threads: {first['threads']}"
+        yield table(title, ["grows", "cache MiB", "pages MiB", "us/step"], growth)
+    rows = [
+        [
+            *(str(r["threads"]), str(r["windows"]), f"{r['node_us']:.0f}", f"{r['node_gb_per_s']:.1f}"),
+            *(f"{r['limit_gb_per_s']:.1f}", f"{r['of_limit']:.2f}", f"{r['touched_bytes'] / 1e6:.0f}", r["note"]),
+        ]
+        for r in record["scattered"]
+    ]
+    title = "Decode, windows scattered over the pool, against a read of the same memory"
+    yield table(title, ["threads", "windows", "us", "GB/s", "read", "node/read", "touched MB", ""], rows)
+    rows = [
+        [str(r["threads"]), str(r["sequences"]), *(f"{r[k]:.1f}" for k in ("node_us", "identity_us", "difference_us"))]
+        for r in record["idle"]
+    ]
+    title = "Decode, a step that completes no window, against an Identity node"
+    yield table(title, ["threads", "sequences", "us", "Identity us", "difference us"], rows)
+
+
+def growth(record: Record) -> Iterator[str]:
+    rows = [
+        [
+            *(r["sweep"], str(r["tokens"]), str(r["segments"]), f"{r['heads']}", f"{r['dim']}"),
+            *(f"{r['block']}/{r['stride']}", f"{r['input_bytes'] / 1e6:.1f}"),
+            *(f"{r['ns_per_byte']:.4f}", f"{r['read_ns_per_byte']:.4f}", f"{r['of_limit']:.2f}"),
+        ]
+        for r in record["points"]
+    ]
+    title = f"Growth, float16, threads: {record['threads']}. ns per byte read and written"
+    columns = ["sweep", "T", "B", "N", "D", "L/S", "MB", "ns/byte", "read ns/byte", "of read"]
+    yield table(title, columns, rows)
+    plan = record["plan"]
+    yield (
+        f"Plan of {plan['segments']} ragged segments ({plan['tokens']} tokens, {plan['rows']} windows, "
+        f"{plan['input_bytes'] / 1e6:.0f} MB): {plan['plan_ms']:.2f} ms of {plan['total_ms']:.1f} ms, "
+        f"{100 * plan['share']:.1f} %"
+    )
+
+
+def figures(record: Record) -> Iterator[str]:
+    demo = record["demo"]
+    yield (
+        f"The demo's decode step with {demo['cache_bytes'] / 1e6:.0f} MB of caches (docs/demo.md): "
+        f"{demo['in_place_ms']:.2f} ms in place, {demo['own_outputs_ms']:.0f} ms with outputs of their own"
+    )
+    names = {"portable body": "Loop", "ort gather": "ReduceSum"}
+    rows = [
+        [
+            *(f"{r['block']}/{r['stride']}", names[r["name"]], f"{r['ms']:.1f}"),
+            *(f"{r['extra_kib'] / 1024:.0f}", str(r["ulps"])),
+        ]
+        for r in record["portable"]
+    ]
+    title = "The portable body (nsa_onnx/functions.py), [16384, 4, 128] float16, threads: 2"
+    yield table(title, ["L/S", "form", "ms", "extra MiB", "ulps off"], rows, left=2)
+
+
+def full(run: Record) -> str:
+    """The whole report."""
+    parts = [head(run["machine"], run["threads"])]
+    for section, write in (("prefill", prefill), ("decode", decode), ("growth", growth), ("figures", figures)):
+        if section in run:
+            parts.extend(write(run[section]))
+    return "\n\n".join(parts)

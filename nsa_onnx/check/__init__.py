@@ -14,10 +14,9 @@ from onnx import ModelProto
 from . import rules
 from .model import UnreadableModelError, load, read
 from .report import Finding, Report, Severity
+from .rules import RULES, TARGETS, Rule
 
-__all__ = ["TARGETS", "Finding", "Report", "Severity", "UnreadableModelError", "check"]
-
-TARGETS = ("cpu",)
+__all__ = ["RULES", "TARGETS", "Finding", "Report", "Rule", "Severity", "UnreadableModelError", "check"]
 
 
 def check(model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu") -> Report:
@@ -39,7 +38,7 @@ def check(model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu") ->
         path = os.fspath(model)
         proto, folder = load(Path(path)), Path(path).parent
     try:
-        seen = read(proto, folder)
+        seen = read(proto, folder, target)
         findings = rules.run(seen)
     except UnicodeError as error:
         raise UnreadableModelError(f"{path or 'model'}: holds text that is not UTF-8") from error

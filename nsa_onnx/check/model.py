@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
@@ -28,6 +29,7 @@ from ..schema import (
     tensor_facts,
     violations,
 )
+from .folding import MAX_ELEMENTS, Array, Folder
 
 # Protobuf cannot hold more in one message, so a larger file is no model.
 MAX_FILE_BYTES = 2**31 - 1
@@ -42,6 +44,8 @@ MAX_PROPAGATED = 1_000_000
 # Of one kind of mistake, as many are reported per node, then their number: a batch has thousands of lengths.
 MAX_ALIKE = 8
 
+
+_INDEX_INPUTS = frozenset({"actual_seq_len", "slot_mapping", "block_table"})
 
 # A node's domain and operator.
 Op = tuple[str, str]
@@ -76,16 +80,29 @@ def load(path: Path) -> ModelProto:
 
 @dataclass
 class Scope:
-    """The nodes of one graph or function, with what names mean there."""
+    """The nodes of one graph or function, with what names mean there.
+
+    Attributes:
+        place: for people: ``graph``, ``graph > then_branch of 'if'``, ``function local.Step``.
+        position: which node of ``parent`` holds this graph.
+        inputs, outputs: their names.
+        types, declared: of its values; ``declared`` is only what the model says, without what is inferred.
+        producers: the node that makes a value; None where several claim to.
+        names: all that stand for a value here.
+    """
 
     place: str
     nodes: Sequence[NodeProto]
     imports: Mapping[str, int]
     parent: Scope | None = None
     is_function: bool = False
+    position: int = 0
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
     types: dict[str, TypeProto] = field(default_factory=dict)
     declared: dict[str, TypeProto] = field(default_factory=dict)
     constants: dict[str, TensorProto] = field(default_factory=dict)
+    producers: dict[str, NodeProto | None] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
 
     def chain(self) -> Iterator[Scope]:
@@ -97,18 +114,20 @@ class Scope:
     def type_of(self, name: str) -> TypeProto | None:
         return next((scope.types[name] for scope in self.chain() if name in scope.types), None)
 
+    def home(self, name: str) -> Scope | None:
+        """The scope that gives a name its meaning here: an inner name hides an outer one."""
+        return next((scope for scope in self.chain() if name in scope.names), None)
+
     def constant(self, name: str) -> TensorProto | None:
-        """The tensor that a name stands for in every run. An inner name hides an outer one."""
-        for scope in self.chain():
-            if name in scope.names:
-                return scope.constants.get(name)
-        return None
+        """The tensor that a name stands for in every run."""
+        home = self.home(name)
+        return None if home is None else home.constants.get(name)
 
     def in_function(self) -> bool:
         return any(scope.is_function for scope in self.chain())
 
     def knows(self, name: str) -> bool:
-        return any(name in scope.names for scope in self.chain())
+        return self.home(name) is not None
 
 
 @dataclass(frozen=True)
@@ -139,29 +158,35 @@ class Model:
 
     Attributes:
         proto: the model, as it is in the file.
-        nodes: the nodes of our domain, in all graphs and functions.
+        scopes: all graphs and functions, the main graph first.
+        nodes: the nodes of our domain, in all of them.
         inferred: what onnx infers for the values of the main graph when nothing but its inputs is declared.
         observed: (node's name, operator, what is wrong) of our nodes as onnx met them, in functions once per call.
         inference_error: why onnx could not infer; empty if it could.
+        target: what the model is meant for.
     """
 
     proto: ModelProto
+    scopes: tuple[Scope, ...]
     nodes: tuple[NsaNode, ...]
     inferred: Mapping[str, TypeProto]
     observed: Sequence[tuple[str, str, spec.Violation]]
     inference_error: str
+    target: str
 
 
-def read(proto: ModelProto, folder: Path | None) -> Model:
+def read(proto: ModelProto, folder: Path | None, target: str = "cpu") -> Model:
     """Look at a model. ``folder`` is where its external data may be; without it, none is read."""
     inferred, seen, error = _infer(proto, folder)
     observed = [(name, facts.op_type, violation) for name, facts in seen for violation in _without_flood(facts)]
+    scopes = tuple(_scopes(proto, inferred))
+    folder_of_values = Folder(lambda tensor: _constant_array(tensor, folder))
     nodes: list[NsaNode] = []
-    for scope in _scopes(proto, inferred):
+    for scope in scopes:
         for index, node in enumerate(scope.nodes):
             if node.domain == spec.DOMAIN:
-                nodes.append(_nsa_node(node, index, scope, folder))
-    return Model(proto, tuple(nodes), inferred, observed, error)
+                nodes.append(_nsa_node(node, index, scope, folder, folder_of_values))
+    return Model(proto, scopes, tuple(nodes), inferred, observed, error, target)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -175,9 +200,9 @@ def _scopes(proto: ModelProto, inferred: Mapping[str, TypeProto]) -> Iterator[Sc
     yield from _with_subgraphs(main, proto.ir_version)
     for function in proto.functions:
         # The bodies of our own operators hold standard operators only; a rule looks at them.
-        scope = Scope(
-            f"function {function.domain}.{function.name}", function.node, _imports(function), is_function=True
-        )
+        place = f"function {text(function.domain)}.{text(function.name)}"
+        scope = Scope(place, function.node, _imports(function), is_function=True)
+        scope.inputs, scope.outputs = tuple(function.input), tuple(function.output)
         scope.names.update(function.input)
         _add_nodes(scope)
         yield from _with_subgraphs(scope, proto.ir_version)
@@ -191,17 +216,21 @@ def _with_subgraphs(top: Scope, ir_version: int) -> Iterator[Scope]:
         for index, node in enumerate(scope.nodes):
             for graph in subgraphs(node):
                 place = f"{scope.place} > {graph.name or 'subgraph'} of {node_name(node, index)!r}"
-                pending.append(_graph_scope(graph, place, scope.imports, scope, ir_version))
+                inner = _graph_scope(graph, place, scope.imports, scope, ir_version)
+                inner.position = index
+                pending.append(inner)
 
 
 def _graph_scope(
     graph: GraphProto, place: str, imports: Mapping[str, int], parent: Scope | None, ir_version: int
 ) -> Scope:
     scope = Scope(place, graph.node, imports, parent)
+    scope.inputs = tuple(value.name for value in graph.input)
+    scope.outputs = tuple(value.name for value in graph.output)
     for value in (*graph.value_info, *graph.output, *graph.input):
         if value.HasField("type"):
             scope.types[value.name] = scope.declared[value.name] = value.type
-    inputs = {value.name for value in graph.input}
+    inputs = set(scope.inputs)
     scope.names.update(inputs)
     for tensor in graph.initializer:
         scope.names.add(tensor.name)
@@ -216,7 +245,9 @@ def _graph_scope(
 
 def _add_nodes(scope: Scope) -> None:
     for node in scope.nodes:
-        scope.names.update(node.output)
+        for name in node.output:
+            scope.producers[name] = None if name in scope.producers else node
+        scope.names.update(name for name in node.output if name)
         tensor = _constant_node_tensor(node)
         if tensor is not None:
             scope.constants[node.output[0]] = tensor
@@ -301,7 +332,7 @@ def _without_flood(facts: NodeFacts) -> list[spec.Violation]:
     return kept
 
 
-def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None) -> NsaNode:
+def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None, values: Folder) -> NsaNode:
     name = node_name(node, index)
     if node.op_type not in INPUT_NAMES:
         return NsaNode(node, name, scope)
@@ -313,22 +344,58 @@ def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None) ->
             continue
         inputs[formal] = tensor_facts(scope.type_of(value))
         tensor = scope.constant(value)
-        if tensor is not None and inputs[formal].dtype is None:
-            unreadable[formal] = f"{value!r} has no element type"
-        if tensor is None or inputs[formal].dtype not in ("int32", "int64"):
-            continue
+        if tensor is None:
+            _fold(formal, values.value(scope, value), inputs, constants)
+        else:
+            _read_constant(formal, value, tensor, folder, inputs, constants, unreadable)
+    attributes = {attribute.name: attribute_value(attribute) for attribute in node.attribute}
+    facts = NodeFacts(node.op_type, attributes, inputs, constants)
+    return NsaNode(node, name, scope, facts, tuple(_without_flood(facts)), unreadable)
+
+
+def _read_constant(
+    formal: str,
+    name: str,
+    tensor: TensorProto,
+    folder: Path | None,
+    inputs: Mapping[str, TensorFacts],
+    constants: dict[str, Integers],
+    unreadable: dict[str, str],
+) -> None:
+    """Add the values of a constant index input, or why there are none."""
+    if inputs[formal].dtype is None:
+        unreadable[formal] = f"{name!r} has no element type"
+    elif inputs[formal].dtype in ("int32", "int64"):
         try:
             values = integer_values(tensor, _external_bytes(tensor, folder))
         except ValueError as error:
             unreadable[formal] = str(error)
-            continue
+            return
         if values is not None:
             constants[formal] = values
         elif tensor.data_location != TensorProto.EXTERNAL:
-            unreadable[formal] = f"the data of {value!r} does not fit its shape {list(tensor.dims)}"
-    attributes = {attribute.name: attribute_value(attribute) for attribute in node.attribute}
-    facts = NodeFacts(node.op_type, attributes, inputs, constants)
-    return NsaNode(node, name, scope, facts, tuple(_without_flood(facts)), unreadable)
+            unreadable[formal] = f"the data of {name!r} does not fit its shape {list(tensor.dims)}"
+
+
+def _fold(formal: str, value: Array | None, inputs: dict[str, TensorFacts], constants: dict[str, Integers]) -> None:
+    """Add what nodes make of constants for an index input, and its type and shape where the model leaves them open."""
+    if value is None or formal not in _INDEX_INPUTS:
+        return
+    known = inputs[formal]
+    inputs[formal] = TensorFacts(known.dtype or str(value.dtype), value.shape if known.shape is None else known.shape)
+    if inputs[formal].dtype == str(value.dtype) and value.dtype.name in ("int32", "int64"):
+        constants[formal] = value.astype(np.int64)
+
+
+def _constant_array(tensor: TensorProto, folder: Path | None) -> Array | None:
+    """The values of a constant in their own type; None for large ones, other types and those that cannot be read."""
+    inside = embedded(tensor, folder)
+    if len(inside.int32_data) > MAX_ELEMENTS or len(inside.int64_data) > MAX_ELEMENTS:
+        return None
+    if inside.HasField("raw_data") and len(inside.raw_data) > 8 * MAX_ELEMENTS:
+        return None
+    values = integer_values(inside)
+    return values.astype(np.int32) if values is not None and inside.data_type == TensorProto.INT32 else values
 
 
 def embedded(tensor: TensorProto, folder: Path | None) -> TensorProto:

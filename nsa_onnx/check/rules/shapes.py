@@ -1,0 +1,109 @@
+"""NSA018, NSA019, NSA021: what the model declares against what follows from its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnx import TypeProto
+
+from ...schema import SCHEMAS, dtype_name, output_type
+from ..model import Model, NsaNode, merged_type
+from ..report import Finding, Severity
+from .contract import _import
+from .examples import compress
+from .registry import finding, note, rule
+
+
+@rule(
+    "NSA018",
+    "declared types and shapes are the inferred ones",
+    example=compress(x="100, 4, 16", y="4, 4, 16", seq=[40, 100]),
+    accepted=compress(x="100, 4, 16", y="3, 4, 16", seq=[40, 100]),
+    hint="nsa-onnx infer-shapes writes the shapes anew, once the wrong declaration is gone",
+)
+def _shapes(model: Model) -> Iterator[Finding]:
+    """What the model declares of a value agrees with what its inputs make of it; T' is computed anew.
+
+    A runtime believes declared shapes when it plans memory; a wrong one fails there, or later.
+    """
+    main = {node.proto.output[0]: node for node in model.nodes if node.proto.output and node.scope.place == "graph"}
+    graph = model.proto.graph
+    reported: set[str] = set()
+    for value in (*graph.output, *graph.value_info):
+        inferred = model.inferred.get(value.name)
+        difference = _difference(value.type, inferred) if inferred is not None else ""
+        if difference:
+            reported.add(value.name)
+            node = main.get(value.name)
+            message = f"{value.name!r} {difference}"
+            yield finding(node, message, "output") if node else note(message)
+    # What onnx does not see: constants of an outer graph, and lengths that it cannot compute.
+    for node in model.nodes:
+        name = node.proto.output[0] if node.proto.output else ""
+        declared = node.scope.declared.get(name)
+        if declared is None or (name in reported and node is main.get(name)):
+            continue
+        difference = _difference(declared, _own_output(node))
+        if difference:
+            yield finding(node, f"{name!r} {difference}", "output")
+
+
+def _own_output(node: NsaNode) -> TypeProto:
+    if node.facts is None or node.violations:
+        return TypeProto()
+    types: dict[str, TypeProto] = {}
+    for formal, name in zip(SCHEMAS[node.op_type].inputs, node.proto.input, strict=False):
+        known = node.scope.type_of(name)
+        if name and known is not None:
+            types[formal.name] = merged_type(known, None)
+    return output_type(node.facts, types)
+
+
+def _difference(declared: TypeProto, inferred: TypeProto) -> str:
+    """In which way two types cannot both hold; empty if they can."""
+    if not declared.HasField("tensor_type") or not inferred.HasField("tensor_type"):
+        return ""
+    mine, other = declared.tensor_type, inferred.tensor_type
+    types = dtype_name(mine.elem_type), dtype_name(other.elem_type)
+    if None not in types and types[0] != types[1]:
+        return f"is declared as {types[0]}, inferred is {types[1]}"
+    if not mine.HasField("shape") or not other.HasField("shape"):
+        return ""
+    if len(mine.shape.dim) != len(other.shape.dim):
+        return f"is declared with rank {len(mine.shape.dim)}, inferred with rank {len(other.shape.dim)}"
+    for axis, (dim, other_dim) in enumerate(zip(mine.shape.dim, other.shape.dim, strict=True)):
+        both = dim.HasField("dim_value") and other_dim.HasField("dim_value")
+        if both and dim.dim_value != other_dim.dim_value:
+            return f"is declared with dim {axis} = {dim.dim_value}, inferred is {other_dim.dim_value}"
+    return ""
+
+
+@rule(
+    "NSA019",
+    "dims are not negative",
+    example=compress(x="-1, 4, 16"),
+    accepted=compress(x="T, 4, 16"),
+    hint="give an unknown dim a name (dim_param), or nothing",
+)
+def _dims(model: Model) -> Iterator[Finding]:
+    """A dim that is not known has a name or nothing. A negative number is no shape, though some exporters write it."""
+    graph = model.proto.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value < 0:
+                yield note(f"{value.name!r} is declared with dim {axis} = {dim.dim_value}")
+
+
+@rule(
+    "NSA021",
+    "shapes can be inferred",
+    severity=Severity.WARNING,
+    example=compress(before=["z = other.Foo (x)"]),
+    accepted=compress(before=["z = Neg (x)"]),
+    hint="import the domain of every operator, and register the schemas of operators of your own",
+)
+def _inference(model: Model) -> Iterator[Finding]:
+    """onnx can infer the model's shapes. Where it cannot, what is checked is what the model declares."""
+    explained = any(True for _ in _import(model))
+    if model.inference_error and model.proto.graph.node and not explained:
+        yield note(f"shapes could not be inferred: {model.inference_error}")

@@ -1,4 +1,4 @@
-# make demo · make test · make bench · make lint. All state lies under .venv/ and build/.
+# make demo · make test · make test-aarch64 · make bench · make lint. All state lies under .venv/ and build/.
 #
 # Needs python3 (3.10 or later) with venv and headers, g++, make. Everything else, cmake included, comes
 # from Python packages or is fetched by the build (see cmake/).
@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # torch loads every installed backend by itself and stops where one of them does not find its driver.
 export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 
-.PHONY: env build demo test bench lint format clean
+.PHONY: env build demo test test-aarch64 bench lint format clean
 
 # What a stamp stands for is redone when what it was made from changes.
 ENV := .venv/.stamp-env
@@ -71,6 +71,10 @@ test: $(BUILD) $(OLD_ORT) $(SIM) $(CANN)
 	@test "$$($(BIN)/python -c '$(HAS_HEADERS)')" = True || \
 	  { echo "Python.h is missing, the tests need it: apt install python3-dev" >&2; exit 1; }
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Needs g++-aarch64-linux-gnu and qemu-user as well.
+test-aarch64: $(ENV)
+	tests/cpu/aarch64.sh
 
 bench: $(BUILD)
 	$(BIN)/python benchmarks/bench_prefill.py

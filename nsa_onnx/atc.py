@@ -586,6 +586,8 @@ def _add_notes(work: _Work) -> None:
             f"the model imports version {opset} of the standard operators; the converter's public plugins know up to "
             f"{NEWEST_OPSET}: if it rejects them, export with opset_version={NEWEST_OPSET}"
         )
+    if any(node.op_type == "Shape" and not node.domain and node.attribute for node in work.nodes()):
+        work.notes.append("plugins of older converters pass over start and end of Shape: results would differ")
     for domain in sorted({node.domain for node in work.nodes()} - {"", spec.DOMAIN}):
         work.notes.append(f"the converter needs a parser plugin for domain {domain!r}")
     for node in read(work.model, work.folder).nodes:

@@ -359,12 +359,20 @@ def test_notes_tell_what_may_still_stop_the_converter():
     assert "bfloat16" in notes(models.compress(SEQ, models.BFLOAT16))
     assert "not constant" in notes(models.compress())
     assert "checks no length" in notes(models.infer())
-    assert "version 21" in notes(import_free(21))
+    assert "version 21" in notes(of_opset(21))
+    assert "start and end of Shape" in notes(CASES["expanded infer"][0])
+    assert "plugin for domain 'com.other'" in notes(with_other_domain())
 
 
-def import_free(opset):
+def of_opset(opset):
     made = around()
     next(entry for entry in made.opset_import if not entry.domain).version = opset
+    return made
+
+
+def with_other_domain():
+    made = import_of("com.other", 1)
+    made.graph.node.append(helper.make_node("Other", ["x"], ["o"], name="other", domain="com.other"))
     return made
 
 

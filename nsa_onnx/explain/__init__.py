@@ -1,0 +1,52 @@
+"""A model's NSA nodes as one self-contained page: their graph, windows to scale, bytes, findings in place.
+
+`explain` makes the page. What it tells is gathered in `facts`, the pictures are made in `drawing`, the page in
+`page`; all of them put elements together with `markup`, which escapes what it did not make itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnx import ModelProto
+
+from ..check import UnreadableModelError, check
+from ..check.model import load, read
+from .facts import MAX_DRAWN_LENGTH, places, subjects
+from .page import render, title_of
+
+__all__ = ["MAX_DRAWN_LENGTH", "explain"]
+
+
+def explain(
+    model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu", lengths: Sequence[int] | None = None
+) -> str:
+    """The page, as HTML text. Weights are not loaded; the page loads and sends nothing.
+
+    Args:
+        model: path of an ONNX file, or the model itself.
+        target: what the model is checked for; see `nsa_onnx.check`.
+        lengths: lengths of the segments or sequences in tokens, to be drawn where the model does not fix them;
+            without it, an example.
+
+    Raises:
+        UnreadableModelError: (a ValueError) the file cannot be read as a model.
+        ValueError: the target is unknown, or a length is not in ``1 .. 2**40``.
+    """
+    for index, length in enumerate(lengths or ()):
+        if not 1 <= length <= MAX_DRAWN_LENGTH:
+            raise ValueError(f"lengths[{index}] must be in [1, {MAX_DRAWN_LENGTH}], got {length}")
+    report = check(model, target=target)
+    try:
+        if isinstance(model, ModelProto):
+            proto, folder, title = model, None, "model"
+        else:
+            path = Path(model)
+            proto, folder, title = load(path), path.parent, title_of(os.fspath(model))
+        seen = read(proto, folder)
+        found, others = subjects(seen, report, lengths)
+        return render(title, proto, report, found, others, places(seen, found))
+    except UnicodeError as error:
+        raise UnreadableModelError(f"{report.model or 'model'}: holds text that is not UTF-8") from error

@@ -103,8 +103,9 @@ def _plans(arguments: argparse.Namespace) -> Iterator[prefill.Plan]:
                 tokens = max(size // (heads * dim * 2), block)
                 case = Case(block, stride, heads, dim, dtype, tokens, threads)
                 few = (arguments.peer_megabytes << 20) // case.token_bytes
-                # torch.compile and its like take long to prepare: other N and D say nothing new about peers.
-                names = ALWAYS + (peers if (heads, dim) == (HEADS, DIM) else ())
+                # Peers take long to prepare: other N and D say nothing new about them, nor a second size in a hurry.
+                without = (heads, dim) != (HEADS, DIM) or (arguments.quick and size == in_l2)
+                names = ALWAYS + (() if without else peers)
                 name = f"{dtype} {block}/{stride} [{tokens}, {heads}, {dim}] x{threads}"
                 yield prefill.Plan(name, case, names, min(tokens, max(few, FEWEST_TOKENS)))
 

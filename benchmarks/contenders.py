@@ -60,6 +60,7 @@ class Made:
 
     run: Callable[[int], float]
     output: Callable[[], Any]
+    compiles: bool = False  # in its first run
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Callable[[int], float], Callable[[], Any]]:
@@ -117,8 +118,7 @@ def _graph(name: str, library: bool = False) -> Callable[[Case, Any, Any], Made]
         graph = getattr(graphs, name)(w, case.stride, case.tokens, case.dim, case.dtype)
         running = graphs.session(graph, case.threads, library)
         y = memory.aligned_empty((case.rows, case.heads, case.dim), x.dtype)
-        binding = graphs.bind(running, {"x": x}, {"y": y})
-        run, _ = _timed(lambda: running.run_with_iobinding(binding))
+        run, _ = _timed(graphs.bound(running, {"x": x}, {"y": y}))
         return Made(run, lambda: y)
 
     return make
@@ -170,7 +170,7 @@ def _torch(function: Callable[[Any, Any, int], Any], compiled: bool = False) -> 
                 return called(*tensors, case.stride)
 
         run, output = _timed(call)
-        return Made(run, lambda: output().view(torch.uint16).numpy().view(x.dtype))
+        return Made(run, lambda: output().view(torch.uint16).numpy().view(x.dtype), compiled)
 
     return make
 
@@ -187,7 +187,7 @@ MAKERS: dict[str, Callable[[Case, Any, Any], Made]] = {
     EAGER: _eager,
     "portable body": _graph("portable"),
     "ort conv": _graph("conv"),
-    "ort conv by head": _graph("conv_of_heads"),
+    "ort conv 1-D": _graph("conv_1d"),
     "ort gather": _graph("gather"),
     "torch eager": _torch(_unfolded),
     "torch conv": _torch(_grouped_conv),

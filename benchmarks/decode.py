@@ -25,7 +25,7 @@ _STEPS = 8
 
 
 class Pool:
-    """Pages, cache and weights, and steps on them. Sequences are `_LOGICAL` pages long at most."""
+    """Pages, cache and weights, and steps on them. Sequences are `LOGICAL` pages long at most."""
 
     LOGICAL = 2
 
@@ -52,18 +52,21 @@ class Pool:
 
     def runs(self, step: dict[str, Any]) -> limits.Runs:
         """What a step must read: runs of memory, address and bytes."""
-        plan = spec.infer_plan(step["slots"], step["table"], step["seq"], BLOCK, STRIDE, PAGE, self.LOGICAL)
         base = self.pages.ctypes.data
         return [
             (base + run.page * PAGE_BYTES + run.offset * ROW_BYTES, run.tokens * ROW_BYTES)
-            for write in plan
+            for write in self.plan(step)
             for run in write.runs
         ]
+
+    def plan(self, step: dict[str, Any]) -> list[spec.SlotWrite]:
+        indices = (step[name].tolist() for name in ("slots", "table", "seq"))
+        return spec.infer_plan(*indices, BLOCK, STRIDE, PAGE, self.LOGICAL)
 
 
 def _check(pool: Pool, step: dict[str, Any]) -> None:
     """The first window of a step that was run, against NumPy."""
-    (write, *_) = spec.infer_plan(step["slots"], step["table"], step["seq"], BLOCK, STRIDE, PAGE, pool.LOGICAL)
+    (write, *_) = pool.plan(step)
     parts = [pool.pages[run.page, run.offset : run.offset + run.tokens] for run in write.runs]
     total = np.zeros((HEADS, DIM), np.float32)
     for token, weight in zip(np.concatenate(parts).astype(np.float32), pool.weight.astype(np.float32), strict=True):
@@ -75,10 +78,9 @@ def _session(threads: int) -> Any:
     return graphs.session(graphs.infer(HEADS, DIM, BLOCK, STRIDE, PAGE, DTYPE), threads)
 
 
-def _bound(running: Any, step: dict[str, Any], out: Any = None) -> Callable[[], None]:
-    """A run of one step, in place, or into `out`."""
-    binding = graphs.bind(running, step, {"y": step["cache"] if out is None else out})
-    return lambda: running.run_with_iobinding(binding)
+def _bound(running: Any, step: dict[str, Any]) -> Callable[[], None]:
+    """A run of one step, in place."""
+    return graphs.bound(running, step, {"y": step["cache"]})
 
 
 def _seconds(calls: Sequence[Callable[[], Any]], repeats: int) -> float:
@@ -166,12 +168,8 @@ def idle(threads: int, rounds: int, batch: int = 256) -> dict[str, Any]:
     before = step["cache"].copy()
     x, y = np.ones(16, np.float32), np.zeros(16, np.float32)
     identity = graphs.session(graphs.identity(), threads)
-    binding = graphs.bind(identity, {"x": x}, {"y": y})
+    base = graphs.bound(identity, {"x": x}, {"y": y})
     ours = _bound(_session(threads), step)
-
-    def base() -> None:
-        identity.run_with_iobinding(binding)
-
     times = [(_seconds([ours], 300), _seconds([base], 300)) for _ in range(rounds + 1)][1:]
     assert np.array_equal(step["cache"], before) and np.array_equal(x, y)
     return {

@@ -52,7 +52,10 @@ def describe() -> dict[str, Any]:
 
 def cache_note(size: int) -> str:
     """How the size of an input compares with the last-level cache, or '' if it is well beyond it."""
+    sizes = cache_bytes()
     cache = last_level_bytes()
     if cache is None:
         return "last-level cache unknown"
+    if size < sizes.get(2, 0):
+        return "fits L2"
     return "" if size >= 2 * cache else f"NOT beyond the last-level cache of {cache / 1e6:.0f} MB"

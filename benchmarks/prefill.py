@@ -19,9 +19,8 @@ from . import contenders, limits, machine, memory
 from .contenders import NODE, Case
 from .worker import Worker
 
-# A peer that takes longer than this for one run, in seconds, runs in SLOW_ROUNDS rounds only.
-SLOW_SECONDS = 0.3
-SLOW_ROUNDS = 3
+# A contender that would take longer than this for all rounds of a case, in seconds, runs in fewer of them.
+MOST_SECONDS = 2.0
 # Until a thread pool has gone to sleep after its run: its spinning would disturb the next one.
 _PAUSE = 0.005
 _CHECKED_ROWS = 8
@@ -105,9 +104,8 @@ def _prepared(plan: Plan, team: Team, tick: Tick) -> Iterator[tuple[str, float]]
 
 def _turns(once: dict[str, float], rounds: int) -> dict[str, set[int]]:
     """The rounds in which each contender runs, evenly spread for the slow ones."""
-    few = min(SLOW_ROUNDS, rounds)
-    spread = {number * rounds // few for number in range(few)}
-    return {name: spread if seconds > SLOW_SECONDS else set(range(rounds)) for name, seconds in once.items()}
+    counts = {name: min(rounds, max(1, int(MOST_SECONDS / seconds))) for name, seconds in once.items()}
+    return {name: {i * rounds // count for i in range(count)} for name, count in counts.items()}
 
 
 def _check(plan: Plan, team: Team) -> None:

@@ -1,4 +1,4 @@
-"""The command line: nsa-onnx check | infer-shapes | expand | prepare-atc | doctor | demo.
+"""The command line: nsa-onnx check | infer-shapes | expand | prepare-atc | explain | doctor | demo.
 
 Exit status: 0 all is well, 1 something was found or the command could not be done, 2 wrong usage or a file that
 cannot be read or written. Errors are one line on stderr that names the file.
@@ -17,11 +17,14 @@ from onnx import ModelProto
 from onnx.shape_inference import infer_shapes
 
 from . import __version__, spec
-from ._files import NotWritableError, write_model
+from ._files import NotWritableError, replace_file, write_model
 from .atc import AtcError, prepare_atc
 from .check import TARGETS, UnreadableModelError, check
+from .check.documentation import explain, list_rules
 from .check.model import MAX_FUNCTION_CALLS, embedded, function_calls, load, propagates_little
 from .eager import nsa_compress
+from .explain import MAX_DRAWN_LENGTH
+from .explain import explain as explain_page
 from .functions import expand
 from .session import compress_model, create_session, doctor
 
@@ -34,8 +37,8 @@ class _CommandError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, without the program's name; the process's own if None. Returns the exit status."""
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         status: int = arguments.run(arguments)
         if sys.stdout is not None:  # it may have been closed by the caller
             sys.stdout.flush()
@@ -50,6 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, UNUSABLE)
     except (_CommandError, NotWritableError) as error:
         return _fail(error, FOUND)
+
+
+class _Tell(argparse.Action):
+    """Print something about the rules and exit, as --help does. Wants no model."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, rule: object, option: str | None = None) -> None:
+        try:
+            print(list_rules() if self.nargs == 0 else explain(str(rule)), flush=True)
+        except ValueError as error:
+            parser.error(str(error))
+        parser.exit()
 
 
 def _fail(error: object, status: int) -> int:
@@ -71,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     checking.add_argument("model", metavar="MODEL")
     checking.add_argument("--format", choices=("text", "json"), default="text")
     checking.add_argument("--target", choices=TARGETS, default="cpu", help="what the model is meant for")
+    checking.add_argument("--list-rules", action=_Tell, nargs=0, help="list the rules, look at no model")
+    checking.add_argument("--explain", action=_Tell, metavar="ID", help="explain a rule: --explain NSA012")
     for name, run, text in (
         ("infer-shapes", _infer_shapes, "Write a model with the shapes of all its values, T' included."),
         ("expand", _expand, "Write a model that also runs without our library: bodies in standard operators added."),
@@ -82,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     preparing.add_argument("model", metavar="MODEL")
     preparing.add_argument("-o", "--output", metavar="OUT", required=True)
     preparing.add_argument("--converter-only", action="store_true", help="OUT need not load in onnxruntime")
+    explaining = command("explain", _explain, "Draw a model's NSA nodes, windows to scale, as one page of HTML.")
+    explaining.add_argument("model", metavar="MODEL")
+    explaining.add_argument("--html", metavar="OUT", required=True, help="the page")
+    explaining.add_argument("--target", choices=TARGETS, default="cpu", help="what the model is meant for")
+    explaining.add_argument(
+        "--lengths", metavar="L,L,...", type=_lengths, help="sequences to draw where the model does not fix them"
+    )
     examining = command("doctor", _doctor, "Show versions, library and instruction set, and try them.")
     examining.add_argument("--ascend", action="store_true", help="also run both operators on the Ascend device")
     command("demo", _demo, "Build, check and serve a tiny model; compare with the eager call.")
@@ -141,6 +164,19 @@ def _prepare_atc(arguments: argparse.Namespace) -> int:
     for line in [*prepared.changes, *(f"note: {note}" for note in prepared.notes)] or ["nothing to change"]:
         print(" ".join(line.split()))  # names in it may hold line breaks
     return OK
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    page = explain_page(arguments.model, target=arguments.target, lengths=arguments.lengths)
+    replace_file(Path(arguments.html), page.encode())
+    return OK
+
+
+def _lengths(text: str) -> list[int]:
+    lengths = [int(part) if part.isdecimal() and len(part) < 14 else 0 for part in text.split(",")]
+    if not all(1 <= length <= MAX_DRAWN_LENGTH for length in lengths):
+        raise argparse.ArgumentTypeError(f"must be numbers in [1, {MAX_DRAWN_LENGTH}], as in 40,100")
+    return lengths
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -142,7 +142,7 @@ def _attributes(model: Model) -> Iterator[Finding]:
 
 row_rule(
     "NSA006",
-    "element types",
+    "element types are the operator's",
     "input, weight and cache are of one type, float16 or bfloat16; lengths are int64, slots and tables int32.",
     [f"{name}_{what}" for name in ("input", "weight", "cache", "slot", "table", "seq") for what in ("dtype", "kind")],
     example=compress(dtype="float"),
@@ -151,7 +151,7 @@ row_rule(
 )
 row_rule(
     "NSA007",
-    "ranks",
+    "every input has its rank",
     "Every input has the rank that the operator's documentation gives it.",
     ("input_rank", "weight_rank", "slot_rank", "table_rank", "cache_rank", "seq_rank"),
     example=compress(x="1, T, 4, 16"),
@@ -161,7 +161,7 @@ row_rule(
 )
 row_rule(
     "NSA008",
-    "shape of weight",
+    "weight is [compress_block_size, N]",
     "weight is [compress_block_size, N] with the N of input.",
     ("weight_block", "weight_heads"),
     example=compress(w="31, 4"),
@@ -169,7 +169,7 @@ row_rule(
 )
 row_rule(
     "NSA009",
-    "head dimension",
+    f"D is a multiple of {spec.ALIGNMENT} and at most {spec.MAX_HEAD_DIM}",
     f"D is a multiple of {spec.ALIGNMENT} and at most {spec.MAX_HEAD_DIM}.",
     ("head_dim_multiple", "head_dim_max"),
     example=compress(x=f"T, 4, {spec.MAX_HEAD_DIM + spec.ALIGNMENT}", y=f"R, 4, {spec.MAX_HEAD_DIM + spec.ALIGNMENT}"),
@@ -185,7 +185,7 @@ def _heads(n: int) -> str:
 
 row_rule(
     "NSA010",
-    "number of heads",
+    "the number of heads is within bounds",
     f"N is within the operator's bounds: at most {spec.COMPRESS_LIMITS.max_heads} in prefill, at most "
     f"{spec.INFER_LIMITS.max_heads} in decode.",
     ("heads_min", "heads_max"),
@@ -196,7 +196,7 @@ row_rule(
 _LARGEST = spec.COMPRESS_LIMITS.max_block
 row_rule(
     "NSA011",
-    "block and stride",
+    "block and stride are within bounds",
     f"compress_block_size and compress_stride are multiples of {spec.ALIGNMENT}; the block is at most {_LARGEST} in "
     f"prefill\nand at most {spec.INFER_LIMITS.max_block} in decode, the stride at most the block.",
     ("block_multiple", "block_range", "stride_multiple", "stride_range"),
@@ -205,7 +205,7 @@ row_rule(
 )
 row_rule(
     "NSA012",
-    "pages",
+    "pages have a legal size",
     f"page_block_size is {_PAGES} and input's second dim; without a block_table, the pages divide among the sequences.",
     ("page_size", "input_page", "pages_divide"),
     example=infer(x="12, 32, 4, 16", page=32),
@@ -214,7 +214,7 @@ row_rule(
 )
 row_rule(
     "NSA013",
-    "shape of cache",
+    "cache is [slots, N, D]",
     "cache is [slots, N, D] with input's N and D.",
     ("cache_heads", "cache_dim"),
     example=infer(cache="9, 5, 16"),
@@ -222,7 +222,7 @@ row_rule(
 )
 row_rule(
     "NSA014",
-    "batch",
+    "every sequence has its row",
     "slot_mapping, actual_seq_len and block_table have one row per sequence.",
     ("seq_count", "table_batch"),
     example=infer(table="2, 4"),
@@ -256,7 +256,7 @@ RULE_OF_ROW.update(dict.fromkeys(_SEQ_ROWS, "NSA015"))
 
 @rule(
     "NSA015",
-    "constant lengths",
+    "constant lengths are what the operator takes",
     example=compress(x="100, 4, 16", seq=[40, 60]),
     accepted=compress(x="100, 4, 16", seq=[40, 100]),
 )
@@ -276,7 +276,7 @@ def _lengths(model: Model) -> Iterator[Finding]:
 _PAGES_USED = [0, -1, -1, -1, -1, -1, -1, -1, 3, -1, -1, -1]
 row_rule(
     "NSA016",
-    "constant slots and pages",
+    "constant slots and pages are in range",
     "The slots of the sequences that write are in range and differ, and so are the pages that are read.\n"
     "Rows of sequences that do not write may hold anything; -1 is common.",
     ("slot_range", "slot_duplicate", "table_range"),

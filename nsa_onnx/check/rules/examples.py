@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ... import spec
 
 STANDARD_OPSET = 18
+_LINE = 80
 _COMPRESS = f"{spec.DOMAIN}.{spec.COMPRESS_OP}"
 _INFER = f"{spec.DOMAIN}.{spec.INFER_OP}"
 
@@ -26,8 +27,20 @@ def model(
     body = "".join(f"    {node}\n" for node in nodes)
     return (
         f"<ir_version: 10, opset_import: [{opsets}]>\n"
-        f"model ({', '.join(inputs)})\n  => ({', '.join(outputs)})\n{constants}{{\n{body}}}\n{functions}"
+        f"model ({_wrapped(inputs)})\n  => ({', '.join(outputs)})\n{constants}{{\n{body}}}\n{functions}"
     )
+
+
+def _wrapped(values: Sequence[str]) -> str:
+    """Values with commas, on lines that fit a page."""
+    lines = [""]
+    for value in values:
+        joined = f"{lines[-1]}, {value}" if lines[-1] else value
+        if len(joined) <= _LINE:
+            lines[-1] = joined
+        else:
+            lines.append(value)
+    return ",\n       ".join(lines)
 
 
 def integers(name: str, values: Sequence[int], dtype: str = "int64", shape: str = "") -> str:

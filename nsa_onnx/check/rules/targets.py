@@ -8,7 +8,7 @@ are `nsa_onnx.spec`'s.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from onnx import NodeProto
 
@@ -24,10 +24,7 @@ _VENDOR = ("cann-aclnn", "atc")
 _PREPARE = "nsa-onnx prepare-atc does it"
 
 
-def _elsewhere(model: Model) -> str:
-    if model.target == "atc":
-        return "serve the model with onnxruntime-cann and our ascend_kernels, which have no such limit"
-    return "install our ascend_kernels (target cann), which have no such limit"
+_ELSEWHERE = "serve the model with onnxruntime-cann and our ascend_kernels, which have no such limit"
 
 
 def _batch(node: NsaNode) -> spec.Dim:
@@ -68,16 +65,14 @@ def _vendor_rule(
     accepted: str,
     hint: str,
     targets: tuple[str, ...] = _VENDOR,
-    here: Callable[[Model], str] = _elsewhere,
 ) -> None:
-    """Register a rule that reports rows of the vendor's limits. ``here`` gives the second way out."""
+    """Register a rule that reports rows of the vendor's limits."""
 
     def check(model: Model) -> Iterator[Finding]:
         for node in sound(node for node in model.nodes if node.facts is not None):
             for violation in _vendor_violations(model, node):
                 if violation.row.id in rows:
-                    way_out = ", or ".join(filter(None, (hint, here(model))))
-                    yield finding(node, violation.message, violation.row.argument, way_out)
+                    yield finding(node, violation.message, violation.row.argument)
 
     check.__doc__ = documentation
     rule(rule_id, title, example=example, accepted=accepted, hint=hint, targets=targets)(check)
@@ -90,12 +85,12 @@ def _block(block: int) -> str:
 
 _vendor_rule(
     "NSA030",
-    "the vendor's decode: block",
+    f"the vendor's decode: block <= {spec.VENDOR_MAX_DECODE_BLOCK}",
     f"The vendor's decode operator takes windows of at most {spec.VENDOR_MAX_DECODE_BLOCK} tokens.",
     ("vendor_block",),
     example=_block(spec.VENDOR_MAX_DECODE_BLOCK + spec.ALIGNMENT),
     accepted=_block(spec.VENDOR_MAX_DECODE_BLOCK),
-    hint="use a shorter window",
+    hint=f"use a shorter window, or {_ELSEWHERE}",
 )
 
 
@@ -105,39 +100,34 @@ def _heads(n: int) -> str:
 
 _vendor_rule(
     "NSA031",
-    "the vendor's decode: even number of heads",
+    f"the vendor's decode: an even number of heads above {spec.VENDOR_MAX_ODD_HEADS}",
     f"Above {spec.VENDOR_MAX_ODD_HEADS} heads, the vendor's decode operator takes even numbers of them only.",
     ("vendor_odd_heads",),
     example=_heads(spec.VENDOR_MAX_ODD_HEADS + 1),
     accepted=_heads(spec.VENDOR_MAX_ODD_HEADS + 2),
-    hint="pad to an even number of heads",
+    hint=f"pad to an even number of heads, or {_ELSEWHERE}",
 )
-
-
-def _nothing(_: Model) -> str:
-    return ""
 
 
 _vendor_rule(
     "NSA032",
-    "the vendor's decode: block_table",
+    "the vendor's decode: a block_table",
     "The vendor's decode operator needs a block_table. onnxruntime's backend makes one; a converted graph cannot.",
     ("vendor_table",),
     example=infer(table=None),
     accepted=infer(),
     hint=_PREPARE,
     targets=("atc",),
-    here=_nothing,
 )
 _vendor_rule(
     "NSA033",
-    "the vendor's decode: number of sequences",
+    f"the vendor's decode: 1 to {spec.VENDOR_MAX_BATCH} sequences",
     f"A call of the vendor's decode operator takes 1 to {spec.VENDOR_MAX_BATCH} sequences and at least one page.\n"
     "onnxruntime's backend makes several calls; a converted graph has one.",
     ("vendor_batch_min", "vendor_batch_max", "vendor_pages_min"),
     example=infer(batch=f"{spec.VENDOR_MAX_BATCH + 1}", table=f"{spec.VENDOR_MAX_BATCH + 1}, 4"),
     accepted=infer(batch=f"{spec.VENDOR_MAX_BATCH}", table=f"{spec.VENDOR_MAX_BATCH}, 4"),
-    hint="split the batch among several nodes",
+    hint=f"split the batch among several nodes, or {_ELSEWHERE}",
     targets=("atc",),
 )
 _ROW = 128 * 256
@@ -150,12 +140,12 @@ def _tokens(count: int) -> str:
 
 _vendor_rule(
     "NSA034",
-    "the vendor's operators: number of elements",
+    "the vendor's operators: elements counted in 32 bits",
     "The vendor's operators count elements in 32 bits, in the input of prefill and in the cache of decode.",
     ("vendor_elements", "vendor_cache_elements"),
     example=_tokens(_MOST_ROWS + 1),
     accepted=_tokens(_MOST_ROWS),
-    hint="split the batch among several nodes, or the cache among several inputs",
+    hint=f"split the batch among several nodes, or the cache among several inputs, or {_ELSEWHERE}",
 )
 _vendor_rule(
     "NSA036",
@@ -167,13 +157,12 @@ _vendor_rule(
     accepted=compress(x="32, 4, 16", y="1, 4, 16", seq=[32]),
     hint="leave the node out, its result is empty",
     targets=("atc",),
-    here=_nothing,
 )
 
 
 @rule(
     "NSA035",
-    "the vendor's prefill: product",
+    "the vendor's prefill: on Atlas A2 training products",
     severity=Severity.WARNING,
     example=compress(),
     accepted=infer(),

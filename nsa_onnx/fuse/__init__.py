@@ -1,0 +1,138 @@
+"""Fusion: find the compression where it is written in standard operators, and put NsaCompress in its place.
+
+A value is replaced only if it is proven, element by element, to be the same weighted sum of the same tokens: no
+name, order of nodes or numbers of a run count, so a form that nobody has thought of is found too, and one that looks
+alike but is not stays. What looks alike and stays is reported with the reason. See docs/fuse.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto, TypeProto
+
+from .. import spec
+from .pattern import Budget, Exhausted, Found, Options, graphs, search
+from .rewrite import opset, replace_all
+
+__all__ = ["Candidate", "FuseResult", "candidates", "fuse"]
+
+# Older than this, Squeeze and ReduceSum mean other things than the proof reads into them.
+MIN_OPSET = 9
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A place where windows of tokens are weighted and summed in standard operators.
+
+    Attributes:
+        name: of the node that makes the result, or of the result if the node has none.
+        output: name of the result.
+        place: the graph it is in: ``graph``, or the way to a subgraph.
+        form: how it is written.
+        reason: why it cannot be NsaCompress, or is not proven to be; empty if it can.
+        compress_block_size: of the window; 0 if it is not known.
+        compress_stride: of the window; 0 if it is not known.
+        actual_seq_len: prefix sums of the segments; empty where they are not constants.
+    """
+
+    name: str
+    output: str
+    place: str
+    form: str
+    reason: str = ""
+    compress_block_size: int = 0
+    compress_stride: int = 0
+    actual_seq_len: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class FuseResult:
+    """What `fuse` has made.
+
+    Attributes:
+        model: with NsaCompress where the compression was; a copy, even if nothing was found.
+        fused: what has been replaced.
+        left: what looks like the compression and has not been, with the reason.
+        complete: whether all of the model was looked at; false for one that costs more than a model may.
+    """
+
+    model: ModelProto
+    fused: tuple[Candidate, ...]
+    left: tuple[Candidate, ...]
+    complete: bool = True
+
+
+def candidates(
+    model: ModelProto, types: Mapping[str, TypeProto] | None = None, *, allow_rounding: bool = False
+) -> tuple[Candidate, ...]:
+    """What looks like the compression, without changing anything. Never raises; its cost is bounded.
+
+    Args:
+        model: trusted in nothing.
+        types: types of the main graph's values, if they have been inferred; else they are here.
+        allow_rounding: as in `fuse`.
+    """
+    found, _ = _search(model, types, Options(allow_rounding=allow_rounding))
+    return tuple(_candidate(one) for one in found)
+
+
+def fuse(model: ModelProto, *, allow_rounding: bool = False) -> FuseResult:
+    """Replace the compressions that can be proven. The model that is given stays as it is.
+
+    Args:
+        model: large weights may be in external files; those are not read.
+        allow_rounding: also replace what rounds products or partial sums to 16 bits, or accumulates in float64. The
+            result then differs in the last places: NsaCompress accumulates in float32 and rounds once.
+
+    Raises:
+        ValueError: the model imports another version of our domain.
+    """
+    wrong = [entry.version for entry in model.opset_import if entry.domain == spec.DOMAIN]
+    if any(version != spec.OPSET_VERSION for version in wrong):
+        raise ValueError(f"the model imports {spec.DOMAIN} version {wrong[0]}, fuse writes {spec.OPSET_VERSION}")
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    options = Options(allow_rounding=allow_rounding)
+    found, complete = _search(copy, None, options)
+    proven = [one for one in found if one.compression is not None]
+    fused = tuple(_candidate(one) for one in proven)
+    left = tuple(_candidate(one) for one in found if one.compression is None)
+    replace_all(copy, proven, options)
+    return FuseResult(copy, fused, left, complete)
+
+
+def _search(
+    model: ModelProto, types: Mapping[str, TypeProto] | None, options: Options
+) -> tuple[list[Found], bool]:
+    """All that is found, and whether all was looked at."""
+    found: list[Found] = []
+    if not any(True for graph in [model.graph] if graph.node) or opset(model) < MIN_OPSET:
+        return found, True
+    budget = Budget()
+    try:
+        for graph in graphs(model, _types(model) if types is None else types):
+            for one in search(graph, budget, options):
+                found.append(one)
+    except Exhausted:
+        return found, False
+    return found, True
+
+
+def _types(model: ModelProto) -> Mapping[str, TypeProto]:
+    # Imported late: the checker's rules use `candidates`.
+    from ..check.model import read
+
+    return read(model, None).inferred
+
+
+def _candidate(found: Found) -> Candidate:
+    it = found.compression
+    if it is None:
+        return Candidate(found.name, found.value, found.graph.place, found.form, found.reason)
+    lengths = it.lengths or ()
+    return Candidate(
+        found.name, found.value, found.graph.place, found.form, "", it.block, it.stride, lengths
+    )

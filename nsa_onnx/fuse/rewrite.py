@@ -1,0 +1,231 @@
+"""Put NsaCompress in the place of what has been proven to be it, and change nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from .. import spec
+from ..functions import subgraphs
+from .pattern import Found, Options, _weight_values
+from .proof import Compression, numpy_type
+from .terms import Dim, Dynamic, Integers
+
+
+class Names:
+    """Names that no value, initializer or node of the model has."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._taken: set[str] = set()
+        for graph in _all_graphs(model.graph):
+            self._taken.update(value.name for value in (*graph.input, *graph.output, *graph.initializer))
+            for node in graph.node:
+                self._taken.update((node.name, *node.input, *node.output))
+
+    def fresh(self, base: str) -> str:
+        """``base``, or ``base`` with a number."""
+        name, number = base, 0
+        while name in self._taken:
+            number += 1
+            name = f"{base}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def replace_all(model: ModelProto, found: Sequence[Found], options: Options) -> None:
+    """Replace in place. The graphs of ``found`` must be the model's own.
+
+    Opsets stay as they are, but for our domain, which is imported.
+    """
+    names = Names(model)
+    by_graph: dict[int, list[Found]] = {}
+    for one in found:
+        by_graph.setdefault(id(one.graph.proto), []).append(one)
+    for group in by_graph.values():
+        _replace_in(group[0].graph.proto, group, names, options, opset(model))
+    if found and all(entry.domain != spec.DOMAIN for entry in model.opset_import):
+        model.opset_import.add(domain=spec.DOMAIN, version=spec.OPSET_VERSION)
+
+
+def opset(model: ModelProto) -> int:
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def _all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    pending = [graph]
+    while pending:
+        current = pending.pop()
+        yield current
+        for node in current.node:
+            pending.extend(subgraphs(node))
+
+
+def _replace_in(graph: GraphProto, found: Sequence[Found], names: Names, options: Options, version: int) -> None:
+    at = {one.graph.producers[one.value]: one for one in found}
+    nodes: list[NodeProto] = []
+    dead: set[str] = set()
+    for index, node in enumerate(graph.node):
+        if index in at:
+            builder = _Builder(graph, names, at[index], options, version)
+            nodes.extend(builder.build())
+            dead.update(node.input)
+        else:
+            nodes.append(node)
+    kept, candidates = _without_dead(graph, nodes, dead)
+    constants = [tensor for tensor in graph.initializer if tensor.name not in candidates]
+    infos = [value for value in graph.value_info if value.name not in candidates]
+    copies = [_copy(node) for node in kept]
+    if len(constants) != len(graph.initializer):
+        saved = [_copied(tensor) for tensor in constants]
+        del graph.initializer[:]
+        graph.initializer.extend(saved)
+    if len(infos) != len(graph.value_info):
+        kept_infos = [type(value).FromString(value.SerializeToString()) for value in infos]
+        del graph.value_info[:]
+        graph.value_info.extend(kept_infos)
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _copy(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _copied(tensor: TensorProto) -> TensorProto:
+    copy = TensorProto()
+    copy.CopyFrom(tensor)
+    return copy
+
+
+def _without_dead(graph: GraphProto, nodes: Sequence[NodeProto], dead: set[str]) -> tuple[list[NodeProto], set[str]]:
+    """Nodes without those that only the replaced ones needed, and the names that nothing uses any more."""
+    uses: Counter[str] = Counter(value.name for value in graph.output)
+    producers: dict[str, NodeProto] = {}
+    for node in nodes:
+        for name in (*node.input, *_inner_inputs(node)):
+            uses[name] += 1
+        for name in node.output:
+            producers[name] = node
+    inputs = {value.name for value in graph.input}
+    gone: set[str] = set()
+    removed: set[int] = set()
+    pending = list(dead)
+    while pending:
+        name = pending.pop()
+        if uses[name] or not name or name in gone or name in inputs:
+            continue
+        node = producers.get(name)
+        if node is None:
+            gone.add(name)
+            continue
+        if any(uses[output] for output in node.output) or id(node) in removed:
+            continue
+        removed.add(id(node))
+        gone.update(node.output)
+        for source in node.input:
+            uses[source] -= 1
+            pending.append(source)
+    return [node for node in nodes if id(node) not in removed], gone
+
+
+def _inner_inputs(node: NodeProto) -> Iterator[str]:
+    pending = list(subgraphs(node))
+    while pending:
+        graph = pending.pop()
+        yield from (value.name for value in graph.output)
+        for inner in graph.node:
+            yield from inner.input
+            pending.extend(subgraphs(inner))
+
+
+class _Builder:
+    """The nodes that take the place of one value's."""
+
+    def __init__(self, graph: GraphProto, names: Names, found: Found, options: Options, version: int):
+        assert found.compression is not None
+        self._graph, self._names, self._found, self._options = graph, names, found, options
+        self._version = version
+        self._compression: Compression = found.compression
+        self._nodes: list[NodeProto] = []
+
+    def build(self) -> list[NodeProto]:
+        it = self._compression
+        heads_and_dim = (it.heads, it.dim)
+        x = it.x.name
+        if len(it.x.shape) != 3 or it.x.shape[1:] != heads_and_dim:
+            x = self._node("Reshape", "tokens", [x, self._integers("tokens_shape", [-1, *heads_and_dim])])
+        weight = self._weight()
+        lengths = self._lengths(x)
+        direct = len(it.output_shape) == 3
+        output = self._found.value if direct else self._names.fresh(f"{self._found.value}_windows")
+        attributes = {"compress_block_size": it.block, "compress_stride": it.stride}
+        name = self._names.fresh(f"{self._found.name}_nsa_compress")
+        self._nodes.append(
+            helper.make_node(
+                spec.COMPRESS_OP, [x, weight, lengths], [output], name=name, domain=spec.DOMAIN, **attributes
+            )
+        )
+        if not direct:
+            shape = self._integers("shape", _reshape_target(it.output_shape))
+            self._nodes.append(helper.make_node("Reshape", [output, shape], [self._found.value], name=f"{name}_shape"))
+        return self._nodes
+
+    def _lengths(self, x: str) -> str:
+        it = self._compression
+        if it.lengths is not None:
+            return self._integers("actual_seq_len", list(it.lengths))
+        shape = self._node("Shape", "tokens_shape", [x])
+        return self._node("Gather", "actual_seq_len", [shape, self._integers("first", [0])])
+
+    def _weight(self) -> str:
+        """The weight as [block, N] of the input's type: as it is, reshaped, or as a new constant."""
+        it = self._compression
+        places, shape = it.weight_places, it.weight_places.shape
+        size = math.prod(dim for dim in it.w.shape if not isinstance(dim, Dynamic))
+        counted: Integers = np.arange(places.size, dtype=np.int64)
+        whole = size == places.size and it.w.dtype == it.dtype
+        if whole and np.array_equal(places.reshape(-1), counted):
+            if it.w.shape == shape:
+                return it.w.name
+            return self._node("Reshape", "weight", [it.w.name, self._integers("weight_shape", list(shape))])
+        if whole and np.array_equal(places.T.reshape(-1), counted):
+            name = it.w.name
+            if it.w.shape != shape[::-1]:
+                name = self._node("Reshape", "weight_rows", [name, self._integers("weight_shape", list(shape[::-1]))])
+            return self._node("Transpose", "weight", [name], perm=[1, 0])
+        numbers = _weight_values(self._found.graph.constants.get(it.w.name), self._options.folder)
+        if numbers is not None:
+            return self._constant_weight(numbers[places].astype(numpy_type(it.dtype)))
+        flat = self._node("Reshape", "weight_flat", [it.w.name, self._integers("weight_shape", [-1])])
+        indices = self._integers("weight_places", places.reshape(-1).tolist(), list(shape))
+        return self._node("Gather", "weight", [flat, indices], axis=0)
+
+    def _constant_weight(self, numbers: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> str:
+        name = self._names.fresh(f"{self._found.value}_weight")
+        raw = np.ascontiguousarray(numbers).tobytes()
+        self._graph.initializer.append(
+            TensorProto(name=name, data_type=self._compression.dtype, dims=numbers.shape, raw_data=raw)
+        )
+        return name
+
+    def _integers(self, what: str, values: Sequence[int], shape: Sequence[int] | None = None) -> str:
+        name = self._names.fresh(f"{self._found.value}_{what}")
+        dims = [len(values)] if shape is None else shape
+        self._graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, dims, values))
+        return name
+
+    def _node(self, op_type: str, what: str, inputs: Sequence[str], **attributes: object) -> str:
+        output = self._names.fresh(f"{self._found.value}_{what}")
+        node = self._names.fresh(f"{self._found.name}_{what}")
+        self._nodes.append(helper.make_node(op_type, list(inputs), [output], name=node, **attributes))
+        return output
+
+
+def _reshape_target(shape: Sequence[Dim]) -> list[int]:
+    return [-1 if isinstance(dim, Dynamic) else dim for dim in shape]

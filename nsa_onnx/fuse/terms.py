@@ -1,0 +1,505 @@
+"""What a value is made of: a sum of products of elements of two tensors, known element by element.
+
+The proof that a subgraph is the compression looks at no data. Every value between the roots (the tokens x and the
+weight w) and the result is followed exactly: which element of x and which of w each of its products takes. All forms
+that exporters write keep these positions *separable*: the flat position is a constant plus one summand per axis. So an
+axis is one vector of positions, whatever the other axes are, and 16384 tokens in windows of 128 cost a few vectors of
+at most 16384 integers instead of 67 million pairs. What is not separable, or too large, is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+Integers = npt.NDArray[np.int64]
+
+# One vector, or one constant. 2**22 int64 are 32 MiB.
+MAX_ELEMENTS = 2**22
+MAX_RANK = 32
+# Sums over fewer elements are none that a person would call windows of tokens.
+LEAST_WINDOW = 16
+
+X, W, INDEX = "x", "w", "index"
+
+
+class Refusal(Exception):
+    """Why a value cannot be followed; the message is for people."""
+
+
+def bounded(elements: int) -> int:
+    """The number of elements, if a vector of so many may be made."""
+    if not 0 <= elements <= MAX_ELEMENTS:
+        raise Refusal(f"{elements} elements in one axis are more than the {MAX_ELEMENTS} that are followed")
+    return elements
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """A dim that follows the unknown number of tokens T: ``max(0, ceil((T - offset) / step))``."""
+
+    offset: int = 0
+    step: int = 1
+
+
+Dim = int | Dynamic
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The positions of an axis of unknown length: ``step * i``."""
+
+    step: int
+    length: Dynamic
+
+
+Axis = Integers | Steps
+
+
+def axis_length(axis: Axis) -> Dim:
+    return axis.length if isinstance(axis, Steps) else len(axis)
+
+
+def same_axis(first: Axis, second: Axis) -> bool:
+    if isinstance(first, Steps) or isinstance(second, Steps):
+        return first is second or (isinstance(first, Steps) and isinstance(second, Steps) and first == second)
+    return first is second or np.array_equal(first, second)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Flat positions: ``base`` plus one summand per axis. Each axis starts with 0, so equal means same numbers."""
+
+    base: int
+    axes: tuple[Axis, ...]
+
+
+def positions(base: int, axes: Sequence[Axis]) -> Positions:
+    """Normalised: each axis starts with 0."""
+    result: list[Axis] = []
+    for axis in axes:
+        if not isinstance(axis, Steps) and len(axis) and axis[0]:
+            base += int(axis[0])
+            axis = axis - axis[0]
+        result.append(axis)
+    return Positions(base, tuple(result))
+
+
+def separated(values: Integers) -> Positions:
+    """Dense values as positions.
+
+    Raises:
+        Refusal: they are not a sum of one summand per axis.
+    """
+    if not values.size:
+        return Positions(0, tuple(np.zeros(size, np.int64) for size in values.shape))
+    base = int(values.flat[0])
+    axes: list[Integers] = []
+    total = np.full((1,) * values.ndim, base, np.int64)
+    for k in range(values.ndim):
+        line = np.moveaxis(values, k, 0).reshape(values.shape[k], -1)[:, 0] - base
+        axes.append(line)
+        total = total + line.reshape([-1 if axis == k else 1 for axis in range(values.ndim)])
+    if not np.array_equal(total, values):
+        raise Refusal("the indices do not form windows: they are no sum of one step per axis")
+    return Positions(base, tuple(axes))
+
+
+def dense(places: Positions) -> Integers:
+    """All positions as one array."""
+    bounded(math.prod(len(axis) for axis in places.axes if not isinstance(axis, Steps)))
+    total = np.full((1,) * len(places.axes), places.base, np.int64)
+    for k, axis in enumerate(places.axes):
+        if isinstance(axis, Steps):
+            raise Refusal("an axis of unknown length")
+        total = total + axis.reshape([-1 if other == k else 1 for other in range(len(places.axes))])
+    return total
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A tensor each of whose elements is the sum, over ``summed`` axes, of a product of elements of the roots.
+
+    Attributes:
+        shape: of the tensor.
+        summed: lengths of the axes that are summed over.
+        factors: by root (X, W), where its elements are taken: over the axes of ``shape``, then ``summed``. A tensor of
+            computed integers has one entry, INDEX, whose positions are the integers themselves.
+        dtype: the element type, as in ONNX.
+        origin: the element type of the root that a tensor without products is an exact copy of.
+        rounded: whether a product or a sum has been rounded to 16 bits.
+        windows: whether elements were read in windows: 2 by indices or a strided kernel, 1 by slices put together.
+        inexact: how the arithmetic differs from one sum in float32 with one rounding; empty if it does not.
+    """
+
+    shape: tuple[Dim, ...]
+    factors: Mapping[str, Positions]
+    dtype: int
+    origin: int
+    summed: tuple[int, ...] = ()
+    rounded: bool = False
+    inexact: str = ""
+    windows: int = 0
+
+    @property
+    def is_product(self) -> bool:
+        return len(self.factors) == 2
+
+    def static_shape(self) -> tuple[int, ...]:
+        if any(isinstance(dim, Dynamic) for dim in self.shape):
+            raise Refusal("a shape is not known")
+        return tuple(dim for dim in self.shape if not isinstance(dim, Dynamic))
+
+    def axes_of(self, role: str) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
+        """The root's axes: those of the shape, the summed ones."""
+        axes = self.factors[role].axes
+        return axes[: len(self.shape)], axes[len(self.shape) :]
+
+
+def root(role: str, shape: Sequence[Dim], dtype: int) -> Terms:
+    """A root: each element is its own."""
+    axes: list[Axis] = []
+    step = 1
+    for dim in reversed(shape):
+        if isinstance(dim, Dynamic):
+            axes.append(Steps(step, dim))
+            if any(isinstance(other, Dynamic) or other != 1 for other in shape[: len(shape) - len(axes)]):
+                raise Refusal("the dim of unknown length is not the first one")
+        else:
+            axes.append(np.arange(bounded(dim), dtype=np.int64) * step)
+            step *= dim
+            if step >= 2**62:
+                raise Refusal("a tensor is too large to be followed")
+    return Terms(tuple(shape), {role: Positions(0, tuple(reversed(axes)))}, dtype, dtype)
+
+
+# --------------------------------------------------------------------------------------------------
+# Data movement: the same for every factor
+
+
+def _map_axes(
+    terms: Terms, shape: Sequence[Dim], change: Callable[[list[Axis]], tuple[int, Sequence[Axis]]]
+) -> Terms:
+    """Apply a change of the shape's axes to each factor; ``change`` gives what is added to the base, too."""
+    if len(shape) > MAX_RANK:
+        raise Refusal(f"more than {MAX_RANK} axes")
+    factors: dict[str, Positions] = {}
+    for role, factor in terms.factors.items():
+        kept, summed = terms.axes_of(role)
+        added, axes = change(list(kept))
+        factors[role] = positions(factor.base + added, (*axes, *summed))
+    return replace(terms, shape=tuple(shape), factors=factors)
+
+
+def normal_axis(axis: int, rank: int) -> int:
+    if not -rank <= axis < rank:
+        raise Refusal(f"axis {axis} of a tensor of rank {rank}")
+    return axis % rank
+
+
+def transpose(terms: Terms, perm: Sequence[int]) -> Terms:
+    if sorted(perm) != list(range(len(terms.shape))):
+        raise Refusal("perm is no permutation")
+    return _map_axes(terms, [terms.shape[k] for k in perm], lambda axes: (0, [axes[k] for k in perm]))
+
+
+def insert_axes(terms: Terms, places: Sequence[int]) -> Terms:
+    """Axes of length 1 at the places, counted in the result."""
+    rank = len(terms.shape) + len(places)
+    if rank > MAX_RANK:
+        raise Refusal(f"more than {MAX_RANK} axes")
+    at = sorted({normal_axis(place, rank) for place in places})
+    if len(at) != len(places):
+        raise Refusal("an axis is given twice")
+    shape: list[Dim] = list(terms.shape)
+    for place in at:
+        shape.insert(place, 1)
+
+    def change(axes: list[Axis]) -> tuple[int, list[Axis]]:
+        for place in at:
+            axes.insert(place, np.zeros(1, np.int64))
+        return 0, axes
+
+    return _map_axes(terms, shape, change)
+
+
+def remove_axes(terms: Terms, places: Sequence[int] | None) -> Terms:
+    """Without the axes, which must be of length 1; all of those if None."""
+    rank = len(terms.shape)
+    drop = {k for k in range(rank) if terms.shape[k] == 1} if places is None else {normal_axis(p, rank) for p in places}
+    if any(terms.shape[k] != 1 for k in drop):
+        raise Refusal("Squeeze of an axis that is not of length 1")
+    keep = [k for k in range(rank) if k not in drop]
+    return _map_axes(terms, [terms.shape[k] for k in keep], lambda axes: (0, [axes[k] for k in keep]))
+
+
+def stretched(axis: Axis, length: Dim) -> Axis:
+    """An axis of length 1 repeated; one of the right length as it is."""
+    if axis_length(axis) == length:
+        return axis
+    if axis_length(axis) != 1:
+        raise Refusal("shapes that do not broadcast")
+    return Steps(0, length) if isinstance(length, Dynamic) else np.zeros(bounded(length), np.int64)
+
+
+def expand(terms: Terms, shape: Sequence[Dim]) -> Terms:
+    """ONNX Expand: both sides broadcast."""
+    missing = len(shape) - len(terms.shape)
+    terms = insert_axes(terms, range(missing)) if missing > 0 else terms
+    wanted = (1,) * -missing + tuple(shape) if missing < 0 else tuple(shape)
+    result = [have if want == 1 else want for have, want in zip(terms.shape, wanted, strict=True)]
+    return _map_axes(
+        terms, result, lambda axes: (0, [stretched(axis, dim) for axis, dim in zip(axes, result, strict=True)])
+    )
+
+
+def take(terms: Terms, axis: int, indices: Integers | Positions) -> Terms:
+    """ONNX Gather along one axis: it is replaced by the axes of ``indices`` (none for a single index)."""
+    axis = normal_axis(axis, len(terms.shape))
+    new = [axis_length(a) for a in indices.axes] if isinstance(indices, Positions) else list(indices.shape)
+    if isinstance(indices, np.ndarray):
+        bounded(indices.size)
+
+    def change(axes: list[Axis]) -> tuple[int, list[Axis]]:
+        taken = _taken(axes[axis], indices)
+        return taken.base, [*axes[:axis], *taken.axes, *axes[axis + 1 :]]
+
+    moved = _map_axes(terms, [*terms.shape[:axis], *new, *terms.shape[axis + 1 :]], change)
+    wide = [dim for dim in new if isinstance(dim, Dynamic) or dim > 1]
+    is_window = len(wide) > 1 and not isinstance(wide[-1], Dynamic) and wide[-1] >= LEAST_WINDOW
+    return replace(moved, windows=2) if is_window else moved
+
+
+def _taken(axis: Axis, indices: Integers | Positions) -> Positions:
+    if isinstance(axis, Steps):
+        index = indices if isinstance(indices, Positions) else separated(indices)
+        return _scaled(index, axis.step)
+    if isinstance(indices, Positions):
+        raise Refusal("indices of unknown number into an axis of known length")
+    if indices.size and not (-len(axis) <= indices.min() and indices.max() < len(axis)):
+        raise Refusal(f"an index is out of the axis of length {len(axis)}")
+    return separated(axis[indices])  # NumPy counts negative ones from the end, as ONNX does
+
+
+def _scaled(index: Positions, step: int) -> Positions:
+    """Indices into an axis ``step * i`` of unknown length. An index beyond its end is an error when the model runs."""
+    axes: list[Axis] = []
+    for axis in index.axes:
+        if isinstance(axis, Steps):
+            if axis.step < 0:
+                raise Refusal("indices that may be negative")
+            axes.append(Steps(axis.step * step, axis.length))
+        else:
+            if len(axis) and int(axis.min()) < 0:
+                raise Refusal("indices that may be negative")
+            axes.append(axis * step)
+    if index.base < 0:
+        raise Refusal("indices that may be negative")
+    return Positions(index.base * step, tuple(axes))
+
+
+def concat(parts: Sequence[Terms], axis: int) -> Terms:
+    """One after the other along an axis, all other axes alike."""
+    first = parts[0]
+    axis = normal_axis(axis, len(first.shape))
+    full = [part for part in parts if all(dim != 0 for dim in part.shape)] or [first]
+    for part in parts:
+        if part.factors.keys() != first.factors.keys() or part.dtype != first.dtype or part.summed != first.summed:
+            raise Refusal("Concat of unlike parts")
+        if len(part.shape) != len(first.shape) or isinstance(part.shape[axis], Dynamic):
+            raise Refusal("Concat of parts of unknown length")
+        if any(part.shape[k] != first.shape[k] for k in range(len(first.shape)) if k != axis):
+            raise Refusal("Concat of unlike shapes")
+    factors: dict[str, Positions] = {}
+    length = 0
+    for role in first.factors:
+        model = full[0].factors[role].axes
+        pieces: list[Integers] = []
+        for part in full:
+            factor = part.factors[role]
+            others = zip(factor.axes, model, strict=True)
+            if not all(k == axis or same_axis(mine, other) for k, (mine, other) in enumerate(others)):
+                raise Refusal("Concat of parts that take their elements in different ways")
+            line = factor.axes[axis]
+            assert not isinstance(line, Steps)
+            pieces.append(line + factor.base)
+        joined = np.concatenate(pieces)
+        length = bounded(len(joined))
+        factors[role] = positions(0, (*model[:axis], joined, *model[axis + 1 :]))
+    shape = (*first.shape[:axis], length, *first.shape[axis + 1 :])
+    inexact = next((part.inexact for part in parts if part.inexact), "")
+    stacked = len(parts) > 1 and all(part.shape[axis] == 1 for part in parts)
+    windows = max(int(stacked), *(part.windows for part in parts))
+    rounded = any(part.rounded for part in parts)
+    return replace(first, shape=shape, factors=factors, inexact=inexact, rounded=rounded, windows=windows)
+
+
+# --------------------------------------------------------------------------------------------------
+# Reshape: axes are merged in groups of equal size, then split
+
+
+def reshape(terms: Terms, target: Sequence[Dim]) -> Terms:
+    """Another shape for the same elements in the same order; one dim of ``target`` may be -1."""
+    shape = _resolved(terms.shape, target)
+    if any(dim == 0 for dim in terms.shape):
+        return _map_axes(terms, shape, lambda axes: (0, [np.zeros(bounded(_static(d)), np.int64) for d in shape]))
+    groups = _groups(terms.shape, shape)
+
+    def change(axes: list[Axis]) -> tuple[int, list[Axis]]:
+        result: list[Axis] = []
+        base = 0
+        for old, new in groups:
+            if len(old) == 1 and len(new) == 1:
+                result.append(axes[old[0]])
+                continue
+            merged = merge([axes[k] for k in old])
+            split = separated(merged.reshape([_static(shape[k]) for k in new]))
+            base += split.base
+            result.extend(split.axes)
+        return base, result
+
+    return _map_axes(terms, shape, change)
+
+
+def _static(dim: Dim) -> int:
+    if isinstance(dim, Dynamic):
+        raise Refusal("a Reshape of the dim of unknown length")
+    return dim
+
+
+def merge(axes: Sequence[Axis]) -> Integers:
+    """Several axes as one, in row-major order."""
+    result = np.zeros(1, np.int64)
+    for axis in axes:
+        if isinstance(axis, Steps):
+            raise Refusal("a Reshape of the dim of unknown length")
+        bounded(len(result) * len(axis))
+        result = (result[:, None] + axis).reshape(-1)
+    return result
+
+
+def _resolved(old: Sequence[Dim], target: Sequence[Dim]) -> list[Dim]:
+    """``target`` with its -1 replaced; checks that both have the same number of elements."""
+    if len(target) > MAX_RANK or any(not isinstance(dim, Dynamic) and dim < -1 for dim in target):
+        raise Refusal("Reshape to an impossible shape")
+    shape = list(target)
+    unknown = [dim for dim in old if isinstance(dim, Dynamic)]
+    size = math.prod(dim for dim in old if not isinstance(dim, Dynamic))
+    rest = math.prod(dim for dim in shape if not isinstance(dim, Dynamic) and dim != -1)
+    free = [k for k, dim in enumerate(shape) if dim == -1]
+    if len(free) > 1:
+        raise Refusal("Reshape to an impossible shape")
+    if free and unknown and not any(isinstance(dim, Dynamic) for dim in shape) and rest == size:
+        shape[free[0]] = unknown[0]
+    elif free:
+        if rest == 0 or size % rest:
+            raise Refusal("Reshape to an impossible shape")
+        shape[free[0]] = size // rest
+    if math.prod(d for d in shape if not isinstance(d, Dynamic)) != size or unknown != [
+        dim for dim in shape if isinstance(dim, Dynamic)
+    ]:
+        raise Refusal("Reshape to a shape of another size")
+    return shape
+
+
+def _groups(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[list[int], list[int]]]:
+    """Smallest runs of axes on both sides that hold the same number of elements, in order."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        mine: list[int] = []
+        theirs: list[int] = []
+        both = i < len(old) and j < len(new)
+        if both and old[i] == new[j]:
+            groups.append(([i], [j]))
+            i, j = i + 1, j + 1
+            continue
+        if both and isinstance(old[i], Dynamic) and new[j] == 1:
+            groups.append(([], [j]))
+            j += 1
+            continue
+        size, other = 1, 1
+        while (i < len(old) or j < len(new)) and (size != other or not (mine or theirs)):
+            if i < len(old) and (size <= other or j == len(new)):
+                size *= _static(old[i])
+                mine.append(i)
+                i += 1
+            else:
+                other *= _static(new[j])
+                theirs.append(j)
+                j += 1
+        if size != other:
+            raise Refusal("Reshape to a shape of another size")
+        groups.append((mine, theirs))
+    return groups
+
+
+# --------------------------------------------------------------------------------------------------
+# Arithmetic
+
+
+def contract(first: Terms, labels: Sequence[str], second: Terms, others: Sequence[str], out: Sequence[str]) -> Terms:
+    """Multiply element by element over labelled axes; labels that are not in ``out`` are summed over.
+
+    Axes of length 1 broadcast. The element type's consequences are the caller's.
+    """
+    if len(first.factors) != 1 or len(second.factors) != 1 or first.factors.keys() == second.factors.keys():
+        raise Refusal("a product that is not of one element of the input and one of the weight")
+    if first.dtype != second.dtype:
+        raise Refusal("a product of two element types")
+    if len(set(labels)) != len(labels) or len(set(others)) != len(others):
+        raise Refusal("a diagonal")
+    lengths: dict[str, Dim] = {}
+    for names, shape in ((labels, first.shape), (others, second.shape)):
+        for label, dim in zip(names, shape, strict=True):
+            if lengths.get(label, 1) == 1:
+                lengths[label] = dim
+            elif dim not in (1, lengths[label]):
+                raise Refusal("shapes that do not broadcast")
+    over = [label for label in lengths if label not in out]
+    summed = [lengths[label] for label in over]
+    if any(isinstance(dim, Dynamic) for dim in summed):
+        raise Refusal("a sum over the dim of unknown length")
+    factors: dict[str, Positions] = {}
+    for terms, names in ((first, labels), (second, others)):
+        ((role, factor),) = terms.factors.items()
+        have = dict(zip(names, factor.axes, strict=True))
+        nothing = np.zeros(1, np.int64)
+        axes = [stretched(have.get(label, nothing), lengths[label]) for label in (*out, *over)]
+        factors[role] = Positions(factor.base, tuple(axes))
+    return Terms(
+        tuple(lengths[label] for label in out),
+        factors,
+        first.dtype,
+        first.dtype,
+        tuple(_static(dim) for dim in summed),
+        inexact=first.inexact or second.inexact,
+        windows=max(first.windows, second.windows),
+    )
+
+
+def sum_over(terms: Terms, places: Sequence[int], keepdims: bool) -> Terms:
+    """ReduceSum of products."""
+    if not terms.is_product:
+        raise Refusal("a sum before the product")
+    rank = len(terms.shape)
+    over = sorted({normal_axis(place, rank) for place in places})
+    order = [k for k in range(rank) if k not in over]
+    factors: dict[str, Positions] = {}
+    for role, factor in terms.factors.items():
+        axes, summed = terms.axes_of(role)
+        factors[role] = Positions(factor.base, (*(axes[k] for k in order), *(axes[k] for k in over), *summed))
+    lengths = [terms.shape[k] for k in over]
+    if any(isinstance(dim, Dynamic) for dim in lengths):
+        raise Refusal("a sum over the dim of unknown length")
+    result = replace(
+        terms,
+        shape=tuple(terms.shape[k] for k in order),
+        factors=factors,
+        summed=(*(_static(dim) for dim in lengths), *terms.summed),
+    )
+    return insert_axes(result, over) if keepdims else result

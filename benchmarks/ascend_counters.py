@@ -1,6 +1,6 @@
 """Counters of the Ascend C kernels on the look-alike, beside the floor. Simulated: neither timed nor run on Ascend.
 
-    python benchmarks/ascend_counters.py [--plot FILE.svg]
+    python benchmarks/ascend_counters.py [--plot FILE.png]
 
 Floor: each input byte once, each output byte once; for vector instructions L N q + 2 per core, the least a design
 with one Axpy per window offset and head has when it splits rows only (a head split makes them longer and is below
@@ -124,31 +124,30 @@ def print_table(title: str, rows: list[list[str]]) -> None:
 
 
 def plot(rows: list[list[str]], path: Path) -> None:
-    """Bars of two ratios to the floor per row (bytes read, vector instructions), as an SVG file."""
-    height, left, scale = 22, 330, 110
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + 5 * scale}" height="{(len(rows) + 2) * height}" '
-        'font-family="monospace" font-size="12">',
-        '<rect width="100%" height="100%" fill="white"/>',
-        '<text x="8" y="16">ratio to the floor, simulated: <tspan fill="#0072b2">bytes read</tspan>, '
-        '<tspan fill="#d55e00">vector instructions</tspan>; the line is 1</text>',
-    ]
-    for i, line in enumerate(rows, 1):
-        y = i * height + 4
-        parts.append(f'<text x="8" y="{y + 14}">{line[0]} {line[1]}</text>')
-        for column, offset, color in ((4, 0, "#0072b2"), (9, 9, "#d55e00")):
-            ratio = float(line[column])
-            width = min(ratio, 4.5) * scale
-            parts.append(f'<rect x="{left}" y="{y + offset}" width="{width:.1f}" height="8" fill="{color}"/>')
-            parts.append(f'<text x="{left + width + 4:.1f}" y="{y + offset + 8}" font-size="9">{ratio:.2f}</text>')
-    bottom = (len(rows) + 1) * height
-    parts.append(f'<line x1="{left + scale}" y1="{height}" x2="{left + scale}" y2="{bottom}" stroke="black"/>')
-    path.write_text("\n".join([*parts, "</svg>"]), encoding="utf-8")
+    """Bars of two ratios to the floor per row, bytes read and vector instructions, as a PNG file."""
+    import matplotlib  # not needed for the tables
+
+    matplotlib.use("Agg")  # no display is needed
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(9, 0.28 * len(rows) + 1.5), layout="constrained")
+    places = np.arange(len(rows))
+    for column, offset, label in ((4, -0.2, "bytes read"), (9, 0.2, "vector instructions")):
+        bars = axis.barh(places + offset, [float(line[column]) for line in rows], 0.36, label=label)
+        axis.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
+    axis.axvline(1, color="black", linewidth=1)
+    axis.set_yticks(places, [f"{line[0]} {line[1]}" for line in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("ratio to the floor, simulated")
+    axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plot", type=Path, help="write an SVG plot here")
+    parser.add_argument("--plot", type=Path, help="write a PNG plot here")
     options = parser.parse_args()
     lookalike.build()
     kernels = lookalike.Kernels()

@@ -40,7 +40,9 @@ class Pool:
         """Inputs of one step; every sequence completes a window. `pages`: physical pages to deal out."""
         rng = np.random.default_rng(seed)
         table = rng.permutation(pages)[: batch * self.LOGICAL].reshape(batch, self.LOGICAL)
-        windows = rng.integers(spec.window_count(self.LOGICAL * PAGE, BLOCK, STRIDE), size=batch)
+        windows = rng.integers(
+            spec.window_count(self.LOGICAL * PAGE - 1, BLOCK, STRIDE), size=batch
+        )  # room for one more
         return {
             "x": self.pages,
             "w": self.weight,

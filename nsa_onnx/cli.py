@@ -20,7 +20,7 @@ from . import __version__, spec
 from ._files import NotWritableError, replace_file, write_model
 from .atc import AtcError, prepare_atc
 from .check import TARGETS, UnreadableModelError, check
-from .check.documentation import explain, list_rules
+from .check import command as check_command
 from .check.model import MAX_FUNCTION_CALLS, embedded, function_calls, load, propagates_little
 from .eager import nsa_compress
 from .explain import MAX_DRAWN_LENGTH
@@ -55,17 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, FOUND)
 
 
-class _Tell(argparse.Action):
-    """Print something about the rules and exit, as --help does. Wants no model."""
-
-    def __call__(self, parser: argparse.ArgumentParser, _: object, rule: object, option: str | None = None) -> None:
-        try:
-            print(list_rules() if self.nargs == 0 else explain(str(rule)), flush=True)
-        except ValueError as error:
-            parser.error(str(error))
-        parser.exit()
-
-
 def _fail(error: object, status: int) -> int:
     print(f"nsa-onnx: {' '.join(str(error).split())}", file=sys.stderr)
     return status
@@ -81,12 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    checking = command("check", _check, "Say what is wrong with a model's NSA nodes. Exit 0 clean, 1 findings.")
-    checking.add_argument("model", metavar="MODEL")
-    checking.add_argument("--format", choices=("text", "json"), default="text")
-    checking.add_argument("--target", choices=TARGETS, default="cpu", help="what the model is meant for")
-    checking.add_argument("--list-rules", action=_Tell, nargs=0, help="list the rules, look at no model")
-    checking.add_argument("--explain", action=_Tell, metavar="ID", help="explain a rule: --explain NSA012")
+    check_command.add_arguments(command("check", _check, check_command.DESCRIPTION))
     for name, run, text in (
         ("infer-shapes", _infer_shapes, "Write a model with the shapes of all its values, T' included."),
         ("expand", _expand, "Write a model that also runs without our library: bodies in standard operators added."),
@@ -112,9 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    report = check(arguments.model, target=arguments.target)
-    print(report.to_json() if arguments.format == "json" else report.to_text())
-    return OK if report.ok else FOUND
+    return check_command.run(arguments, __version__)
 
 
 def _load(arguments: argparse.Namespace) -> ModelProto:

@@ -307,7 +307,11 @@ def test_each_rule_finds_what_it_is_for(name):
 ALSO = {"NSA020": {"NSA026"}, "NSA036": {"NSA022", "NSA035"}, "NSA039": {"NSA035"}, "NSA037": {"NSA035"}}
 
 
-@pytest.mark.parametrize(("rule_id", "target"), [(key, target) for key in RULES for target in RULES[key].targets])
+# The others look at models; this one is about what running them shows (tests/test_check_run.py).
+STATIC = [rule_id for rule_id in RULES if rule_id != "NSA100"]
+
+
+@pytest.mark.parametrize(("rule_id", "target"), [(key, target) for key in STATIC for target in RULES[key].targets])
 def test_every_rule_has_a_model_that_triggers_it_and_one_inside_the_bound_that_does_not(rule_id, target):
     triggering = check(onnx.parser.parse_model(RULES[rule_id].example), target=target)
     accepted = check(onnx.parser.parse_model(RULES[rule_id].accepted), target=target)
@@ -328,11 +332,11 @@ def test_a_rule_of_some_targets_is_silent_on_the_others(rule_id):
 
 
 def test_every_rule_has_an_id_a_documentation_and_two_models_that_differ():
-    assert list(RULES) == [f"NSA{number:03}" for number in range(1, len(RULES) + 1)]
+    assert list(RULES) == [*(f"NSA{number:03}" for number in range(1, len(STATIC) + 1)), "NSA100"]
     for entry in RULES.values():
         assert len(entry.documentation.split()) >= 8
         assert entry.title
-        assert entry.example != entry.accepted
+        assert entry.example != entry.accepted or entry.id == "NSA100"
         assert set(entry.targets) <= set(TARGETS)
 
 

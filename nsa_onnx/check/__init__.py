@@ -13,22 +13,36 @@ from onnx import ModelProto
 
 from . import rules
 from .model import UnreadableModelError, load, read
-from .report import Finding, Report, Severity
+from .report import Finding, NodeRun, Report, Severity
 from .rules import RULES, TARGETS, Rule
+from .run import RunUnavailableError, run_nodes
 
-__all__ = ["RULES", "TARGETS", "Finding", "Report", "Rule", "Severity", "UnreadableModelError", "check"]
+__all__ = [
+    "RULES",
+    "TARGETS",
+    "Finding",
+    "NodeRun",
+    "Report",
+    "Rule",
+    "RunUnavailableError",
+    "Severity",
+    "UnreadableModelError",
+    "check",
+]
 
 
-def check(model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu") -> Report:
+def check(model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu", run: bool = False) -> Report:
     """Look for everything that is wrong with a model's NSA nodes. Weights are not loaded.
 
     Args:
         model: path of an ONNX file, or the model itself.
         target: what the model is meant for; one of `TARGETS`.
+        run: also run each NSA node in onnxruntime, on generated input, and compare it with a float64 reference.
 
     Raises:
         UnreadableModelError: (a ValueError) the file cannot be read as a model.
         ValueError: the target is unknown.
+        RunUnavailableError: (a RuntimeError) nodes were to be run, and onnxruntime or our library is missing.
     """
     if target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
@@ -40,6 +54,7 @@ def check(model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu") ->
     try:
         seen = read(proto, folder, target)
         findings = rules.run(seen)
+        runs, differences = run_nodes(seen, findings) if run else ((), ())
     except UnicodeError as error:
         raise UnreadableModelError(f"{path or 'model'}: holds text that is not UTF-8") from error
-    return Report(path, target, tuple(node.name for node in seen.nodes), findings)
+    return Report(path, target, tuple(node.name for node in seen.nodes), findings + differences, runs)

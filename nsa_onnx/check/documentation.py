@@ -43,8 +43,9 @@ def _explanation(rule: Rule) -> Iterator[str]:
     if rule.hint:
         yield from ("", f"The way out: {rule.hint}.")
     for title, model in (("An example that triggers it:", rule.example), ("One that does not:", rule.accepted)):
-        yield from ("", title, "")
-        yield from (_INDENT + line for line in model.rstrip().splitlines())
+        if model:
+            yield from ("", title, "")
+            yield from (_INDENT + line for line in model.rstrip().splitlines())
 
 
 def _targets(rule: Rule) -> str:
@@ -91,7 +92,8 @@ def _section(rule: Rule) -> Iterator[str]:
     if rule.hint:
         yield from ("", f"The way out: {rule.hint}.")
     for title, model in (("Triggers it", rule.example), ("Does not", rule.accepted)):
-        yield from ("", f"{title}:", "", "```text", model.rstrip(), "```")
+        if model:
+            yield from ("", f"{title}:", "", "```text", model.rstrip(), "```")
 
 
 def _sentence(title: str) -> str:

@@ -25,7 +25,8 @@ class Rule:
         title: what must hold, in a few words.
         severity: of all of its findings.
         documentation: what it looks for and why; its function's docstring.
-        example: a model that it has a finding for, in ONNX's text format (``onnx.parser.parse_model`` reads it).
+        example: a model that it has a finding for, in ONNX's text format (``onnx.parser.parse_model`` reads it);
+            empty if no model alone triggers it.
         accepted: a model just inside the bound, of which it says nothing.
         hint: the way out; empty where the message says it. Findings may have one that fits better.
         targets: what a model must be meant for, so that the rule looks at it.

@@ -1,0 +1,267 @@
+"""The command ``nsa-onnx check``: which models, which outputs, which exit status.
+
+One model that cannot be read does not keep the others from being checked. docs/check.md is its guide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from .._files import replace_file
+from . import TARGETS, check
+from .documentation import explain, list_rules
+from .formats import FORMATS, Context, Outcome, Unreadable
+from .model import UnreadableModelError
+from .report import Report, Severity, clean
+from .run import RunUnavailableError, require_onnxruntime
+
+SUFFIX = ".onnx"
+OK, FOUND, UNUSABLE = 0, 1, 2
+
+DESCRIPTION = "Say what is wrong with models' NSA nodes. Exit 0 clean, 1 findings, 2 a model cannot be checked."
+
+
+@dataclass(frozen=True)
+class Output:
+    """A format, and the file that it is written to; standard output if there is none."""
+
+    format: str
+    file: str = ""
+
+
+def parse_output(value: str) -> Output:
+    """``FORMAT`` or ``FORMAT=FILE``."""
+    name, equals, file = value.partition("=")
+    if name not in FORMATS:
+        raise argparse.ArgumentTypeError(f"unknown format {name!r} (choose from {', '.join(FORMATS)})")
+    if equals and not file:
+        raise argparse.ArgumentTypeError(f"{value!r}: a file name is missing after '='")
+    return Output(name, file)
+
+
+class _Tell(argparse.Action):
+    """Print something about the rules and exit, as --help does. Wants no model."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, rule: object, option: str | None = None) -> None:
+        try:
+            print(list_rules() if self.nargs == 0 else explain(str(rule)), flush=True)
+        except ValueError as error:
+            parser.error(str(error))
+        parser.exit()
+
+
+class _AddOutput(argparse.Action):
+    """Collect outputs: at most one to standard output, and none twice to a file."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: object = None
+    ) -> None:
+        outputs = [*getattr(namespace, self.dest), values]
+        assert all(isinstance(output, Output) for output in outputs)
+        files = [os.path.abspath(output.file) if output.file else "" for output in outputs]
+        if files.count("") > 1:
+            parser.error(
+                "--format: only one format goes to standard output, give the others a file: --format sarif=out.sarif"
+            )
+        if len(set(files)) < len(files):
+            parser.error("--format: two formats for one file")
+        setattr(namespace, self.dest, outputs)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line of ``check`` takes."""
+    parser.add_argument(
+        "models", metavar="MODEL", nargs="+", help="a file, a folder (its *.onnx files, recursively) or a pattern"
+    )
+    parser.add_argument(
+        "--format",
+        dest="outputs",
+        metavar="FORMAT[=FILE]",
+        type=parse_output,
+        action=_AddOutput,
+        default=(),
+        help=f"{', '.join(FORMATS)}; with =FILE into a file; may be given several times (default: text)",
+    )
+    parser.add_argument("--target", choices=TARGETS, default="cpu", help="what the models are meant for")
+    parser.add_argument(
+        "--fail-on",
+        choices=[severity.value for severity in Severity],
+        default=Severity.WARNING.value,
+        help="the mildest severity that fails a model, with exit status 1 (default: warning)",
+    )
+    parser.add_argument(
+        "--run",
+        dest="run_nodes",
+        action="store_true",
+        help="also run each NSA node in onnxruntime, on generated input, and compare",
+    )
+    parser.add_argument("--list-rules", action=_Tell, nargs=0, help="list the rules, look at no model")
+    parser.add_argument("--explain", action=_Tell, metavar="ID", help="explain a rule: --explain NSA012")
+
+
+def run(arguments: argparse.Namespace, version: str) -> int:
+    """Check, write, and give the exit status.
+
+    Raises:
+        OSError: an output cannot be written; with the file's name.
+    """
+    if arguments.run_nodes:
+        try:
+            require_onnxruntime()
+        except RunUnavailableError as error:
+            _tell(f"--run: {error}")
+            return UNUSABLE
+    found = list(find_models(arguments.models, arguments.target))
+    outputs: Sequence[Output] = arguments.outputs or [Output("text")]
+    if (model := _overwritten(outputs, found)) is not None:
+        _tell(f"--format: {model} is one of the models")
+        return UNUSABLE
+    outcomes = _check_all(found, arguments)
+    fail_on = Severity(arguments.fail_on)
+    alone = (
+        len(arguments.models) == 1 and [one if isinstance(one, str) else one.model for one in found] == arguments.models
+    )
+    for output in outputs:
+        color = not output.file and _wants_color(sys.stdout)
+        rendered = FORMATS[output.format](outcomes, Context(version, fail_on, alone, color, told=not output.file))
+        if output.file:
+            replace_file(Path(output.file), f"{rendered}\n".encode())
+        elif rendered:
+            _print(rendered, sys.stdout)
+    if any(isinstance(outcome, Unreadable) for outcome in outcomes):
+        return UNUSABLE
+    return FOUND if any(isinstance(outcome, Report) and outcome.fails(fail_on) for outcome in outcomes) else OK
+
+
+# --------------------------------------------------------------------------------------------------
+# The models
+
+
+def find_models(arguments: Sequence[str], target: str) -> Iterator[str | Unreadable]:
+    """The paths that are meant, each once, in order; `Unreadable` where nothing is there.
+
+    A folder means the ``*.onnx`` files in it and below, hidden folders and links to folders left out. A pattern is
+    matched here if the shell has not done so; ``**`` means any folders.
+    """
+    seen: set[str] = set()
+    for argument in arguments:
+        for one in _found(argument, target):
+            key = os.path.abspath(_name(one))
+            if key not in seen:
+                seen.add(key)
+                yield one
+
+
+def _name(one: str | Unreadable) -> str:
+    return one if isinstance(one, str) else one.model
+
+
+def _found(argument: str, target: str) -> Iterator[str | Unreadable]:
+    if os.path.isdir(argument):
+        yield from _in_folder(argument, target)
+        return
+    if os.path.lexists(argument) or not glob.has_magic(argument):
+        yield argument
+        return
+    matches = sorted(glob.glob(argument, recursive=True))
+    if not matches:
+        yield Unreadable(argument, target, f"{argument}: no file matches")
+    for match in matches:
+        if not os.path.isdir(match):
+            yield match
+        elif "**" not in argument:
+            yield from _in_folder(match, target)
+
+
+def _in_folder(folder: str, target: str) -> Iterator[str | Unreadable]:
+    errors: list[OSError] = []
+    found = False
+    for place, folders, files in os.walk(folder, onerror=errors.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(SUFFIX):
+                found = True
+                yield os.path.join(place, name)
+    for error in errors:
+        found = True
+        yield Unreadable(str(error.filename), target, f"{error.filename}: {error.strerror}")
+    if not found:
+        yield Unreadable(folder, target, f"{folder}: no *{SUFFIX} file in this folder")
+
+
+def _overwritten(outputs: Sequence[Output], found: Sequence[str | Unreadable]) -> str | None:
+    """A model that an output would replace."""
+    models = {os.path.realpath(one): one for one in found if isinstance(one, str)}
+    return next((models[path] for output in outputs if (path := os.path.realpath(output.file)) in models), None)
+
+
+def _check_all(found: Sequence[str | Unreadable], arguments: argparse.Namespace) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    for number, one in enumerate(found, 1):
+        if isinstance(one, str):
+            with _progress(f"[{number}/{len(found)}] {clean(one)}", shown=len(found) > 1):
+                outcomes.append(_check_one(one, arguments))
+        else:
+            outcomes.append(one)
+        if isinstance(last := outcomes[-1], Unreadable):
+            _tell(last.message)
+    return outcomes
+
+
+def _check_one(path: str, arguments: argparse.Namespace) -> Outcome:
+    try:
+        return check(path, target=arguments.target, run=arguments.run_nodes)
+    except UnreadableModelError as error:
+        return Unreadable(path, arguments.target, str(error))
+    except Exception as error:  # a fault of the checker: the gate stays shut, the other models are looked at
+        reason = (str(error).splitlines() or [""])[0]
+        return Unreadable(path, arguments.target, f"{path}: cannot be checked ({type(error).__name__}: {reason})")
+
+
+# --------------------------------------------------------------------------------------------------
+# Standard output and error
+
+
+def _wants_color(stream: TextIO | None) -> bool:
+    """Colour is for terminals, if the user does not mind (no-color.org)."""
+    minded = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return stream is not None and stream.isatty() and not minded
+
+
+def _print(rendered: str, stream: TextIO | None) -> None:
+    if stream is None:  # closed by the caller
+        return
+    encoding = stream.encoding or "utf-8"
+    stream.write(rendered.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
+def _tell(message: str) -> None:
+    """One line on stderr."""
+    if sys.stderr is not None:
+        _print(f"nsa-onnx: {clean(' '.join(message.split()))}", sys.stderr)
+
+
+@contextmanager
+def _progress(line: str, shown: bool) -> Iterator[None]:
+    """Say on a terminal what is being worked on, and leave no trace of it."""
+    stream = sys.stderr
+    if not shown or stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb":
+        yield
+        return
+    width = shutil.get_terminal_size().columns - 1
+    stream.write(f"\r{line[:width]}\x1b[K")
+    stream.flush()
+    try:
+        yield
+    finally:
+        stream.write("\r\x1b[K")
+        stream.flush()

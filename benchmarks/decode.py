@@ -136,14 +136,19 @@ def scattered(threads: int, rounds: int, megabytes: int, batch: int = 256) -> di
     reads = {f: [limits.Reading(pool.runs(step), target, threads, f) for step in steps] for f in limits.READ_FORMS}
     calls[0]()
     _check(pool, steps[0])
-    speeds: dict[str, list[float]] = {name: [] for name in ("node", *reads)}
-    for number in range(max(rounds, 1) * sets):
-        # Each on a part of the pool that nobody has touched for a while.
-        for place, name in enumerate(speeds):
-            i = (number + place * sets // len(speeds)) % sets
-            size = reads["read"][i].size + (batch * ROW_BYTES if name == "node" else 0)
-            time.sleep(1e-3)
-            speeds[name].append(size / (_seconds([calls[i]], 1) if name == "node" else reads[name][i]()) / 1e9)
+
+    def seconds(call: Callable[[], Any]) -> float:
+        return call() if isinstance(call, limits.Reading) else _seconds([call], 1)
+
+    sizes = {name: reads["read"][0].size + (batch * ROW_BYTES if name == "node" else 0) for name in ("node", *reads)}
+    runs: dict[str, Sequence[Callable[[], Any]]] = {"node": calls, **reads}
+    speeds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        # All steps one after the other: what one touches has left the caches before its turn comes again. The
+        # first ones of a contender find cores that sleep, so that the median is not theirs.
+        for name, of in runs.items():
+            speeds[name].extend(sizes[name] / seconds(call) / 1e9 for call in of)
+            time.sleep(5e-3)  # a thread pool's spinning ends
     medians = {name: statistics.median(of) for name, of in speeds.items()}
     limit = max(reads, key=lambda form: medians[form])
     touched = sets * reads["read"][0].size
@@ -154,7 +159,7 @@ def scattered(threads: int, rounds: int, megabytes: int, batch: int = 256) -> di
         "touched_bytes": touched,
         "note": machine.cache_note(touched),
         "node_gb_per_s": medians["node"],
-        "node_us": 1e6 * (reads["read"][0].size + batch * ROW_BYTES) / medians["node"] / 1e9,
+        "node_us": sizes["node"] / medians["node"] / 1e3,
         "limit": limit,
         "limit_gb_per_s": medians[limit],
         "of_limit": medians["node"] / medians[limit],

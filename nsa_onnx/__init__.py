@@ -3,27 +3,62 @@
 ``nsa_compress`` and ``nsa_compress_infer`` compute on NumPy arrays and torch tensors;
 ``nsa_onnx.exporters`` (imported on its own, needs torch) makes models that use them exportable;
 ``create_session`` serves the exported file with onnxruntime; ``check`` says in CI whether it is right.
+
+The names here are imported when they are first used: pytest loads our plugin, and with it this package, in every run
+of everybody who has it installed, and must neither wait for onnx nor fail with it.
 """
 
 from __future__ import annotations
 
-# `check` is also the name of the subpackage: its first import has to be here, so that the function is what stays.
-from .check import Report, check
-from .eager import nsa_compress, nsa_compress_infer
-from .schema import register
-from .session import create_session, get_library_path, session_options
-from .spec import compressed_length
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .check import Report as Report
+    from .check import check as check
+    from .eager import nsa_compress as nsa_compress
+    from .eager import nsa_compress_infer as nsa_compress_infer
+    from .schema import register as register
+    from .session import create_session as create_session
+    from .session import get_library_path as get_library_path
+    from .session import session_options as session_options
+    from .spec import compressed_length as compressed_length
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Report",
-    "check",
-    "compressed_length",
-    "create_session",
-    "get_library_path",
-    "nsa_compress",
-    "nsa_compress_infer",
-    "register",
-    "session_options",
-]
+_MODULES = {
+    "Report": "check",
+    "check": "check",
+    "compressed_length": "spec",
+    "create_session": "session",
+    "get_library_path": "session",
+    "nsa_compress": "eager",
+    "nsa_compress_infer": "eager",
+    "register": "schema",
+    "session_options": "session",
+}
+__all__ = list(_MODULES)
+
+
+class _Package(ModuleType):
+    def __getattr__(self, name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import_module(f"{__name__}.schema")  # whoever uses us finds the operators registered
+        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        setattr(self, name, value)
+        return value
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_MODULES})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # `check` is also the name of the subpackage, which its import puts here: the function is what stays.
+        if name == "check" and isinstance(value, ModuleType):
+            value = value.check
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # torch loads every installed backend by itself and stops where one of them does not find its driver.
 export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 
-.PHONY: env build demo test test-aarch64 bench lint format clean
+.PHONY: env build demo test test-aarch64 bench bench-quick lint format clean
 
 # What a stamp stands for is redone when what it was made from changes.
 ENV := .venv/.stamp-env
@@ -19,6 +19,7 @@ ORT_CANN := build/venv-cann/.stamp
 CANN := build/venv-cann/.stamp
 SIM := build/sim/.stamp
 BUILD := .venv/.stamp-build
+BENCH := .venv/.stamp-bench
 
 env: $(ENV)
 build: $(BUILD)
@@ -67,7 +68,7 @@ demo: $(BUILD)
 
 # torch.compile, which some tests run, compiles against Python's headers: say so before ten minutes are gone.
 HAS_HEADERS := import os, sysconfig; print(os.path.isfile(sysconfig.get_path("include") + "/Python.h"))
-test: $(BUILD) $(OLD_ORT) $(SIM) $(CANN)
+test: $(BUILD) $(BENCH) $(OLD_ORT) $(SIM) $(CANN)
 	@test "$$($(BIN)/python -c '$(HAS_HEADERS)')" = True || \
 	  { echo "Python.h is missing, the tests need it: apt install python3-dev" >&2; exit 1; }
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -76,9 +77,20 @@ test: $(BUILD) $(OLD_ORT) $(SIM) $(CANN)
 test-aarch64: $(ENV)
 	tests/cpu/aarch64.sh
 
-bench: $(BUILD)
-	$(BIN)/python benchmarks/bench_prefill.py
-	$(BIN)/python benchmarks/ascend_counters.py
+# What draws the plots and the progress bar; the library of limits builds itself (benchmarks/limits.py).
+$(BENCH): $(ENV) pyproject.toml
+	$(PYTHON) tools/extra_requirements.py bench > .venv/requirements-bench.txt
+	$(BIN)/pip install -q -r .venv/requirements-bench.txt
+	touch $@
+
+# Twenty minutes; BENCH_ARGS="--sections prefill --shapes 32/16" and the like take a part of it.
+BENCH_OUT := build/bench
+bench: $(BUILD) $(BENCH)
+	$(BIN)/python -m benchmarks --json $(BENCH_OUT)/bench.json --plots $(BENCH_OUT) $(BENCH_ARGS)
+	$(BIN)/python benchmarks/ascend_counters.py --plot $(BENCH_OUT)/ascend.png
+
+bench-quick: $(BUILD) $(BENCH)
+	$(BIN)/python -m benchmarks --quick --json $(BENCH_OUT)/quick.json --plots $(BENCH_OUT)/quick $(BENCH_ARGS)
 
 CXX_SOURCES = $(shell git ls-files '*.cc' '*.h')
 lint: $(ENV)

@@ -1,4 +1,4 @@
-"""The command line: nsa-onnx check | infer-shapes | expand | prepare-atc | explain | doctor | demo.
+"""The command line: nsa-onnx check | infer-shapes | expand | prepare-atc | fuse | explain | doctor | demo.
 
 Exit status: 0 all is well, 1 something was found or the command could not be done, 2 wrong usage or a file that
 cannot be read or written. Errors are one line on stderr that names the file.
@@ -26,6 +26,7 @@ from .eager import nsa_compress
 from .explain import MAX_DRAWN_LENGTH
 from .explain import explain as explain_page
 from .functions import expand
+from .fuse import command as fuse_command
 from .session import compress_model, create_session, doctor
 
 OK, FOUND, UNUSABLE = 0, 1, 2
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     preparing.add_argument("model", metavar="MODEL")
     preparing.add_argument("-o", "--output", metavar="OUT", required=True)
     preparing.add_argument("--converter-only", action="store_true", help="OUT need not load in onnxruntime")
+    fuse_command.add_arguments(command("fuse", _fuse, fuse_command.DESCRIPTION))
     explaining = command("explain", _explain, "Draw a model's NSA nodes, windows to scale, as one page of HTML.")
     explaining.add_argument("model", metavar="MODEL")
     explaining.add_argument("--html", metavar="OUT", required=True, help="the page")
@@ -159,6 +161,17 @@ def _lengths(text: str) -> list[int]:
     if not all(1 <= length <= MAX_DRAWN_LENGTH for length in lengths):
         raise argparse.ArgumentTypeError(f"must be numbers in [1, {MAX_DRAWN_LENGTH}], as in 40,100")
     return lengths
+
+
+def _fuse(arguments: argparse.Namespace) -> int:
+    try:
+        return fuse_command.run(arguments, _load(arguments))
+    except UnicodeError as error:
+        raise UnreadableModelError(f"{arguments.model}: holds text that is not UTF-8") from error
+    except (UnreadableModelError, NotWritableError):
+        raise
+    except ValueError as error:
+        raise _CommandError(f"{arguments.model}: {error}") from error
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

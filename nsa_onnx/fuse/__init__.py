@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from onnx import ModelProto, TypeProto
 
 from .. import spec
-from .pattern import Budget, Exhausted, Found, Options, graphs, search
+from .graph import graphs
+from .pattern import Found, Options, search
 from .rewrite import opset, replace_all
+from .terms import Budget, ExhaustedError
 
 __all__ = ["Candidate", "FuseResult", "candidates", "fuse"]
 
@@ -75,8 +76,11 @@ def candidates(
         types: types of the main graph's values, if they have been inferred; else they are here.
         allow_rounding: as in `fuse`.
     """
-    found, _ = _search(model, types, Options(allow_rounding=allow_rounding))
-    return tuple(_candidate(one) for one in found)
+    try:
+        found, _ = _search(model, types, Options(allow_rounding=allow_rounding))
+        return tuple(_candidate(one) for one in found)
+    except UnicodeError:  # names that are no text: others say so
+        return ()
 
 
 def fuse(model: ModelProto, *, allow_rounding: bool = False) -> FuseResult:
@@ -104,19 +108,17 @@ def fuse(model: ModelProto, *, allow_rounding: bool = False) -> FuseResult:
     return FuseResult(copy, fused, left, complete)
 
 
-def _search(
-    model: ModelProto, types: Mapping[str, TypeProto] | None, options: Options
-) -> tuple[list[Found], bool]:
+def _search(model: ModelProto, types: Mapping[str, TypeProto] | None, options: Options) -> tuple[list[Found], bool]:
     """All that is found, and whether all was looked at."""
     found: list[Found] = []
-    if not any(True for graph in [model.graph] if graph.node) or opset(model) < MIN_OPSET:
+    if opset(model) < MIN_OPSET:
         return found, True
     budget = Budget()
     try:
         for graph in graphs(model, _types(model) if types is None else types):
             for one in search(graph, budget, options):
                 found.append(one)
-    except Exhausted:
+    except ExhaustedError:
         return found, False
     return found, True
 
@@ -133,6 +135,4 @@ def _candidate(found: Found) -> Candidate:
     if it is None:
         return Candidate(found.name, found.value, found.graph.place, found.form, found.reason)
     lengths = it.lengths or ()
-    return Candidate(
-        found.name, found.value, found.graph.place, found.form, "", it.block, it.stride, lengths
-    )
+    return Candidate(found.name, found.value, found.graph.place, found.form, "", it.block, it.stride, lengths)

@@ -1,6 +1,6 @@
 """The ONNX operators that the proof follows, each on `Terms`, on constant integers, and on shapes.
 
-What is not here, or not in the way it is here, raises `Refusal`: the proof then stops, the graph stays.
+What is not here, or not in the way it is here, raises `RefusalError`: the proof then stops, the graph stays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .terms import (
     Dynamic,
     Integers,
     Positions,
-    Refusal,
+    RefusalError,
     Steps,
     Terms,
     W,
@@ -43,7 +43,7 @@ from .terms import (
 
 FLOAT, HALF, BFLOAT16, DOUBLE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE
 INTEGERS = (TensorProto.INT64, TensorProto.INT32)
-SHORT = {HALF: "float16", BFLOAT16: "bfloat16"}
+SHORT: dict[int, str] = {HALF: "float16", BFLOAT16: "bfloat16"}
 # Types that hold every value of a type, itself included.
 _EXACT: Mapping[int, tuple[int, ...]] = {
     HALF: (HALF, FLOAT, DOUBLE),
@@ -77,7 +77,7 @@ class Call:
     def attribute(self, name: str) -> AttributeProto | None:
         found = self._attributes.get(name)
         if found is not None and found.ref_attr_name:
-            raise Refusal(f"attribute {name} is set by the function's caller")
+            raise RefusalError(f"attribute {name} is set by the function's caller")
         return found
 
     def integer(self, name: str, default: int) -> int:
@@ -95,7 +95,7 @@ class Call:
         value = self.input(index)
         if isinstance(value, Terms):
             return value
-        raise Refusal(f"{self.node.op_type}: input {index} is no tensor that is followed")
+        raise RefusalError(f"{self.node.op_type}: input {index} is no tensor that is followed")
 
     def dims(self, index: int) -> list[Dim] | None:
         """A small integer input; None if it is absent."""
@@ -106,7 +106,7 @@ class Call:
             return list(value.values)
         if isinstance(value, np.ndarray) and value.size <= 64:
             return [int(number) for number in value.reshape(-1)]
-        raise Refusal(f"{self.node.op_type}: input {index} is not constant")
+        raise RefusalError(f"{self.node.op_type}: input {index} is not constant")
 
     def constants(self, index: int, name: str) -> list[int] | None:
         """Integers that are an input in newer opsets and an attribute in older ones."""
@@ -114,7 +114,7 @@ class Call:
         if dims is None:
             return self.integers(name)
         if any(isinstance(dim, Dynamic) for dim in dims):
-            raise Refusal(f"{self.node.op_type}: input {index} is not constant")
+            raise RefusalError(f"{self.node.op_type}: input {index} is not constant")
         return [dim for dim in dims if not isinstance(dim, Dynamic)]
 
 
@@ -127,7 +127,7 @@ def _as_terms(value: Value) -> Terms:
     if isinstance(value, Terms):
         return value
     if isinstance(value, Numbers):
-        raise Refusal("a computed shape used as indices")
+        raise RefusalError("a computed shape used as indices")
     return Terms(tuple(value.shape), {INDEX: separated(value)}, TensorProto.INT64, TensorProto.INT64)
 
 
@@ -136,7 +136,7 @@ def _numbers(value: Value | None) -> Numbers:
         return value
     if isinstance(value, np.ndarray) and value.ndim <= 1 and value.size <= 64:
         return Numbers(tuple(int(number) for number in value.reshape(-1)), value.ndim == 0)
-    raise Refusal("integers that are not followed")
+    raise RefusalError("integers that are not followed")
 
 
 def _folded(values: Sequence[Dim], scalar: bool) -> Value:
@@ -147,20 +147,20 @@ def _folded(values: Sequence[Dim], scalar: bool) -> Value:
 
 
 def _add_numbers(first: Dim, second: Dim, sign: int) -> Dim:
-    if isinstance(second, Dynamic):
-        if sign < 0 or isinstance(first, Dynamic):
-            raise Refusal("arithmetic on the number of tokens that is not followed")
+    if sign > 0 and isinstance(second, Dynamic):
         first, second = second, first
+    if isinstance(second, Dynamic):
+        raise RefusalError("arithmetic on the number of tokens that is not followed")
     if not isinstance(first, Dynamic):
         return _checked(first + sign * second)
     if first.step != 1:
-        raise Refusal("arithmetic on the number of tokens that is not followed")
+        raise RefusalError("arithmetic on the number of tokens that is not followed")
     return Dynamic(_checked(first.offset - sign * second))
 
 
 def _checked(number: int) -> int:
     if abs(number) >= 2**62:
-        raise Refusal("integers that overflow")
+        raise RefusalError("integers that overflow")
     return number
 
 
@@ -168,11 +168,11 @@ def _sum(sign: int) -> Callable[[Call], Value]:
     def add(call: Call) -> Value:
         first, second = call.inputs
         if first is None or second is None:
-            raise Refusal("a missing input")
+            raise RefusalError("a missing input")
         if isinstance(first, Numbers) or isinstance(second, Numbers):
             a, b = _numbers(first), _numbers(second)
             if len(a.values) != 1 or len(b.values) != 1:
-                raise Refusal("arithmetic on shapes that is not followed")
+                raise RefusalError("arithmetic on shapes that is not followed")
             return _folded([_add_numbers(a.values[0], b.values[0], sign)], a.scalar and b.scalar)
         if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
             return _broadcast(lambda a, b: a + sign * b, first, second)
@@ -183,7 +183,7 @@ def _sum(sign: int) -> Callable[[Call], Value]:
 
 def _add_indices(first: Terms, second: Terms, sign: int) -> Terms:
     if sign < 0 or set(first.factors) != {INDEX} or set(second.factors) != {INDEX}:
-        raise Refusal("a sum of two tensors")
+        raise RefusalError("a sum of two tensors")
     rank = max(len(first.shape), len(second.shape))
     first, second = (insert_axes(t, range(rank - len(t.shape))) for t in (first, second))
     shape = [b if a == 1 else a for a, b in zip(first.shape, second.shape, strict=True)]
@@ -194,7 +194,7 @@ def _add_indices(first: Terms, second: Terms, sign: int) -> Terms:
         if isinstance(a, Steps) and isinstance(b, Steps):
             axes.append(Steps(a.step + b.step, a.length))
         elif isinstance(a, Steps) or isinstance(b, Steps):
-            raise Refusal("shapes that do not broadcast")
+            raise RefusalError("shapes that do not broadcast")
         else:
             axes.append(a + b)
     base = first.factors[INDEX].base + second.factors[INDEX].base
@@ -205,31 +205,35 @@ def _broadcast(function: Callable[..., Integers], *arrays: Integers) -> Integers
     try:
         bounded(math.prod(np.broadcast_shapes(*(array.shape for array in arrays))))
     except ValueError as error:
-        raise Refusal("shapes that do not broadcast") from error
+        raise RefusalError("shapes that do not broadcast") from error
     if any(array.size and max(abs(int(array.max())), abs(int(array.min()))) >= 2**31 for array in arrays):
-        raise Refusal("integers that may overflow")
+        raise RefusalError("integers that may overflow")
     return np.asarray(function(*arrays)).astype(np.int64)
+
+
+def _where(condition: Integers, first: Integers, second: Integers) -> Integers:
+    return np.asarray(np.where(condition != 0, first, second), np.int64)
 
 
 def _constant_arrays(call: Call) -> list[Integers]:
     arrays = [value for value in call.inputs if isinstance(value, np.ndarray)]
     if len(arrays) != len(call.inputs):
-        raise Refusal(f"{call.node.op_type} of integers that are not constant")
+        raise RefusalError(f"{call.node.op_type} of integers that are not constant")
     return arrays
 
 
 def _range(call: Call) -> Value:
     if len(call.inputs) != 3:
-        raise Refusal("Range needs three inputs")
+        raise RefusalError("Range needs three inputs")
     start, limit, step = (_numbers(value).values for value in call.inputs)
     if not len(start) == len(limit) == len(step) == 1:
-        raise Refusal("Range of what is no number")
+        raise RefusalError("Range of what is no number")
     first, end, delta = start[0], limit[0], step[0]
     if isinstance(first, Dynamic) or isinstance(delta, Dynamic) or delta == 0:
-        raise Refusal("a Range that is not followed")
+        raise RefusalError("a Range that is not followed")
     if isinstance(end, Dynamic):
         if delta < 1 or end.step != 1:
-            raise Refusal("a Range that is not followed")
+            raise RefusalError("a Range that is not followed")
         axis = Steps(delta, Dynamic(_checked(end.offset + first), delta))
         return Terms((axis.length,), {INDEX: Positions(first, (axis,))}, TensorProto.INT64, TensorProto.INT64)
     bounded(len(range(first, end, delta)))
@@ -239,7 +243,7 @@ def _range(call: Call) -> Value:
 def _shape(call: Call) -> Value:
     shape: Sequence[Dim] = call.terms().shape
     if any(isinstance(dim, Dynamic) and dim != Dynamic() for dim in shape):
-        raise Refusal("the Shape of windows of unknown number")
+        raise RefusalError("the Shape of windows of unknown number")
     end = call.attribute("end")
     return _folded(list(shape)[call.integer("start", 0) : None if end is None else int(end.i)], False)
 
@@ -248,14 +252,14 @@ def _constant_of_shape(call: Call) -> Value:
     dims = call.constants(0, "")
     value = call.attribute("value")
     if dims is None or len(dims) > MAX_RANK or any(dim < 0 for dim in dims):
-        raise Refusal("ConstantOfShape that is not followed")
+        raise RefusalError("ConstantOfShape that is not followed")
     fill = 0
     if value is not None:
         from ..schema import integer_values
 
         numbers = integer_values(value.t)
         if numbers is None or numbers.size != 1:
-            raise Refusal("ConstantOfShape of no integers")
+            raise RefusalError("ConstantOfShape of no integers")
         fill = int(numbers.reshape(-1)[0])
     bounded(math.prod(dims))
     return np.full(dims, fill, np.int64)
@@ -269,20 +273,20 @@ def _cast(call: Call) -> Value:
     value, to = call.input(0), call.integer("to", 0)
     if not isinstance(value, Terms):
         if to not in INTEGERS or value is None:
-            raise Refusal("a Cast of integers")
+            raise RefusalError("a Cast of integers")
         return value
     if INDEX in value.factors:
         if to not in INTEGERS:
-            raise Refusal("a Cast of integers")
+            raise RefusalError("a Cast of integers")
         return value
     if not value.is_product:
         if to not in _EXACT.get(value.origin, ()):
-            raise Refusal("a Cast before the product that loses bits")
+            raise RefusalError("a Cast before the product that loses bits")
         return replace(value, dtype=to)
     if to not in _EXACT:
-        raise Refusal("a Cast of the result to another kind of type")
+        raise RefusalError("a Cast of the result to another kind of type")
     if value.rounded and to in SHORT and to != value.origin:
-        raise Refusal("the result is rounded to two types")
+        raise RefusalError("the result is rounded to two types")
     result = replace(value, dtype=to, rounded=value.rounded or to in SHORT)
     return replace(result, origin=to) if to in SHORT else _noting_double(result)
 
@@ -296,7 +300,7 @@ def _noting_double(terms: Terms) -> Terms:
 def _identity(call: Call) -> Value:
     value = call.input(0)
     if value is None:
-        raise Refusal("a missing input")
+        raise RefusalError("a missing input")
     return value
 
 
@@ -311,13 +315,15 @@ def _movement(
             return on_terms(call, value)
         if isinstance(value, Numbers):
             if on_numbers is None:
-                raise Refusal(f"{call.node.op_type} of a computed shape")
+                raise RefusalError(f"{call.node.op_type} of a computed shape")
             return on_numbers(call, value)
         if value is None:
-            raise Refusal("a missing input")
+            raise RefusalError("a missing input")
         # Constants: move their numbers, then read them from where they came to lie.
         flat = value.reshape(-1)
-        moved = on_terms(call, Terms(value.shape, {INDEX: _row_major(value.shape)}, TensorProto.INT64, TensorProto.INT64))
+        moved = on_terms(
+            call, Terms(value.shape, {INDEX: _row_major(value.shape)}, TensorProto.INT64, TensorProto.INT64)
+        )
         places = dense(moved.factors[INDEX])
         return flat[places] if places.size else places
 
@@ -340,7 +346,7 @@ def _transpose(call: Call, terms: Terms) -> Terms:
 def _reshape(call: Call, terms: Terms) -> Terms:
     target = call.dims(1)
     if target is None:
-        raise Refusal("Reshape without a shape")
+        raise RefusalError("Reshape without a shape")
     if not call.integer("allowzero", 0):
         for k, dim in enumerate(target):
             if dim == 0:
@@ -358,7 +364,7 @@ def _flatten(call: Call, terms: Terms) -> Terms:
 def _unsqueeze(call: Call, terms: Terms) -> Terms:
     axes = call.constants(1, "axes")
     if axes is None:
-        raise Refusal("Unsqueeze without axes")
+        raise RefusalError("Unsqueeze without axes")
     return insert_axes(terms, axes)
 
 
@@ -369,19 +375,19 @@ def _squeeze(call: Call, terms: Terms) -> Terms:
 def _expand(call: Call, terms: Terms) -> Terms:
     shape = call.dims(1)
     if shape is None or len(shape) > MAX_RANK:
-        raise Refusal("Expand without a shape")
+        raise RefusalError("Expand without a shape")
     return expand(terms, shape)
 
 
 def _tile(call: Call, terms: Terms) -> Terms:
     repeats = call.constants(1, "")
     if repeats is None or len(repeats) != len(terms.shape) or any(count < 0 for count in repeats):
-        raise Refusal("Tile without repeats")
+        raise RefusalError("Tile without repeats")
     for axis, count in enumerate(repeats):
         if count != 1:
             dim = terms.shape[axis]
             if isinstance(dim, Dynamic):
-                raise Refusal("Tile along the dim of unknown length")
+                raise RefusalError("Tile along the dim of unknown length")
             bounded(dim * count)
             terms = take(terms, axis, np.tile(np.arange(dim, dtype=np.int64), count))
     return terms
@@ -396,11 +402,11 @@ def _slice(call: Call, terms: Terms) -> Terms:
         ends = None if old_ends is None else list(old_ends)
         axes, steps = call.integers("axes"), None
     if starts is None or ends is None:
-        raise Refusal("Slice without bounds")
+        raise RefusalError("Slice without bounds")
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
     if not len(starts) == len(ends) == len(axes) == len(steps):
-        raise Refusal("Slice with bounds that do not fit")
+        raise RefusalError("Slice with bounds that do not fit")
     for start, end, place, step in zip(starts, ends, axes, steps, strict=True):
         axis = normal_axis(place, len(terms.shape))
         dim = terms.shape[axis]
@@ -408,7 +414,7 @@ def _slice(call: Call, terms: Terms) -> Terms:
         if whole and (end == dim or (not isinstance(end, Dynamic) and end >= _TO_THE_END)):
             continue
         if isinstance(dim, Dynamic) or isinstance(start, Dynamic) or isinstance(end, Dynamic) or step == 0:
-            raise Refusal("a Slice that depends on the number of tokens")
+            raise RefusalError("a Slice that depends on the number of tokens")
         first, last, by = slice(start, end, step).indices(dim)
         terms = take(terms, axis, np.arange(first, last, by, dtype=np.int64))
     return terms
@@ -423,61 +429,73 @@ def _indices(value: Value | None) -> Integers | Positions:
         return value
     if isinstance(value, Terms) and set(value.factors) == {INDEX}:
         return value.factors[INDEX]
-    raise Refusal("a Gather whose indices are not constant")
+    raise RefusalError("a Gather whose indices are not constant")
 
 
 def _gather_numbers(call: Call, numbers: Numbers) -> Value:
     index = call.input(1)
     if not isinstance(index, np.ndarray) or index.ndim > 1 or index.size > 64 or numbers.scalar:
-        raise Refusal("a Gather from a shape that is not followed")
+        raise RefusalError("a Gather from a shape that is not followed")
     places = [normal_axis(int(place), len(numbers.values)) for place in index.reshape(-1)]
     return _folded([numbers.values[place] for place in places], index.ndim == 0)
 
 
 def _slice_numbers(call: Call, numbers: Numbers) -> Value:
-    starts, ends, axes, steps = call.constants(1, ""), call.constants(2, ""), call.constants(3, ""), call.constants(4, "")
-    if starts is None or ends is None or len(starts) != 1 or len(ends) != 1 or axes not in (None, [0]) or numbers.scalar:
-        raise Refusal("a Slice of a shape that is not followed")
+    starts, ends, axes, steps = (
+        call.constants(1, ""),
+        call.constants(2, ""),
+        call.constants(3, ""),
+        call.constants(4, ""),
+    )
+    if (
+        starts is None
+        or ends is None
+        or len(starts) != 1
+        or len(ends) != 1
+        or axes not in (None, [0])
+        or numbers.scalar
+    ):
+        raise RefusalError("a Slice of a shape that is not followed")
     step = 1 if steps is None else steps[0]
     if step == 0:
-        raise Refusal("a Slice of a shape that is not followed")
+        raise RefusalError("a Slice of a shape that is not followed")
     return _folded(numbers.values[starts[0] : ends[0] : step], False)
 
 
 def _squeeze_numbers(call: Call, numbers: Numbers) -> Value:
     if len(numbers.values) != 1:
-        raise Refusal("Squeeze of a shape with several dims")
+        raise RefusalError("Squeeze of a shape with several dims")
     return Numbers(numbers.values, True)
 
 
 def _gather_nd(call: Call) -> Value:
     terms, index = call.terms(), call.input(1)
     if call.integer("batch_dims", 0):
-        raise Refusal("GatherND over a batch")
+        raise RefusalError("GatherND over a batch")
     if isinstance(index, np.ndarray) and index.ndim and index.shape[-1] == 1:
         return take(terms, 0, index[..., 0])
     if isinstance(index, Terms) and set(index.factors) == {INDEX} and index.shape and index.shape[-1] == 1:
         return take(terms, 0, remove_axes(index, [-1]).factors[INDEX])
-    raise Refusal("GatherND along more than one axis")
+    raise RefusalError("GatherND along more than one axis")
 
 
 def _concat(call: Call) -> Value:
     axis_attribute = call.attribute("axis")
     if axis_attribute is None or not call.inputs:
-        raise Refusal("Concat without an axis")
+        raise RefusalError("Concat without an axis")
     if any(isinstance(value, Terms) for value in call.inputs):
         return concat([call.terms(k) for k in range(len(call.inputs))], int(axis_attribute.i))
     if any(isinstance(value, Numbers) for value in call.inputs):
         parts = [_numbers(value) for value in call.inputs]
         if any(part.scalar for part in parts):
-            raise Refusal("Concat of scalars")
+            raise RefusalError("Concat of scalars")
         return _folded([value for part in parts for value in part.values], False)
     arrays = _constant_arrays(call)
     bounded(sum(array.size for array in arrays))
     try:
         return np.concatenate(arrays, axis=int(axis_attribute.i))
     except ValueError as error:
-        raise Refusal("Concat of unlike shapes") from error
+        raise RefusalError("Concat of unlike shapes") from error
 
 
 def split(call: Call) -> list[Value]:
@@ -486,14 +504,14 @@ def split(call: Call) -> list[Value]:
     axis = normal_axis(call.integer("axis", 0), len(terms.shape))
     dim = terms.shape[axis]
     if isinstance(dim, Dynamic):
-        raise Refusal("Split along the dim of unknown length")
+        raise RefusalError("Split along the dim of unknown length")
     parts = len(call.node.output)
     sizes = call.constants(1, "split")
     if sizes is None:
         each = -(-dim // parts)
         sizes = [min(each, max(0, dim - each * k)) for k in range(parts)]
     if len(sizes) != parts or sum(sizes) != dim or any(size < 0 for size in sizes):
-        raise Refusal("Split into parts that do not fit")
+        raise RefusalError("Split into parts that do not fit")
     ends = np.cumsum(sizes)
     return [
         take(terms, axis, np.arange(end - size, end, dtype=np.int64)) for size, end in zip(sizes, ends, strict=True)
@@ -507,7 +525,7 @@ def split(call: Call) -> list[Value]:
 def _finished(terms: Terms, multiplies_only: bool) -> Terms:
     """After one operator's arithmetic: what its element type has done to the numbers."""
     if terms.dtype not in _EXACT:
-        raise Refusal("a product of another kind of type")
+        raise RefusalError("a product of another kind of type")
     short = terms.dtype in SHORT
     if short and multiplies_only:
         return replace(terms, rounded=True, origin=terms.dtype)
@@ -521,7 +539,7 @@ def _mul(call: Call) -> Value:
     first, second = call.terms(0), call.terms(1)
     rank = max(len(first.shape), len(second.shape))
     if rank > MAX_RANK:
-        raise Refusal("too many axes")
+        raise RefusalError("too many axes")
     labels = [str(k) for k in range(rank)]
     product = contract(first, labels[rank - len(first.shape) :], second, labels[rank - len(second.shape) :], labels)
     return _finished(product, multiplies_only=True)
@@ -548,11 +566,11 @@ def _einsum(call: Call) -> Value:
     left, arrow, out = text.partition("->")
     operands = left.split(",")
     if not arrow or len(operands) != 2 or len(call.inputs) != 2 or not (left.replace(",", "") + out).isalpha():
-        raise Refusal(f"Einsum of a kind that is not followed: {text[:40]!r}")
+        raise RefusalError(f"Einsum of a kind that is not followed: {text[:40]!r}")
     first, second = call.terms(0), call.terms(1)
     lengths_fit = len(operands[0]) == len(first.shape) and len(operands[1]) == len(second.shape)
     if not lengths_fit or len(set(out)) != len(out) or not set(out) <= set(left):
-        raise Refusal("Einsum whose equation does not fit")
+        raise RefusalError("Einsum whose equation does not fit")
     return _finished(contract(first, operands[0], second, operands[1], out), multiplies_only=False)
 
 
@@ -560,7 +578,7 @@ def _matmul(call: Call) -> Value:
     first, second = call.terms(0), call.terms(1)
     a, b = len(first.shape), len(second.shape)
     if not a or not b or max(a, b) > MAX_RANK:
-        raise Refusal("MatMul of what is no matrix")
+        raise RefusalError("MatMul of what is no matrix")
     batch = [str(k) for k in range(max(a, b, 2) - 2)]
     rows, columns = (["row"] if a > 1 else []), (["column"] if b > 1 else [])
     mine = [*batch[len(batch) - max(a - 2, 0) :], *rows, "k"]
@@ -571,12 +589,12 @@ def _matmul(call: Call) -> Value:
 def _conv(call: Call) -> Value:
     x, w = call.terms(0), call.terms(1)
     if X not in x.factors or W not in w.factors or len(x.shape) != len(w.shape) or len(x.shape) < 3:
-        raise Refusal("Conv of another kind")
+        raise RefusalError("Conv of another kind")
     if call.input(2) is not None or len([name for name in call.node.input if name]) > 2:
-        raise Refusal("Conv adds a bias")
+        raise RefusalError("Conv adds a bias")
     auto_pad = call.attribute("auto_pad")
     if any(call.integers("pads") or []) or (auto_pad is not None and auto_pad.s not in (b"NOTSET", b"VALID")):
-        raise Refusal("Conv pads the sequence")
+        raise RefusalError("Conv pads the sequence")
     space = len(x.shape) - 2
     kernel = w.static_shape()
     strides = call.integers("strides") or [1] * space
@@ -584,9 +602,9 @@ def _conv(call: Call) -> Value:
     group = call.integer("group", 1)
     channels = x.shape[1]
     if isinstance(channels, Dynamic) or group < 1 or kernel[0] % group or channels != kernel[1] * group:
-        raise Refusal("Conv whose groups do not fit")
+        raise RefusalError("Conv whose groups do not fit")
     if len(strides) != space or len(dilations) != space or min(*strides, *dilations) < 1:
-        raise Refusal("Conv whose attributes do not fit")
+        raise RefusalError("Conv whose attributes do not fit")
     for k in reversed(range(space)):
         x = take(x, 2 + k, _windows(x.shape[2 + k], kernel[2 + k], strides[k], dilations[k]))
     bounded(kernel[0] * kernel[1])
@@ -600,17 +618,17 @@ def _conv(call: Call) -> Value:
 def _windows(length: Dim, kernel: int, stride: int, dilation: int) -> Integers | Positions:
     """Where each output place and kernel element of a Conv reads along one axis."""
     if max(kernel, stride, dilation) >= 2**31 or kernel < 1:
-        raise Refusal("Conv whose attributes do not fit")
+        raise RefusalError("Conv whose attributes do not fit")
     reach = dilation * (kernel - 1)
     bounded(kernel)
     offsets = np.arange(kernel, dtype=np.int64) * dilation
     if isinstance(length, Dynamic):
         if length.step != 1:
-            raise Refusal("Conv over windows")
+            raise RefusalError("Conv over windows")
         return Positions(0, (Steps(stride, Dynamic(length.offset + reach, stride)), offsets))
     count = (length - reach - 1) // stride + 1
     if count < 1:
-        raise Refusal("Conv of a sequence that is shorter than the kernel")
+        raise RefusalError("Conv of a sequence that is shorter than the kernel")
     bounded(count * kernel)
     return np.arange(count, dtype=np.int64)[:, None] * stride + offsets
 
@@ -646,7 +664,7 @@ _INTEGER_OPERATORS: dict[str, Evaluate] = {
     "Range": _range,
     "Shape": _shape,
     "Sub": _sum(-1),
-    "Where": lambda call: _broadcast(lambda c, a, b: np.where(c != 0, a, b), *_constant_arrays(call)),
+    "Where": lambda call: _broadcast(_where, *_constant_arrays(call)),
 }
 
 OPERATORS: dict[str, Evaluate] = {**MOVEMENTS, **PRODUCTS, **SUMS, **_INTEGER_OPERATORS}

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
+from onnx import NodeProto
 
-from ..functions import subgraphs
-from ..schema import integer_values
+from .graph import Graph, is_standard, weight_values
 from .operators import FLOAT, MOVEMENTS, OPERATORS, PRODUCTS, SHORT, SUMS, Call, Value, split
-from .proof import Compression, Root, Unproven, prove
-from .terms import LEAST_WINDOW, MAX_ELEMENTS, Dim, Dynamic, Integers, Refusal, Steps, Terms, W, X, root
+from .proof import Compression, Root, UnprovenError, prove
+from .terms import LEAST_WINDOW, Budget, Dynamic, RefusalError, Terms, W, X, root
 
-# What one model may cost, whatever is in it: nodes looked at, and positions written down.
-MAX_VISITS = 2_000_000
-MAX_POSITIONS = 2**27
 # Results and roots that are tried for one product.
 _MAX_FINALS = 12
 _MAX_ROOTS = 6
@@ -34,172 +27,12 @@ _FORMS = {
 }
 
 
-class Exhausted(Exception):
-    """The model costs more than a model may."""
-
-
-class Budget:
-    """Counts down for a whole model."""
-
-    def __init__(self) -> None:
-        self.visits = MAX_VISITS
-        self.positions = MAX_POSITIONS
-
-    def visit(self, nodes: int = 1) -> None:
-        self.visits -= nodes
-        if self.visits < 0:
-            raise Exhausted
-
-    def spend(self, value: Value) -> None:
-        if isinstance(value, np.ndarray):
-            self.positions -= value.size
-        elif isinstance(value, Terms):
-            factors = value.factors.values()
-            self.positions -= sum(1 if isinstance(axis, Steps) else len(axis) for f in factors for axis in f.axes)
-        if self.positions < 0:
-            raise Exhausted
-
-
-def is_standard(node: NodeProto) -> bool:
-    return node.domain in ("", "ai.onnx")
-
-
 def _data_inputs(node: NodeProto) -> Sequence[str]:
-    return node.input if node.op_type == "Concat" else node.input[:1]
+    return list(node.input) if node.op_type == "Concat" else list(node.input[:1])
 
 
 def _moves(node: NodeProto) -> bool:
     return is_standard(node) and (node.op_type in MOVEMENTS or node.op_type == "Split")
-
-
-@dataclass
-class Graph:
-    """One graph of a model: who makes and who uses its values, what is constant, and what types are known."""
-
-    proto: GraphProto
-    place: str
-    constants: Mapping[str, TensorProto]
-    types: Mapping[str, TypeProto]
-    producers: dict[str, int] = field(default_factory=dict)
-    consumers: dict[str, list[int]] = field(default_factory=dict)
-    uses: Counter[str] = field(default_factory=Counter)
-    outputs: set[str] = field(default_factory=set)
-    folded: dict[str, Integers | None] = field(default_factory=dict)
-
-    @property
-    def nodes(self) -> Sequence[NodeProto]:
-        return self.proto.node
-
-    def producer(self, name: str) -> NodeProto | None:
-        index = self.producers.get(name)
-        return None if index is None else self.nodes[index]
-
-    def is_final(self, name: str) -> bool:
-        """Whether a value is used in any other way than by one node of this graph."""
-        return self.uses[name] != 1 or name in self.outputs or len(self.consumers.get(name, ())) != 1
-
-    def integers(self, name: str) -> Integers | None:
-        """A constant's integers."""
-        if name not in self.folded:
-            tensor = self.constants.get(name)
-            small = tensor is not None and all(d >= 0 for d in tensor.dims) and math.prod(tensor.dims) <= MAX_ELEMENTS
-            self.folded[name] = integer_values(tensor) if tensor is not None and small else None
-        return self.folded[name]
-
-    def root(self, name: str) -> Root | None:
-        """A value as a root, if its type and shape are known well enough."""
-        tensor = self.constants.get(name)
-        if tensor is not None:
-            return Root(name, tuple(tensor.dims), tensor.data_type) if all(d >= 0 for d in tensor.dims) else None
-        type_proto = self.types.get(name)
-        if type_proto is None or not type_proto.tensor_type.HasField("shape"):
-            return None
-        shape: list[Dim] = []
-        for dim in type_proto.tensor_type.shape.dim:
-            known = dim.HasField("dim_value") and dim.dim_value >= 0
-            shape.append(int(dim.dim_value) if known else Dynamic())
-        if sum(isinstance(dim, Dynamic) for dim in shape) > 1:
-            return None
-        return Root(name, tuple(shape), type_proto.tensor_type.elem_type)
-
-
-def graphs(model: ModelProto, types: Mapping[str, TypeProto]) -> Iterator[Graph]:
-    """The main graph and all subgraphs of nodes, with what names mean in each. Functions are left out."""
-    pending = [(model.graph, "graph", {}, dict(types))]
-    while pending:
-        proto, place, outer_constants, outer_types = pending.pop()
-        graph = _graph(proto, place, outer_constants, outer_types, model.ir_version)
-        yield graph
-        for index, node in enumerate(proto.node):
-            for inner in subgraphs(node):
-                name = node.name or f"#{index}"
-                pending.append(
-                    (inner, f"{place} > {inner.name or 'subgraph'} of {name!r}", graph.constants, graph.types)
-                )
-
-
-def _graph(
-    proto: GraphProto,
-    place: str,
-    outer_constants: Mapping[str, TensorProto],
-    outer_types: Mapping[str, TypeProto],
-    ir_version: int,
-) -> Graph:
-    constants, types = dict(outer_constants), dict(outer_types)
-    inputs = {value.name for value in proto.input}
-    made = inputs | {name for node in proto.node for name in node.output}
-    for name in made & constants.keys():  # an inner name hides an outer one
-        del constants[name]
-    for value in (*proto.value_info, *proto.output, *proto.input):
-        if value.HasField("type") and (place != "graph" or value.name not in types):
-            types[value.name] = value.type
-    for tensor in proto.initializer:
-        if tensor.name not in inputs or ir_version < 4:
-            constants[tensor.name] = tensor
-    graph = Graph(proto, place, constants, types, outputs={value.name for value in proto.output})
-    for index, node in enumerate(proto.node):
-        for name in node.output:
-            if name:
-                graph.producers[name] = index
-        for name in node.input:
-            if name:
-                graph.uses[name] += 1
-                graph.consumers.setdefault(name, []).append(index)
-        for name in _captured(node):
-            graph.uses[name] += 2  # never the only use
-        tensor_value = _constant_tensor(node)
-        if tensor_value is not None:
-            constants[node.output[0]] = tensor_value
-    return graph
-
-
-def _captured(node: NodeProto) -> Iterator[str]:
-    """Names that the node's subgraphs use, their own included: one too many does no harm."""
-    pending = list(subgraphs(node))
-    while pending:
-        graph = pending.pop()
-        yield from (value.name for value in graph.output)
-        for inner in graph.node:
-            yield from inner.input
-            pending.extend(subgraphs(inner))
-
-
-def _constant_tensor(node: NodeProto) -> TensorProto | None:
-    if node.op_type != "Constant" or not is_standard(node) or len(node.output) != 1:
-        return None
-    for attribute in node.attribute:
-        if attribute.ref_attr_name:
-            return None
-        if attribute.name == "value" and attribute.HasField("t"):
-            tensor: TensorProto = attribute.t
-            return tensor
-        if attribute.name in ("value_int", "value_ints"):
-            scalar = attribute.name == "value_int"
-            numbers = [attribute.i] if scalar else list(attribute.ints)
-            return TensorProto(
-                data_type=TensorProto.INT64, dims=[] if scalar else [len(numbers)], int64_data=numbers
-            )
-    return None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -243,8 +76,10 @@ def search(graph: Graph, budget: Budget, options: Options) -> Iterator[Found]:
     """The compressions of one graph, and what looks like one.
 
     Raises:
-        Exhausted: between two candidates, when the budget is used up.
+        ExhaustedError: between two candidates, when the budget is used up.
     """
+    if not graph.is_sound:  # a value that is made twice
+        return
     done: set[int] = set()
     for index, node in enumerate(graph.nodes):
         if index in done or node.op_type not in PRODUCTS or not is_standard(node) or len(node.input) < 2:
@@ -253,7 +88,8 @@ def search(graph: Graph, budget: Budget, options: Options) -> Iterator[Found]:
         chain = _forward(graph, index, budget)
         if node.op_type == "Mul" and not any(_is_sum(graph, value) for value in chain):
             continue
-        found, products = _attempt(graph, index, chain, budget, options)
+        with budget.counting():
+            found, products = _attempt(graph, index, chain, budget, options)
         if found is not None:
             done |= products
             yield found
@@ -272,10 +108,10 @@ def _forward(graph: Graph, index: int, budget: Budget) -> list[str]:
         following = None
         for consumer in graph.consumers.get(chain[-1], [])[:_MAX_FINALS]:
             node = graph.nodes[consumer]
-            if is_standard(node) and (node.op_type in MOVEMENTS or node.op_type in SUMS) and len(node.output) == 1:
-                if chain[-1] in _data_inputs(node):
-                    following = node.output[0]
-                    break
+            follows = is_standard(node) and (node.op_type in MOVEMENTS or node.op_type in SUMS)
+            if follows and len(node.output) == 1 and chain[-1] in _data_inputs(node):
+                following = node.output[0]
+                break
         if following is None:
             break
         chain.append(following)
@@ -356,7 +192,7 @@ def _prove_one_of(
         return None, -1
     xs, ws = (_roots(graph, names) for names in sides)
     form = _FORMS[graph.nodes[min(products)].op_type] + (", per segment" if len(products) > 1 else "")
-    best: Unproven | None = None
+    best: UnprovenError | None = None
     best_value, near, i, j = chain[-1], False, 0, 0
     while i < len(xs) and j < len(ws):
         x, w = xs[i], ws[j]
@@ -382,33 +218,33 @@ def _prove_one_of(
 @dataclass(frozen=True)
 class _Failure:
     value: str
-    error: Unproven
+    error: UnprovenError
 
 
 def _prove_any(
-    graph: Graph, chain: Sequence[str], values: Mapping[str, Value | Refusal], x: Root, w: Root, options: Options
+    graph: Graph, chain: Sequence[str], values: Mapping[str, Value | RefusalError], x: Root, w: Root, options: Options
 ) -> tuple[str, Compression] | _Failure:
     """Outermost first; a value of rank 3 first, because it needs no Reshape."""
-    numbers = partial(_weight_values, graph.constants.get(w.name), options.folder)
+    numbers = partial(weight_values, graph.constant(w.name), options.folder)
     failure: _Failure | None = None
     for rank_3 in (True, False):
         for value in reversed(chain):
             terms = values.get(value)
-            if isinstance(terms, Refusal):
-                error = Unproven(str(terms))
+            if isinstance(terms, RefusalError):
+                error = UnprovenError(str(terms))
             elif not isinstance(terms, Terms) or (len(terms.shape) == 3) != rank_3:
                 continue
             else:
                 try:
                     return value, prove(terms, x, w, numbers, allow_rounding=options.allow_rounding)
-                except Unproven as unproven:
+                except UnprovenError as unproven:
                     error = unproven
             if failure is None or error.stage > failure.error.stage:
                 failure = _Failure(value, error)
-    return failure or _Failure(chain[-1], Unproven("it cannot be followed"))
+    return failure or _Failure(chain[-1], UnprovenError("it cannot be followed"))
 
 
-def _looks_like_windows(graph: Graph, products: set[int], values: Mapping[str, Value | Refusal]) -> bool:
+def _looks_like_windows(graph: Graph, products: set[int], values: Mapping[str, Value | RefusalError]) -> bool:
     """Whether a person would take this for the compression, proven or not."""
     for index in products:
         node = graph.nodes[index]
@@ -454,7 +290,7 @@ def _ancestors(graph: Graph, names: Iterable[str], budget: Budget) -> tuple[dict
         budget.visit()
         name = pending.pop()
         node = graph.producer(name)
-        if node is None or name in graph.constants or not _moves(node):
+        if node is None or graph.constant(name) is not None or not _moves(node):
             leaves.append(name)
             continue
         edges[name] = [source for source in _data_inputs(node) if source]
@@ -501,7 +337,7 @@ def _roots(graph: Graph, names: Sequence[str]) -> list[Root]:
     known = [found for name in names if (found := graph.root(name)) is not None]
     short = [found for found in known if found.dtype in SHORT]
     # A float32 constant may be a 16-bit weight that an exporter has folded: its numbers tell.
-    constant = [found for found in known if found.dtype == FLOAT and found.name in graph.constants]
+    constant = [found for found in known if found.dtype == FLOAT and graph.constant(found.name) is not None]
     return (short or constant or known)[:_MAX_ROOTS]
 
 
@@ -509,41 +345,39 @@ def _roots(graph: Graph, names: Sequence[str]) -> list[Root]:
 # Evaluation
 
 
-def evaluate(graph: Graph, final: str, x: Root, w: Root, budget: Budget) -> dict[str, Value | Refusal]:
+def evaluate(graph: Graph, final: str, x: Root, w: Root, budget: Budget) -> dict[str, Value | RefusalError]:
     """Follow all values between the roots and a result."""
-    values: dict[str, Value | Refusal] = {}
+    values: dict[str, Value | RefusalError] = {}
     for role, known in ((X, x), (W, w)):
         try:
             if x.name == w.name:
-                raise Refusal("the input and the weight are one tensor")
+                raise RefusalError("the input and the weight are one tensor")
             values[known.name] = root(role, known.shape, known.dtype)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             values[known.name] = refusal
     for index in sorted(_needed(graph, final, values, budget)):
         node = graph.nodes[index]
         inputs = [_input(graph, name, values) for name in node.input]
         try:
             for value in inputs:
-                if isinstance(value, Refusal):
+                if isinstance(value, RefusalError):
                     raise value
-            call = Call(node, [value for value in inputs if not isinstance(value, Refusal)])
+            call = Call(node, [value for value in inputs if not isinstance(value, RefusalError)])
             results = split(call) if node.op_type == "Split" else [OPERATORS[node.op_type](call)]
-        except Refusal as refusal:
+        except RefusalError as refusal:
             values.update((name, refusal) for name in node.output)
             continue
-        for name, result in zip(node.output, results, strict=False):
-            budget.spend(result)
-            values[name] = result
+        values.update(zip(node.output, results, strict=False))
     return values
 
 
-def _input(graph: Graph, name: str, values: Mapping[str, Value | Refusal]) -> Value | Refusal | None:
+def _input(graph: Graph, name: str, values: Mapping[str, Value | RefusalError]) -> Value | RefusalError | None:
     if not name:
         return None
     if name in values:
         return values[name]
     numbers = graph.integers(name)
-    return numbers if numbers is not None else Refusal(f"{name!r} is neither constant nor followed")
+    return numbers if numbers is not None else RefusalError(f"{name!r} is neither constant nor followed")
 
 
 def _needed(graph: Graph, final: str, known: Mapping[str, object], budget: Budget) -> set[int]:
@@ -553,7 +387,7 @@ def _needed(graph: Graph, final: str, known: Mapping[str, object], budget: Budge
     while pending:
         name = pending.pop()
         index = graph.producers.get(name)
-        if name in known or name in graph.constants or index is None or index in nodes:
+        if name in known or graph.constant(name) is not None or index is None or index in nodes:
             continue
         node = graph.nodes[index]
         if not is_standard(node) or (node.op_type not in OPERATORS and node.op_type != "Split"):
@@ -562,17 +396,3 @@ def _needed(graph: Graph, final: str, known: Mapping[str, object], budget: Budge
         nodes.add(index)
         pending.extend(node.input)
     return nodes
-
-
-def _weight_values(tensor: TensorProto | None, folder: Path | None) -> npt.NDArray[np.generic] | None:
-    """A constant weight's numbers, flat; None if they are not in the file or make no sense."""
-    if tensor is None or tensor.data_type not in (FLOAT, *SHORT):
-        return None
-    if any(dim < 0 for dim in tensor.dims) or math.prod(tensor.dims) > MAX_ELEMENTS:
-        return None
-    if tensor.data_location == TensorProto.EXTERNAL:
-        return None
-    try:
-        return np.asarray(numpy_helper.to_array(tensor)).reshape(-1)
-    except Exception:  # a malformed tensor: onnx and NumPy have their own errors for that
-        return None

@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from .. import spec
 from .operators import DOUBLE, FLOAT, HALF, SHORT
-from .terms import Axis, Dim, Dynamic, Integers, Refusal, Steps, Terms, W, X, bounded, merge
+from .terms import Axis, Dim, Dynamic, Integers, RefusalError, Steps, Terms, W, X, bounded, merge
 
 # A weight as numbers, in float32 or in its own type, flat; None if they are not known.
 WeightValues = Callable[[], npt.NDArray[np.generic] | None]
 
 
-class Unproven(Exception):
+class UnprovenError(Exception):
     """Why the products are not the compression.
 
     Attributes:
@@ -75,20 +75,20 @@ def prove(terms: Terms, x: Root, w: Root, values: WeightValues, *, allow_roundin
         allow_rounding: accept arithmetic that rounds otherwise than the operator does.
 
     Raises:
-        Unproven: it is none, or not for certain.
+        UnprovenError: it is none, or not for certain.
     """
     try:
         return _prove(terms, x, w, values, allow_rounding)
-    except Refusal as refusal:
-        raise Unproven(str(refusal)) from refusal
+    except RefusalError as refusal:
+        raise UnprovenError(str(refusal)) from refusal
 
 
 def _prove(terms: Terms, x: Root, w: Root, values: WeightValues, allow_rounding: bool) -> Compression:
     if not terms.is_product or not terms.summed or len(terms.shape) < 3:
-        raise Unproven("no sum of products [windows, heads, channels]")
+        raise UnprovenError("no sum of products [windows, heads, channels]")
     heads, dim = terms.shape[-2:]
     if isinstance(heads, Dynamic) or isinstance(dim, Dynamic) or 0 in (heads, dim):
-        raise Unproven("the number of heads or channels is not known")
+        raise UnprovenError("the number of heads or channels is not known")
     token = heads * dim
     sums, order = _window(terms, token)
     block = len(sums)
@@ -98,14 +98,14 @@ def _prove(terms: Terms, x: Root, w: Root, values: WeightValues, allow_rounding:
         lead, _ = terms.axes_of(X)
         base = terms.factors[X].base + int(sums[0])
         if base % token:
-            raise Unproven("windows do not start at a token", X)
+            raise UnprovenError("windows do not start at a token", X)
         stride, lengths, tokens = _segments(lead[:-2], base // token, token, x, block)
     with _stage(3):
         places = _weight_places(terms, order, values)
     with _stage(4):
         _check_contract(x, w, terms, (block, stride, heads, dim), lengths, tokens, values)
     if terms.inexact and not allow_rounding:
-        raise Unproven(f"{terms.inexact}: --allow-rounding accepts that", stage=5)
+        raise UnprovenError(f"{terms.inexact}: --allow-rounding accepts that", stage=5)
     return Compression(x, w, block, stride, heads, dim, lengths, places, terms.shape, x.dtype)
 
 
@@ -113,7 +113,7 @@ def _prove(terms: Terms, x: Root, w: Root, values: WeightValues, allow_rounding:
 def _stage(stage: int) -> Iterator[None]:
     try:
         yield
-    except Unproven as error:
+    except UnprovenError as error:
         error.stage = stage
         raise
 
@@ -125,9 +125,9 @@ def _window(terms: Terms, token: int) -> tuple[Integers, Integers]:
     order = np.argsort(sums, kind="stable")
     sums = sums[order]
     if len(sums) < 2 or not sums[-1] > sums[0]:
-        raise Unproven("no sum over tokens")
+        raise UnprovenError("no sum over tokens")
     if not np.array_equal(sums - sums[0], np.arange(len(sums), dtype=np.int64) * token):
-        raise Unproven("what is summed over is not consecutive tokens of the input, each once", X)
+        raise UnprovenError("what is summed over is not consecutive tokens of the input, each once", X)
     return sums, order
 
 
@@ -136,7 +136,7 @@ def _check_heads(terms: Terms, heads: int, dim: int) -> None:
     axes, _ = terms.axes_of(X)
     for axis, count, step, name in ((axes[-1], dim, 1, "channel"), (axes[-2], heads, dim, "head")):
         if isinstance(axis, Steps) or not np.array_equal(axis, np.arange(count, dtype=np.int64) * step):
-            raise Unproven(f"a {name} of the result is not made from the same {name} of the input", X)
+            raise UnprovenError(f"a {name} of the result is not made from the same {name} of the input", X)
 
 
 def _weight_places(terms: Terms, order: Integers, values: WeightValues) -> Integers:
@@ -144,21 +144,21 @@ def _weight_places(terms: Terms, order: Integers, values: WeightValues) -> Integ
     axes, over = terms.axes_of(W)
     for axis in axes[:-2]:
         if axis.step if isinstance(axis, Steps) else axis.any():
-            raise Unproven("the weight depends on the window", W)
+            raise UnprovenError("the weight depends on the window", W)
     by_channel, by_head = axes[-1], axes[-2]
     if isinstance(by_channel, Steps) or isinstance(by_head, Steps):
-        raise Unproven("the number of heads or channels is not known", W)
+        raise UnprovenError("the number of heads or channels is not known", W)
     rows = merge(over)[order] + terms.factors[W].base
     places = rows[:, None] + by_head
     if by_channel.any():
         numbers = values()
         if numbers is None:
-            raise Unproven("the weight depends on the channel: its numbers are not constants of the file", W)
+            raise UnprovenError("the weight depends on the channel: its numbers are not constants of the file", W)
         bounded(places.size * len(by_channel))
         bits = numbers.view(np.uint8).reshape(len(numbers), -1)
         repeated = bits[places[:, :, None] + by_channel]
         if not np.array_equal(repeated, np.broadcast_to(repeated[:, :, :1], repeated.shape)):
-            raise Unproven("the weight differs between channels of one head", W)
+            raise UnprovenError("the weight differs between channels of one head", W)
     return places
 
 
@@ -174,19 +174,19 @@ def _segments(
     if any(isinstance(axis, Steps) for axis in moving):
         (axis,) = moving if len(moving) == 1 else (None,)
         if not isinstance(axis, Steps) or axis.step % token or axis.step < token or first:
-            raise Unproven("windows of unknown number that do not start at 0, one stride apart", X)
+            raise UnprovenError("windows of unknown number that do not start at 0, one stride apart", X)
         stride = axis.step // token
         if axis.length != Dynamic(block - 1, stride):
-            raise Unproven("the number of windows is not that of the sequence's length", X)
+            raise UnprovenError("the number of windows is not that of the sequence's length", X)
         return stride, None, Dynamic()
     if any(isinstance(dim, Dynamic) for dim in x.shape):
-        raise Unproven("the number of windows is fixed, that of the tokens is not", X)
+        raise UnprovenError("the number of windows is fixed, that of the tokens is not", X)
     size = math.prod(dim for dim in x.shape if not isinstance(dim, Dynamic))
     if size % token:
-        raise Unproven("the input does not hold whole tokens of this many heads and channels", X)
+        raise UnprovenError("the input does not hold whole tokens of this many heads and channels", X)
     starts = merge(lead)
     if (starts % token).any():
-        raise Unproven("windows do not start at a token", X)
+        raise UnprovenError("windows do not start at a token", X)
     at: list[int] = (starts // token + first).tolist()
     stride, lengths = segments(at, size // token, block)
     return stride, lengths, size // token
@@ -201,18 +201,18 @@ def segments(starts: Sequence[int], tokens: int, block: int) -> tuple[int, tuple
         block: tokens in a window.
 
     Raises:
-        Unproven: there are none within the contract.
+        UnprovenError: there are none within the contract.
     """
     if not starts:
-        raise Unproven("no windows: any stride would do", X)
+        raise UnprovenError("no windows: any stride would do", X)
     steps = np.diff(np.array(starts, np.int64))
     if (steps <= 0).any():
-        raise Unproven("windows are not in the order of the tokens", X)
+        raise UnprovenError("windows are not in the order of the tokens", X)
     legal = range(spec.ALIGNMENT, block + 1, spec.ALIGNMENT)
     smallest = int(steps.min()) if len(steps) else 0
     if len(steps) > 1 and (steps == smallest).all() and smallest not in legal:
         violation = next(spec.window_violations(spec.COMPRESS_ROWS, spec.COMPRESS_LIMITS, block, smallest))
-        raise Unproven(violation.message)
+        raise UnprovenError(violation.message)
     for stride in ([smallest] if smallest in legal else []) + [step for step in legal if step != smallest]:
         lengths = _prefix_sums(starts, tokens, block, stride)
         if lengths is None:
@@ -224,7 +224,7 @@ def segments(starts: Sequence[int], tokens: int, block: int) -> tuple[int, tuple
     violations = spec.window_violations(spec.COMPRESS_ROWS, spec.COMPRESS_LIMITS, block, smallest or spec.ALIGNMENT)
     first = next(violations, None)
     reason = "no segments give these windows (they overlap between segments, or leave out tokens that fill a window)"
-    raise Unproven(reason if first is None else first.message, X)
+    raise UnprovenError(reason if first is None else first.message, X)
 
 
 def _prefix_sums(starts: Sequence[int], tokens: int, block: int, stride: int) -> tuple[int, ...] | None:
@@ -283,13 +283,13 @@ def _check_contract(
         *(spec.prefix_sum_violations(lengths, tokens_array.shape[0]) if lengths is not None else ()),
     ]
     if found:
-        raise Unproven(found[0].message, W if found[0].row.argument == "weight" else "")
+        raise UnprovenError(found[0].message, W if found[0].row.argument == "weight" else "")
     if terms.dtype != x.dtype or not terms.rounded:
-        raise Unproven(f"the result stays in {_name(terms.dtype)}, NsaCompress rounds it to {_name(x.dtype)}")
+        raise UnprovenError(f"the result stays in {_name(terms.dtype)}, NsaCompress rounds it to {_name(x.dtype)}")
 
 
 def _name(dtype: int) -> str:
-    known = {FLOAT: "float32", DOUBLE: "float64", **SHORT}
+    known: dict[int, str] = {FLOAT: "float32", DOUBLE: "float64", **SHORT}
     return known.get(dtype, f"element type {dtype}")
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from .. import spec
 from ..functions import subgraphs
-from .pattern import Found, Options, _weight_values
+from .graph import captured, weight_values
+from .pattern import Found, Options
 from .proof import Compression, numpy_type
 from .terms import Dim, Dynamic, Integers
 
@@ -108,7 +111,7 @@ def _without_dead(graph: GraphProto, nodes: Sequence[NodeProto], dead: set[str])
     uses: Counter[str] = Counter(value.name for value in graph.output)
     producers: dict[str, NodeProto] = {}
     for node in nodes:
-        for name in (*node.input, *_inner_inputs(node)):
+        for name in (*node.input, *captured(node)):
             uses[name] += 1
         for name in node.output:
             producers[name] = node
@@ -120,15 +123,15 @@ def _without_dead(graph: GraphProto, nodes: Sequence[NodeProto], dead: set[str])
         name = pending.pop()
         if uses[name] or not name or name in gone or name in inputs:
             continue
-        node = producers.get(name)
-        if node is None:
+        producer = producers.get(name)
+        if producer is None:
             gone.add(name)
             continue
-        if any(uses[output] for output in node.output) or id(node) in removed:
+        if any(uses[output] for output in producer.output) or id(producer) in removed:
             continue
-        removed.add(id(node))
-        gone.update(node.output)
-        for source in node.input:
+        removed.add(id(producer))
+        gone.update(producer.output)
+        for source in producer.input:
             uses[source] -= 1
             pending.append(source)
     return [node for node in nodes if id(node) not in removed], gone
@@ -164,11 +167,16 @@ class _Builder:
         lengths = self._lengths(x)
         direct = len(it.output_shape) == 3
         output = self._found.value if direct else self._names.fresh(f"{self._found.value}_windows")
-        attributes = {"compress_block_size": it.block, "compress_stride": it.stride}
         name = self._names.fresh(f"{self._found.name}_nsa_compress")
         self._nodes.append(
             helper.make_node(
-                spec.COMPRESS_OP, [x, weight, lengths], [output], name=name, domain=spec.DOMAIN, **attributes
+                spec.COMPRESS_OP,
+                [x, weight, lengths],
+                [output],
+                name=name,
+                domain=spec.DOMAIN,
+                compress_block_size=it.block,
+                compress_stride=it.stride,
             )
         )
         if not direct:
@@ -199,14 +207,14 @@ class _Builder:
             if it.w.shape != shape[::-1]:
                 name = self._node("Reshape", "weight_rows", [name, self._integers("weight_shape", list(shape[::-1]))])
             return self._node("Transpose", "weight", [name], perm=[1, 0])
-        numbers = _weight_values(self._found.graph.constants.get(it.w.name), self._options.folder)
+        numbers = weight_values(self._found.graph.constant(it.w.name), self._options.folder)
         if numbers is not None:
             return self._constant_weight(numbers[places].astype(numpy_type(it.dtype)))
         flat = self._node("Reshape", "weight_flat", [it.w.name, self._integers("weight_shape", [-1])])
         indices = self._integers("weight_places", places.reshape(-1).tolist(), list(shape))
         return self._node("Gather", "weight", [flat, indices], axis=0)
 
-    def _constant_weight(self, numbers: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> str:
+    def _constant_weight(self, numbers: npt.NDArray[np.generic]) -> str:
         name = self._names.fresh(f"{self._found.value}_weight")
         raw = np.ascontiguousarray(numbers).tobytes()
         self._graph.initializer.append(
@@ -220,7 +228,7 @@ class _Builder:
         self._graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, dims, values))
         return name
 
-    def _node(self, op_type: str, what: str, inputs: Sequence[str], **attributes: object) -> str:
+    def _node(self, op_type: str, what: str, inputs: Sequence[str], **attributes: Any) -> str:
         output = self._names.fresh(f"{self._found.value}_{what}")
         node = self._names.fresh(f"{self._found.name}_{what}")
         self._nodes.append(helper.make_node(op_type, list(inputs), [output], name=node, **attributes))

@@ -10,7 +10,9 @@ at most 16384 integers instead of 67 million pairs. What is not separable, or to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,20 +23,62 @@ Integers = npt.NDArray[np.int64]
 # One vector, or one constant. 2**22 int64 are 32 MiB.
 MAX_ELEMENTS = 2**22
 MAX_RANK = 32
+# What one model may cost in all: nodes looked at (each about 2 us), elements of vectors made (each about 20 ns).
+MAX_VISITS = 1_000_000
+MAX_POSITIONS = 2**26
 # Sums over fewer elements are none that a person would call windows of tokens.
 LEAST_WINDOW = 16
 
 X, W, INDEX = "x", "w", "index"
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """Why a value cannot be followed; the message is for people."""
 
 
+class ExhaustedError(Exception):
+    """The model costs more than a model may."""
+
+
+class Budget:
+    """What one model may cost, whatever is in it; counted down while it is followed."""
+
+    def __init__(self, visits: int = MAX_VISITS, positions: int = MAX_POSITIONS) -> None:
+        self.visits = visits
+        self.positions = positions
+
+    def visit(self) -> None:
+        """One node is looked at."""
+        self.visits -= 1
+        if self.visits < 0:
+            raise ExhaustedError
+
+    def spend(self, elements: int) -> None:
+        """A vector is made."""
+        self.positions -= elements
+        if self.positions < 0:
+            raise ExhaustedError
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """All vectors made inside count."""
+        token = _budget.set(self)
+        try:
+            yield
+        finally:
+            _budget.reset(token)
+
+
+_budget: ContextVar[Budget | None] = ContextVar("budget", default=None)
+
+
 def bounded(elements: int) -> int:
-    """The number of elements, if a vector of so many may be made."""
+    """The number of elements, if a vector of so many may be made, which then counts."""
+    budget = _budget.get()
+    if budget is not None:
+        budget.spend(min(max(elements, 0), MAX_ELEMENTS))
     if not 0 <= elements <= MAX_ELEMENTS:
-        raise Refusal(f"{elements} elements in one axis are more than the {MAX_ELEMENTS} that are followed")
+        raise RefusalError(f"{elements} elements in one axis are more than the {MAX_ELEMENTS} that are followed")
     return elements
 
 
@@ -93,10 +137,11 @@ def separated(values: Integers) -> Positions:
     """Dense values as positions.
 
     Raises:
-        Refusal: they are not a sum of one summand per axis.
+        RefusalError: they are not a sum of one summand per axis.
     """
     if not values.size:
         return Positions(0, tuple(np.zeros(size, np.int64) for size in values.shape))
+    bounded(values.size)
     base = int(values.flat[0])
     axes: list[Integers] = []
     total = np.full((1,) * values.ndim, base, np.int64)
@@ -105,7 +150,7 @@ def separated(values: Integers) -> Positions:
         axes.append(line)
         total = total + line.reshape([-1 if axis == k else 1 for axis in range(values.ndim)])
     if not np.array_equal(total, values):
-        raise Refusal("the indices do not form windows: they are no sum of one step per axis")
+        raise RefusalError("the indices do not form windows: they are no sum of one step per axis")
     return Positions(base, tuple(axes))
 
 
@@ -115,7 +160,7 @@ def dense(places: Positions) -> Integers:
     total = np.full((1,) * len(places.axes), places.base, np.int64)
     for k, axis in enumerate(places.axes):
         if isinstance(axis, Steps):
-            raise Refusal("an axis of unknown length")
+            raise RefusalError("an axis of unknown length")
         total = total + axis.reshape([-1 if other == k else 1 for other in range(len(places.axes))])
     return total
 
@@ -151,7 +196,7 @@ class Terms:
 
     def static_shape(self) -> tuple[int, ...]:
         if any(isinstance(dim, Dynamic) for dim in self.shape):
-            raise Refusal("a shape is not known")
+            raise RefusalError("a shape is not known")
         return tuple(dim for dim in self.shape if not isinstance(dim, Dynamic))
 
     def axes_of(self, role: str) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
@@ -168,12 +213,12 @@ def root(role: str, shape: Sequence[Dim], dtype: int) -> Terms:
         if isinstance(dim, Dynamic):
             axes.append(Steps(step, dim))
             if any(isinstance(other, Dynamic) or other != 1 for other in shape[: len(shape) - len(axes)]):
-                raise Refusal("the dim of unknown length is not the first one")
+                raise RefusalError("the dim of unknown length is not the first one")
         else:
             axes.append(np.arange(bounded(dim), dtype=np.int64) * step)
             step *= dim
             if step >= 2**62:
-                raise Refusal("a tensor is too large to be followed")
+                raise RefusalError("a tensor is too large to be followed")
     return Terms(tuple(shape), {role: Positions(0, tuple(reversed(axes)))}, dtype, dtype)
 
 
@@ -181,12 +226,10 @@ def root(role: str, shape: Sequence[Dim], dtype: int) -> Terms:
 # Data movement: the same for every factor
 
 
-def _map_axes(
-    terms: Terms, shape: Sequence[Dim], change: Callable[[list[Axis]], tuple[int, Sequence[Axis]]]
-) -> Terms:
+def _map_axes(terms: Terms, shape: Sequence[Dim], change: Callable[[list[Axis]], tuple[int, Sequence[Axis]]]) -> Terms:
     """Apply a change of the shape's axes to each factor; ``change`` gives what is added to the base, too."""
     if len(shape) > MAX_RANK:
-        raise Refusal(f"more than {MAX_RANK} axes")
+        raise RefusalError(f"more than {MAX_RANK} axes")
     factors: dict[str, Positions] = {}
     for role, factor in terms.factors.items():
         kept, summed = terms.axes_of(role)
@@ -197,13 +240,13 @@ def _map_axes(
 
 def normal_axis(axis: int, rank: int) -> int:
     if not -rank <= axis < rank:
-        raise Refusal(f"axis {axis} of a tensor of rank {rank}")
+        raise RefusalError(f"axis {axis} of a tensor of rank {rank}")
     return axis % rank
 
 
 def transpose(terms: Terms, perm: Sequence[int]) -> Terms:
     if sorted(perm) != list(range(len(terms.shape))):
-        raise Refusal("perm is no permutation")
+        raise RefusalError("perm is no permutation")
     return _map_axes(terms, [terms.shape[k] for k in perm], lambda axes: (0, [axes[k] for k in perm]))
 
 
@@ -211,10 +254,10 @@ def insert_axes(terms: Terms, places: Sequence[int]) -> Terms:
     """Axes of length 1 at the places, counted in the result."""
     rank = len(terms.shape) + len(places)
     if rank > MAX_RANK:
-        raise Refusal(f"more than {MAX_RANK} axes")
+        raise RefusalError(f"more than {MAX_RANK} axes")
     at = sorted({normal_axis(place, rank) for place in places})
     if len(at) != len(places):
-        raise Refusal("an axis is given twice")
+        raise RefusalError("an axis is given twice")
     shape: list[Dim] = list(terms.shape)
     for place in at:
         shape.insert(place, 1)
@@ -232,7 +275,7 @@ def remove_axes(terms: Terms, places: Sequence[int] | None) -> Terms:
     rank = len(terms.shape)
     drop = {k for k in range(rank) if terms.shape[k] == 1} if places is None else {normal_axis(p, rank) for p in places}
     if any(terms.shape[k] != 1 for k in drop):
-        raise Refusal("Squeeze of an axis that is not of length 1")
+        raise RefusalError("Squeeze of an axis that is not of length 1")
     keep = [k for k in range(rank) if k not in drop]
     return _map_axes(terms, [terms.shape[k] for k in keep], lambda axes: (0, [axes[k] for k in keep]))
 
@@ -242,7 +285,7 @@ def stretched(axis: Axis, length: Dim) -> Axis:
     if axis_length(axis) == length:
         return axis
     if axis_length(axis) != 1:
-        raise Refusal("shapes that do not broadcast")
+        raise RefusalError("shapes that do not broadcast")
     return Steps(0, length) if isinstance(length, Dynamic) else np.zeros(bounded(length), np.int64)
 
 
@@ -279,9 +322,9 @@ def _taken(axis: Axis, indices: Integers | Positions) -> Positions:
         index = indices if isinstance(indices, Positions) else separated(indices)
         return _scaled(index, axis.step)
     if isinstance(indices, Positions):
-        raise Refusal("indices of unknown number into an axis of known length")
+        raise RefusalError("indices of unknown number into an axis of known length")
     if indices.size and not (-len(axis) <= indices.min() and indices.max() < len(axis)):
-        raise Refusal(f"an index is out of the axis of length {len(axis)}")
+        raise RefusalError(f"an index is out of the axis of length {len(axis)}")
     return separated(axis[indices])  # NumPy counts negative ones from the end, as ONNX does
 
 
@@ -291,14 +334,14 @@ def _scaled(index: Positions, step: int) -> Positions:
     for axis in index.axes:
         if isinstance(axis, Steps):
             if axis.step < 0:
-                raise Refusal("indices that may be negative")
+                raise RefusalError("indices that may be negative")
             axes.append(Steps(axis.step * step, axis.length))
         else:
             if len(axis) and int(axis.min()) < 0:
-                raise Refusal("indices that may be negative")
+                raise RefusalError("indices that may be negative")
             axes.append(axis * step)
     if index.base < 0:
-        raise Refusal("indices that may be negative")
+        raise RefusalError("indices that may be negative")
     return Positions(index.base * step, tuple(axes))
 
 
@@ -309,11 +352,11 @@ def concat(parts: Sequence[Terms], axis: int) -> Terms:
     full = [part for part in parts if all(dim != 0 for dim in part.shape)] or [first]
     for part in parts:
         if part.factors.keys() != first.factors.keys() or part.dtype != first.dtype or part.summed != first.summed:
-            raise Refusal("Concat of unlike parts")
+            raise RefusalError("Concat of unlike parts")
         if len(part.shape) != len(first.shape) or isinstance(part.shape[axis], Dynamic):
-            raise Refusal("Concat of parts of unknown length")
+            raise RefusalError("Concat of parts of unknown length")
         if any(part.shape[k] != first.shape[k] for k in range(len(first.shape)) if k != axis):
-            raise Refusal("Concat of unlike shapes")
+            raise RefusalError("Concat of unlike shapes")
     factors: dict[str, Positions] = {}
     length = 0
     for role in first.factors:
@@ -323,7 +366,7 @@ def concat(parts: Sequence[Terms], axis: int) -> Terms:
             factor = part.factors[role]
             others = zip(factor.axes, model, strict=True)
             if not all(k == axis or same_axis(mine, other) for k, (mine, other) in enumerate(others)):
-                raise Refusal("Concat of parts that take their elements in different ways")
+                raise RefusalError("Concat of parts that take their elements in different ways")
             line = factor.axes[axis]
             assert not isinstance(line, Steps)
             pieces.append(line + factor.base)
@@ -367,7 +410,7 @@ def reshape(terms: Terms, target: Sequence[Dim]) -> Terms:
 
 def _static(dim: Dim) -> int:
     if isinstance(dim, Dynamic):
-        raise Refusal("a Reshape of the dim of unknown length")
+        raise RefusalError("a Reshape of the dim of unknown length")
     return dim
 
 
@@ -376,7 +419,7 @@ def merge(axes: Sequence[Axis]) -> Integers:
     result = np.zeros(1, np.int64)
     for axis in axes:
         if isinstance(axis, Steps):
-            raise Refusal("a Reshape of the dim of unknown length")
+            raise RefusalError("a Reshape of the dim of unknown length")
         bounded(len(result) * len(axis))
         result = (result[:, None] + axis).reshape(-1)
     return result
@@ -385,24 +428,24 @@ def merge(axes: Sequence[Axis]) -> Integers:
 def _resolved(old: Sequence[Dim], target: Sequence[Dim]) -> list[Dim]:
     """``target`` with its -1 replaced; checks that both have the same number of elements."""
     if len(target) > MAX_RANK or any(not isinstance(dim, Dynamic) and dim < -1 for dim in target):
-        raise Refusal("Reshape to an impossible shape")
+        raise RefusalError("Reshape to an impossible shape")
     shape = list(target)
     unknown = [dim for dim in old if isinstance(dim, Dynamic)]
     size = math.prod(dim for dim in old if not isinstance(dim, Dynamic))
     rest = math.prod(dim for dim in shape if not isinstance(dim, Dynamic) and dim != -1)
     free = [k for k, dim in enumerate(shape) if dim == -1]
     if len(free) > 1:
-        raise Refusal("Reshape to an impossible shape")
+        raise RefusalError("Reshape to an impossible shape")
     if free and unknown and not any(isinstance(dim, Dynamic) for dim in shape) and rest == size:
         shape[free[0]] = unknown[0]
     elif free:
         if rest == 0 or size % rest:
-            raise Refusal("Reshape to an impossible shape")
+            raise RefusalError("Reshape to an impossible shape")
         shape[free[0]] = size // rest
     if math.prod(d for d in shape if not isinstance(d, Dynamic)) != size or unknown != [
         dim for dim in shape if isinstance(dim, Dynamic)
     ]:
-        raise Refusal("Reshape to a shape of another size")
+        raise RefusalError("Reshape to a shape of another size")
     return shape
 
 
@@ -433,7 +476,7 @@ def _groups(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[list[int], lis
                 theirs.append(j)
                 j += 1
         if size != other:
-            raise Refusal("Reshape to a shape of another size")
+            raise RefusalError("Reshape to a shape of another size")
         groups.append((mine, theirs))
     return groups
 
@@ -448,22 +491,22 @@ def contract(first: Terms, labels: Sequence[str], second: Terms, others: Sequenc
     Axes of length 1 broadcast. The element type's consequences are the caller's.
     """
     if len(first.factors) != 1 or len(second.factors) != 1 or first.factors.keys() == second.factors.keys():
-        raise Refusal("a product that is not of one element of the input and one of the weight")
+        raise RefusalError("a product that is not of one element of the input and one of the weight")
     if first.dtype != second.dtype:
-        raise Refusal("a product of two element types")
+        raise RefusalError("a product of two element types")
     if len(set(labels)) != len(labels) or len(set(others)) != len(others):
-        raise Refusal("a diagonal")
+        raise RefusalError("a diagonal")
     lengths: dict[str, Dim] = {}
     for names, shape in ((labels, first.shape), (others, second.shape)):
         for label, dim in zip(names, shape, strict=True):
             if lengths.get(label, 1) == 1:
                 lengths[label] = dim
             elif dim not in (1, lengths[label]):
-                raise Refusal("shapes that do not broadcast")
+                raise RefusalError("shapes that do not broadcast")
     over = [label for label in lengths if label not in out]
     summed = [lengths[label] for label in over]
     if any(isinstance(dim, Dynamic) for dim in summed):
-        raise Refusal("a sum over the dim of unknown length")
+        raise RefusalError("a sum over the dim of unknown length")
     factors: dict[str, Positions] = {}
     for terms, names in ((first, labels), (second, others)):
         ((role, factor),) = terms.factors.items()
@@ -485,7 +528,7 @@ def contract(first: Terms, labels: Sequence[str], second: Terms, others: Sequenc
 def sum_over(terms: Terms, places: Sequence[int], keepdims: bool) -> Terms:
     """ReduceSum of products."""
     if not terms.is_product:
-        raise Refusal("a sum before the product")
+        raise RefusalError("a sum before the product")
     rank = len(terms.shape)
     over = sorted({normal_axis(place, rank) for place in places})
     order = [k for k in range(rank) if k not in over]
@@ -495,7 +538,7 @@ def sum_over(terms: Terms, places: Sequence[int], keepdims: bool) -> Terms:
         factors[role] = Positions(factor.base, (*(axes[k] for k in order), *(axes[k] for k in over), *summed))
     lengths = [terms.shape[k] for k in over]
     if any(isinstance(dim, Dynamic) for dim in lengths):
-        raise Refusal("a sum over the dim of unknown length")
+        raise RefusalError("a sum over the dim of unknown length")
     result = replace(
         terms,
         shape=tuple(terms.shape[k] for k in order),

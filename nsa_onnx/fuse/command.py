@@ -1,0 +1,75 @@
+"""``nsa-onnx fuse``: its arguments, what it prints, and in which order it does things."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from onnx import ModelProto
+
+from .._files import write_model
+from ..check import check
+from . import Candidate, fuse
+from .compare import compare
+
+DESCRIPTION = "Replace the compression written in standard operators by NsaCompress, where that is proven."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL -o OUT and the options."""
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True)
+    parser.add_argument(
+        "--allow-rounding",
+        action="store_true",
+        help="also replace what rounds products or partial sums to 16 bits, or accumulates in float64",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="run both models with onnxruntime on made-up inputs, and compare"
+    )
+
+
+def run(arguments: argparse.Namespace, model: ModelProto) -> int:
+    """Fuse, check, compare if that is asked for, then write. Returns the exit status.
+
+    Raises:
+        ValueError: it cannot be done; nothing has been written.
+    """
+    result = fuse(model, allow_rounding=arguments.allow_rounding)
+    report = check(result.model)
+    if not report.ok:
+        raise ValueError(f"the result does not pass nsa-onnx check: {report.to_text()}")
+    for candidate in result.fused:
+        print(f"fused {_where(candidate)}: {_window(candidate)}")
+    for candidate in result.left:
+        print(f"left  {_where(candidate)}: {candidate.reason}")
+    if not result.fused:
+        print("nothing to fuse" + ("" if result.left else ": no compression was found in standard operators"))
+    if not result.complete:
+        print("the model is too large to be looked at as a whole: there may be more")
+    if arguments.verify and result.fused:
+        _verify(arguments, model, result.model, result.fused)
+    write_model(result.model, Path(arguments.model), Path(arguments.output))
+    return 0
+
+
+def _where(candidate: Candidate) -> str:
+    place = "" if candidate.place == "graph" else f" in {candidate.place}"
+    return f"{candidate.name!r}{place} ({candidate.form})"
+
+
+def _window(candidate: Candidate) -> str:
+    count = len(candidate.actual_seq_len)
+    segments = "one segment of any length" if not count else f"{count} segment{'s' if count > 1 else ''}"
+    return f"block {candidate.compress_block_size}, stride {candidate.compress_stride}, {segments}"
+
+
+def _verify(arguments: argparse.Namespace, before: ModelProto, after: ModelProto, fused: tuple[Candidate, ...]) -> None:
+    replaced = [candidate.output for candidate in fused if candidate.place == "graph"]
+    folder = Path(arguments.model).parent
+    differences = compare(before, after, replaced, folder, rounded=arguments.allow_rounding)
+    for one in differences:
+        word = "equal" if one.equal else "DIFFERENT"
+        print(f"ran   {one.name!r}: {word} (largest difference {one.largest:.3g}, largest value {one.scale:.3g})")
+    if not all(one.equal for one in differences):
+        raise ValueError("both models ran, and their results differ")

@@ -1,0 +1,160 @@
+"""Run a model before and after fusion on the same inputs, and compare what has been replaced.
+
+The proof needs no run. This is the second opinion, for those who want one: it needs onnxruntime, and a model that
+onnxruntime's CPU provider can run with made-up inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, TensorProto, helper
+from onnx.external_data_helper import load_external_data_for_model
+
+Floats = npt.NDArray[np.float64]
+
+# Length of a dim that the model leaves open: a few windows of any size. Of a second one, a small batch.
+OPEN_DIM, OTHER_OPEN_DIM = 400, 2
+# The two differ by the order of float32 additions, and by what rounding makes of that: one unit in the last place of
+# the result, or, where large terms cancel, an error relative to the largest value.
+_BITS = {TensorProto.FLOAT16: 10, TensorProto.BFLOAT16: 7}
+_CANCELLED = 2.0**-18
+# Everything after the replaced values: their last places, multiplied by whatever follows. A wrong window shows as 1.
+_DOWNSTREAM = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value of both runs.
+
+    Attributes:
+        name: of the value.
+        replaced: whether NsaCompress makes it now; else it is an output of the model.
+        largest: largest absolute difference.
+        scale: largest absolute value.
+        equal: whether it is as equal as it has to be.
+    """
+
+    name: str
+    replaced: bool
+    largest: float
+    scale: float
+    equal: bool
+
+
+def compare(
+    before: ModelProto, after: ModelProto, replaced: Sequence[str], folder: Path, *, rounded: bool = False
+) -> list[Difference]:
+    """Run both.
+
+    Args:
+        replaced: values of the main graph that both models have.
+        folder: of the external data.
+        rounded: whether `before` may round products and partial sums to 16 bits.
+
+    Raises:
+        ValueError: one of them cannot be run, with the reason.
+    """
+    models = [_watching(model, replaced, folder) for model in (before, after)]
+    feeds = {value.name: _made_up(value, index) for index, value in enumerate(_inputs(models[0]))}
+    results = [_run(model, feeds) for model in models]
+    types = {value.name: value.type.tensor_type.elem_type for value in (*before.graph.value_info, *before.graph.output)}
+    differences = []
+    for name in results[0]:
+        bits = _BITS.get(types.get(name, TensorProto.FLOAT16), 10)
+        differences.append(_difference(name, name in replaced, results[0][name], results[1][name], bits, rounded))
+    return differences
+
+
+def _difference(name: str, replaced: bool, before: Floats, after: Floats, bits: int, rounded: bool) -> Difference:
+    if before.shape != after.shape:
+        return Difference(name, replaced, math.inf, 0.0, False)
+    scale = float(np.abs(before[np.isfinite(before)]).max(initial=0.0))
+    with np.errstate(invalid="ignore"):
+        apart = np.where((before == after) | (np.isnan(before) & np.isnan(after)), 0.0, np.abs(before - after))
+        if replaced and not rounded:
+            allowed = 2.0**-bits * np.abs(before) + _CANCELLED * scale
+        else:
+            allowed = np.full(before.shape, _DOWNSTREAM * scale)
+        equal = bool(np.all(apart <= allowed))
+    return Difference(name, replaced, float(apart.max(initial=0.0)), scale, equal)
+
+
+def _inputs(model: ModelProto) -> list[Any]:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
+
+
+def _watching(model: ModelProto, names: Sequence[str], folder: Path) -> ModelProto:
+    """A copy that has its weights inside, and as its outputs its own and the named values, all as float32.
+
+    Inputs of bfloat16, which NumPy does not have, become float32 and a Cast.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    try:
+        load_external_data_for_model(copy, str(folder))
+    except Exception as error:  # onnx: its own checks of the paths, and the file system's errors
+        raise ValueError(f"its external data cannot be read ({error})") from error
+    nodes = list(copy.graph.node)
+    for value in _inputs(copy):
+        if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+            renamed = f"{value.name}__float32"
+            nodes.insert(0, helper.make_node("Cast", [renamed], [value.name], to=TensorProto.BFLOAT16))
+            value.name = renamed
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    outputs = list(dict.fromkeys([*names, *(value.name for value in copy.graph.output)]))
+    del copy.graph.output[:]
+    for name in outputs:
+        nodes.append(helper.make_node("Cast", [name], [f"{name}__watched"], to=TensorProto.FLOAT))
+        copy.graph.output.append(helper.make_tensor_value_info(f"{name}__watched", TensorProto.FLOAT, None))
+    kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del copy.graph.node[:]
+    copy.graph.node.extend(kept)
+    return copy
+
+
+def _made_up(value: Any, seed: int) -> npt.NDArray[Any]:
+    generator = np.random.default_rng(seed)
+    tensor = value.type.tensor_type
+    shape: list[int] = []
+    opened = 0
+    for dim in tensor.shape.dim:
+        if dim.HasField("dim_value") and dim.dim_value >= 0:
+            shape.append(dim.dim_value)
+        else:
+            shape.append(OTHER_OPEN_DIM if opened else OPEN_DIM)
+            opened += 1
+    if math.prod(shape) > 2**28:
+        raise ValueError(f"input {value.name!r} is too large to be made up: {shape}")
+    try:
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    except KeyError as error:
+        raise ValueError(f"input {value.name!r} is of a type that cannot be made up") from error
+    if np.issubdtype(dtype, np.floating):
+        return generator.standard_normal(shape, np.float32).astype(dtype)
+    return np.asarray(generator.integers(0, 2, shape)).astype(dtype)
+
+
+def _run(model: ModelProto, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, Floats]:
+    from ..session import create_session
+
+    try:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what fails is told by the exception
+        session = create_session(model, device="cpu", options=options)
+        given = {value.name: feeds[value.name] for value in _inputs(model)}
+        outputs = session.run(None, given)
+    except Exception as error:  # onnxruntime has classes of its own
+        text = " ".join(str(error).split())
+        raise ValueError(f"it cannot be run ({text[:300]})") from error
+    names = [value.name.removesuffix("__watched") for value in model.graph.output]
+    return {name: np.asarray(array, np.float64) for name, array in zip(names, outputs, strict=True)}

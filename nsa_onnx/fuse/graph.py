@@ -1,0 +1,174 @@
+"""A graph of a model as fusion sees it: who makes and who uses its values, what is constant, which types are known."""
+
+from __future__ import annotations
+
+import math
+from collections import ChainMap, Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
+
+from ..functions import subgraphs
+from ..schema import integer_values
+from .operators import FLOAT, SHORT
+from .proof import Root
+from .terms import MAX_ELEMENTS, Dim, Dynamic, Integers
+
+
+def is_standard(node: NodeProto) -> bool:
+    return node.domain in ("", "ai.onnx")
+
+
+@dataclass
+class Graph:
+    """One graph of a model: who makes and who uses its values, what is constant, and what types are known."""
+
+    proto: GraphProto
+    place: str
+    constants: Mapping[str, TensorProto | None]
+    types: Mapping[str, TypeProto]
+    producers: dict[str, int] = field(default_factory=dict)
+    consumers: dict[str, list[int]] = field(default_factory=dict)
+    uses: Counter[str] = field(default_factory=Counter)
+    outputs: set[str] = field(default_factory=set)
+    folded: dict[str, Integers | None] = field(default_factory=dict)
+    is_sound: bool = True
+
+    @property
+    def nodes(self) -> Sequence[NodeProto]:
+        nodes: Sequence[NodeProto] = self.proto.node
+        return nodes
+
+    def producer(self, name: str) -> NodeProto | None:
+        index = self.producers.get(name)
+        return None if index is None else self.nodes[index]
+
+    def is_final(self, name: str) -> bool:
+        """Whether a value is used in any other way than by one node of this graph."""
+        return self.uses[name] != 1 or name in self.outputs or len(self.consumers.get(name, ())) != 1
+
+    def constant(self, name: str) -> TensorProto | None:
+        """The tensor that a name stands for in every run."""
+        return self.constants.get(name)
+
+    def integers(self, name: str) -> Integers | None:
+        """A constant's integers."""
+        if name not in self.folded:
+            tensor = self.constant(name)
+            small = tensor is not None and all(d >= 0 for d in tensor.dims) and math.prod(tensor.dims) <= MAX_ELEMENTS
+            self.folded[name] = integer_values(tensor) if tensor is not None and small else None
+        return self.folded[name]
+
+    def root(self, name: str) -> Root | None:
+        """A value as a root, if its type and shape are known well enough."""
+        tensor = self.constant(name)
+        if tensor is not None:
+            return Root(name, tuple(tensor.dims), tensor.data_type) if all(d >= 0 for d in tensor.dims) else None
+        type_proto = self.types.get(name)
+        if type_proto is None or not type_proto.tensor_type.HasField("shape"):
+            return None
+        shape: list[Dim] = []
+        for dim in type_proto.tensor_type.shape.dim:
+            known = dim.HasField("dim_value") and dim.dim_value >= 0
+            shape.append(int(dim.dim_value) if known else Dynamic())
+        if sum(isinstance(dim, Dynamic) for dim in shape) > 1:
+            return None
+        return Root(name, tuple(shape), type_proto.tensor_type.elem_type)
+
+
+def graphs(model: ModelProto, types: Mapping[str, TypeProto]) -> Iterator[Graph]:
+    """The main graph and all subgraphs of nodes, with what names mean in each. Functions are left out."""
+    nothing: Mapping[str, TensorProto | None] = {}
+    pending = [(model.graph, "graph", nothing, types)]
+    while pending:
+        proto, place, outer_constants, outer_types = pending.pop()
+        graph = _graph(proto, place, outer_constants, outer_types, model.ir_version)
+        yield graph
+        for index, node in enumerate(proto.node):
+            for inner in subgraphs(node):
+                name = node.name or f"#{index}"
+                pending.append(
+                    (inner, f"{place} > {inner.name or 'subgraph'} of {name!r}", graph.constants, graph.types)
+                )
+
+
+def _graph(
+    proto: GraphProto,
+    place: str,
+    outer_constants: Mapping[str, TensorProto | None],
+    outer_types: Mapping[str, TypeProto],
+    ir_version: int,
+) -> Graph:
+    own: dict[str, TensorProto | None] = {}
+    own_types: dict[str, TypeProto] = {}
+    constants, types = ChainMap(own, outer_constants), ChainMap(own_types, outer_types)  # type: ignore[arg-type]
+    inputs = {value.name for value in proto.input}
+    made = [*inputs, *(name for node in proto.node for name in node.output if name)]
+    own.update(dict.fromkeys(made))  # an inner name hides an outer one
+    for value in (*proto.value_info, *proto.output, *proto.input):
+        if value.HasField("type") and (place != "graph" or value.name not in types):
+            own_types[value.name] = value.type
+    for tensor in proto.initializer:
+        if tensor.name not in inputs or ir_version < 4:
+            own[tensor.name] = tensor
+    graph = Graph(proto, place, constants, types, outputs={value.name for value in proto.output})
+    graph.is_sound = len(set(made)) == len(made)
+    for index, node in enumerate(proto.node):
+        for name in node.output:
+            if name:
+                graph.producers[name] = index
+        for name in node.input:
+            if name:
+                graph.uses[name] += 1
+                graph.consumers.setdefault(name, []).append(index)
+        for name in captured(node):
+            graph.uses[name] += 2  # never the only use
+        tensor_value = _constant_tensor(node)
+        if tensor_value is not None:
+            own[node.output[0]] = tensor_value
+    return graph
+
+
+def captured(node: NodeProto) -> Iterator[str]:
+    """Names that the node's subgraphs use, their own included: one too many does no harm."""
+    pending = list(subgraphs(node))
+    while pending:
+        graph = pending.pop()
+        yield from (value.name for value in graph.output)
+        for inner in graph.node:
+            yield from inner.input
+            pending.extend(subgraphs(inner))
+
+
+def _constant_tensor(node: NodeProto) -> TensorProto | None:
+    if node.op_type != "Constant" or not is_standard(node) or len(node.output) != 1:
+        return None
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            return None
+        if attribute.name == "value" and attribute.HasField("t"):
+            tensor: TensorProto = attribute.t
+            return tensor
+        if attribute.name in ("value_int", "value_ints"):
+            scalar = attribute.name == "value_int"
+            numbers = [attribute.i] if scalar else list(attribute.ints)
+            return TensorProto(data_type=TensorProto.INT64, dims=[] if scalar else [len(numbers)], int64_data=numbers)
+    return None
+
+
+def weight_values(tensor: TensorProto | None, folder: Path | None) -> npt.NDArray[np.generic] | None:
+    """A constant weight's numbers, flat; None if they are not in the file or make no sense."""
+    if tensor is None or tensor.data_type not in (FLOAT, *SHORT):
+        return None
+    if any(dim < 0 for dim in tensor.dims) or math.prod(tensor.dims) > MAX_ELEMENTS:
+        return None
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return None
+    try:
+        return np.asarray(numpy_helper.to_array(tensor)).reshape(-1)
+    except Exception:  # a malformed tensor: onnx and NumPy have their own errors for that
+        return None

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from . import spec
 
 LIBRARY_NAME = "libnsa_onnx_ort.so"
+# Environment variable that forces an instruction set; the library reads it when its kernels are first asked for.
+TARGET_VARIABLE = "NSA_ONNX_CPU_TARGET"
 _ERROR_SIZE = 512
 
 

@@ -179,6 +179,7 @@ class Diagnosis:
         providers: execution providers of the installed onnxruntime. That one is listed does not mean that it works.
         runs: outcome of a tiny computation by whom it was done: ``ok``, or what went wrong.
         ascend: what was found out about the Ascend device, if that was asked for.
+        cpu_target_wanted: the variable NSA_ONNX_CPU_TARGET; empty if it is not set.
     """
 
     versions: dict[str, str | None]
@@ -189,17 +190,26 @@ class Diagnosis:
     providers: tuple[str, ...]
     runs: dict[str, str]
     ascend: _ascend.Diagnosis | None = None
+    cpu_target_wanted: str = ""
 
     @property
     def ok(self) -> bool:
-        """Whether all runs gave the expected result."""
-        return all(outcome == "ok" for outcome in self.runs.values()) and (self.ascend is None or self.ascend.ok)
+        """Whether all runs gave the expected result, on the instruction set that was asked for if one was."""
+        well = all(outcome == "ok" for outcome in self.runs.values()) and (self.ascend is None or self.ascend.ok)
+        return well and self._has_wanted_target
+
+    @property
+    def _has_wanted_target(self) -> bool:
+        return self.cpu_target_wanted in ("", "auto", self.cpu_target)
 
     def to_text(self) -> str:
         """For people: one line per fact."""
         rows = [(name, version or "not installed") for name, version in self.versions.items()]
         rows.append(("library", f"{self.library} {self.library_version}".strip()))
         rows.append(("cpu target", f"{self.cpu_target or 'unknown'} (of {', '.join(self.cpu_targets) or 'none'})"))
+        if self.cpu_target_wanted:
+            advice = "as asked for" if self._has_wanted_target else "not in use: name one of those above, or auto"
+            rows.append(("  wanted", f"{_native.TARGET_VARIABLE}={self.cpu_target_wanted!r}, {advice}"))
         rows.append(("providers", ", ".join(self.providers) or "none"))
         rows.extend((f"run: {name}", outcome) for name, outcome in self.runs.items())
         rows.extend(self.ascend.rows() if self.ascend else [])
@@ -231,7 +241,8 @@ def doctor(*, ascend: bool = False) -> Diagnosis:
         except RuntimeError as error:
             runs["onnxruntime"] = str(error)
     found = _diagnose_ascend() if ascend else None
-    return Diagnosis(versions, library, library_version, target, targets, providers, runs, found)
+    wanted = os.environ.get(_native.TARGET_VARIABLE, "")
+    return Diagnosis(versions, library, library_version, target, targets, providers, runs, found, wanted)
 
 
 def _diagnose_ascend() -> _ascend.Diagnosis:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -184,6 +185,24 @@ def test_the_doctor_notices_wrong_results_and_failures(monkeypatch):
     diagnosis = session.doctor()
     assert "not at /nowhere" in diagnosis.library
     assert "not at /nowhere" in diagnosis.runs["onnxruntime"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "line"),
+    [
+        ("scalar", 0, "wanted          NSA_ONNX_CPU_TARGET='scalar', as asked for"),
+        ("mmx", 1, "wanted          NSA_ONNX_CPU_TARGET='mmx', not in use: name one of those above, or auto"),
+        ("auto", 0, "NSA_ONNX_CPU_TARGET='auto', as asked for"),
+    ],
+)
+def test_the_doctor_says_whether_the_forced_instruction_set_is_in_use(wanted, status, line):
+    command = [sys.executable, "-m", "nsa_onnx.cli", "doctor"]
+    environment = {**os.environ, "NSA_ONNX_CPU_TARGET": wanted}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert line in done.stdout
+    in_use = wanted if wanted == "scalar" else _native.cpu_targets()[0]
+    assert f"\ncpu target        {in_use} (of {', '.join(_native.cpu_targets())})\n" in done.stdout
 
 
 def test_the_doctor_needs_no_onnxruntime(monkeypatch):

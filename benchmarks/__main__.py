@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nsa_onnx import _native
+from nsa_onnx import _native, spec
 
 from . import contenders, growth, limits, machine, memory, prefill, report
 from .contenders import Case
@@ -40,6 +40,8 @@ def _shape(text: str) -> tuple[int, int, int, int]:
         heads, dim = map(int, sizes.split("x")) if sizes else (HEADS, DIM)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not BLOCK/STRIDE or BLOCK/STRIDE@HEADSxDIM") from None
+    for violation in spec.compress_shape_violations((None, heads, dim), (block, heads), block, stride):
+        raise argparse.ArgumentTypeError(violation.message)
     return block, stride, heads, dim
 
 
@@ -142,7 +144,7 @@ def _progress(total: int) -> Iterator[prefill.Tick]:
 def _calls(arguments: argparse.Namespace) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     """What the other sections ask their workers for: function and arguments."""
     quick, rounds = arguments.quick, arguments.rounds
-    small = arguments.megabytes < 128  # a test: sizes that say nothing about speed
+    small = arguments.megabytes < 16  # a test: sizes that say nothing about speed
     most = max(arguments.threads)
     base = 1 << (14 if small else 17 if quick else 19)
     sweep = [asdict(point) for point in growth.points(base, base if small else 4 * base)]

@@ -167,22 +167,25 @@ def scattered(threads: int, rounds: int, megabytes: int, batch: int = 256) -> di
 
 
 def idle(threads: int, rounds: int, batch: int = 256) -> dict[str, Any]:
-    """A step in which no sequence completes a window, against an Identity node."""
+    """A step in which no sequence completes a window, against an Identity node, and one of six inputs."""
     pool = Pool(batch * Pool.LOGICAL, 4096)
     step = pool.step(batch, 0, len(pool.cache), np.arange(len(pool.pages)))
     step["seq"] += 1
     step["slots"] = np.full(batch, -1, np.int32)
     before = step["cache"].copy()
     x, y = np.ones(16, np.float32), np.zeros(16, np.float32)
-    identity = graphs.session(graphs.identity(), threads)
-    base = graphs.bound(identity, {"x": x}, {"y": y})
-    ours = _bound(_session(threads), step)
-    times = [(_seconds([ours], 300), _seconds([base], 300)) for _ in range(rounds + 1)][1:]
-    assert np.array_equal(step["cache"], before) and np.array_equal(x, y)
+    calls = {
+        "node_us": _bound(_session(threads), step),
+        "identity_us": graphs.bound(graphs.session(graphs.identity(), threads), {"x": x}, {"y": y}),
+        "six_inputs_us": graphs.bound(
+            graphs.session(graphs.six_inputs(), threads), dict.fromkeys("abcdef", x), {"y": y}
+        ),
+    }
+    times = [{name: 1e6 * _seconds([call], 300) for name, call in calls.items()} for _ in range(rounds + 1)][1:]
+    assert np.array_equal(step["cache"], before) and np.array_equal(y, 6 * x)
     return {
         "sequences": batch,
         "threads": threads,
-        "node_us": 1e6 * statistics.median(a for a, _ in times),
-        "identity_us": 1e6 * statistics.median(b for _, b in times),
-        "difference_us": 1e6 * statistics.median(a - b for a, b in times),
+        **{name: statistics.median(of[name] for of in times) for name in calls},
+        "difference_us": statistics.median(of["node_us"] - of["identity_us"] for of in times),
     }

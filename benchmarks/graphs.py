@@ -135,6 +135,13 @@ def identity() -> Any:
     return model([node], {"x": (TensorProto.FLOAT, [16])}, "y", TensorProto.FLOAT, {})
 
 
+def six_inputs() -> Any:
+    """One Sum of six inputs of a few numbers: NsaCompressInfer has as many, each of which costs onnxruntime a little."""
+    names = list("abcdef")
+    inputs: dict[str, tuple[int, Shape]] = {name: (TensorProto.FLOAT, [16]) for name in names}
+    return model([helper.make_node("Sum", names, ["y"])], inputs, "y", TensorProto.FLOAT, {})
+
+
 def bound(running: ort.InferenceSession, inputs: dict[str, Any], outputs: dict[str, Any]) -> Callable[[], None]:
     """A run on arrays where they lie: nothing is copied, and no output allocated."""
     binding = running.io_binding()

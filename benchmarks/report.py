@@ -8,6 +8,7 @@ from typing import Any
 from .contenders import EAGER, NODE, PEERS
 
 Record = dict[str, Any]
+_IDLE = ("node", "identity", "difference", "six_inputs")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -84,12 +85,9 @@ def decode(record: Record) -> Iterator[str]:
     ]
     title = "Decode, windows scattered over the pool, against a read of the same memory"
     yield table(title, ["threads", "windows", "us", "GB/s", "read", "node/read", "touched MB", ""], rows)
-    rows = [
-        [str(r["threads"]), str(r["sequences"]), *(f"{r[k]:.1f}" for k in ("node_us", "identity_us", "difference_us"))]
-        for r in record["idle"]
-    ]
+    rows = [[str(r["threads"]), str(r["sequences"]), *(f"{r[f'{k}_us']:.1f}" for k in _IDLE)] for r in record["idle"]]
     title = "Decode, a step that completes no window, against an Identity node"
-    yield table(title, ["threads", "sequences", "us", "Identity us", "difference us"], rows)
+    yield table(title, ["threads", "sequences", "us", "Identity us", "node - Identity", "Sum of six inputs us"], rows)
 
 
 def growth(record: Record) -> Iterator[str]:

@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # torch loads every installed backend by itself and stops where one of them does not find its driver.
 export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 
-.PHONY: env build demo test test-aarch64 bench bench-quick lint format clean
+.PHONY: env build demo test test-aarch64 test-browser bench bench-quick lint format clean
 
 # What a stamp stands for is redone when what it was made from changes.
 ENV := .venv/.stamp-env
@@ -76,6 +76,10 @@ test: $(BUILD) $(BENCH) $(OLD_ORT) $(SIM) $(CANN)
 # Needs g++-aarch64-linux-gnu and qemu-user as well.
 test-aarch64: $(ENV)
 	tests/cpu/aarch64.sh
+
+# The page of `nsa-onnx explain` in headless Chromium: apt install chromium chromium-driver
+test-browser: $(BUILD)
+	$(BIN)/python -m pytest tests/browser
 
 # What draws the plots and the progress bar; the library of limits builds itself (benchmarks/limits.py).
 $(BENCH): $(ENV) pyproject.toml

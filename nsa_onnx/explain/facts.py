@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TypeProto
+from onnx import NodeProto, TypeProto
 
 from .. import spec
 from ..check import Finding, Report
@@ -17,8 +18,10 @@ from ..functions import subgraphs
 from ..schema import INPUT_NAMES, SCHEMAS, Integers, Unknown, tensor_facts
 from .markup import clean
 
-# Beyond this, attributes and lengths are too absurd to draw, and would overflow 64-bit arithmetic.
-MAX_DRAWN_LENGTH = 2**40
+# Beyond this, attributes and lengths are too absurd to draw. Sums of as many as fit a file stay within 64 bits.
+MAX_DRAWN_LENGTH = 2**34
+# Nodes that are told about; of more, the page gives the number.
+MAX_SUBJECTS = 1000
 # How far a producer is followed back through its first inputs: far enough to see past casts and reshapes.
 _CHAIN = 4
 _ITEM_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -170,14 +173,16 @@ class Place:
 def subjects(model: Model, report: Report, lengths: Sequence[int] | None) -> tuple[list[Subject], list[Finding]]:
     """The NSA nodes with their findings, and the findings that are about no single node."""
     mine, others = _distribute(model, report)
-    graphs: dict[int, _Graph] = {}
+    shared, graphs = _Shared(), dict[int, _Graph]()
     numbers = {(id(node.scope), output): i for i, node in enumerate(model.nodes) for output in node.proto.output}
     result = []
-    for index, node in enumerate(model.nodes):
+    for index, node in enumerate(model.nodes[:MAX_SUBJECTS]):
         graph = graphs.get(id(node.scope))
         if graph is None:
-            graph = graphs[id(node.scope)] = _Graph(node.scope, model, numbers)
+            graph = graphs[id(node.scope)] = _Graph(node.scope, model, numbers, shared)
         result.append(_subject(index, node, graph, tuple(mine[index]), lengths))
+    for index in range(MAX_SUBJECTS, len(model.nodes)):
+        others.extend(mine[index])
     return result, others
 
 
@@ -188,7 +193,7 @@ def places(model: Model, found: Sequence[Subject]) -> list[Place]:
         calls.update((text(n.domain), text(n.op_type)) for n in _below(function.node))
     functions = {f"function {f.domain}.{f.name}": calls[(f.domain, f.name)] for f in model.proto.functions}
     grouped: dict[int, list[Subject]] = defaultdict(list)
-    for subject, node in zip(found, model.nodes, strict=True):
+    for subject, node in zip(found, model.nodes, strict=False):
         grouped[id(node.scope)].append(subject)
     return [
         Place(
@@ -243,16 +248,25 @@ _MAX_ENDS = 6
 
 
 @dataclass
+class _Shared:
+    """What several graphs and nodes have in common, made once: a graph around them, lengths."""
+
+    producers: dict[int, dict[str, tuple[int, NodeProto]]] = field(default_factory=dict)
+    outputs: dict[int, dict[str, list[str]]] = field(default_factory=dict)
+    plans: dict[tuple[object, ...], Prefill] = field(default_factory=dict)
+
+
+@dataclass
 class _Graph:
     """Producers, consumers and positions in one scope."""
 
     scope: Scope
     model: Model
     numbers: Mapping[tuple[int, str], int]
+    shared: _Shared
     consumers: dict[str, list[Neighbour]] = field(default_factory=lambda: defaultdict(list))
     counts: Counter[str] = field(default_factory=Counter)
     positions: deque[int] = field(default_factory=deque)
-    producers: dict[int, dict[str, tuple[int, NodeProto]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wanted = set()
@@ -284,18 +298,14 @@ class _Graph:
         return self.numbers.get((id(self.scope), node.output[0]))
 
     def _outputs(self) -> list[str]:
-        if self.scope.parent is not None:
-            return [value.name for graph in self._own_graphs(self.scope.parent) for value in graph.output]
-        if self.scope.is_function:
-            functions = self.model.proto.functions
-            return [n for f in functions if f"function {f.domain}.{f.name}" == self.scope.place for n in f.output]
-        return [value.name for value in self.model.proto.graph.output]
-
-    def _own_graphs(self, parent: Scope) -> Iterator[GraphProto]:
-        for index, node in enumerate(parent.nodes):
-            for graph in subgraphs(node):
-                if self.scope.place == f"{parent.place} > {graph.name or 'subgraph'} of {node_name(node, index)!r}":
-                    yield graph
+        """Names of the graph's outputs. A scope does not hold its graph: it is found again by its place."""
+        parent = self.scope.parent
+        if parent is None and not self.scope.is_function:
+            return [value.name for value in self.model.proto.graph.output]
+        known = self.shared.outputs.get(id(parent))
+        if known is None:
+            known = self.shared.outputs[id(parent)] = dict(_outputs_below(parent, self.model))
+        return known.get(self.scope.place, [])
 
     def producer(self, name: str) -> Neighbour:
         """Where a value comes from."""
@@ -315,10 +325,10 @@ class _Graph:
         return Neighbour("missing")
 
     def _made(self, scope: Scope) -> dict[str, tuple[int, NodeProto]]:
-        if id(scope) not in self.producers:
+        if id(scope) not in self.shared.producers:
             made = {name: (i, node) for i, node in enumerate(scope.nodes) for name in node.output if name}
-            self.producers[id(scope)] = made
-        return self.producers[id(scope)]
+            self.shared.producers[id(scope)] = made
+        return self.shared.producers[id(scope)]
 
     def _chain(self, scope: Scope, node: NodeProto) -> tuple[str, ...]:
         found: list[str] = []
@@ -329,6 +339,17 @@ class _Graph:
             node = made[1]
             found.append(text(node.op_type))
         return tuple(found)
+
+
+def _outputs_below(parent: Scope | None, model: Model) -> Iterator[tuple[str, list[str]]]:
+    """(place, names of the outputs) of the graphs in a scope's nodes; of all functions if there is no scope."""
+    if parent is None:
+        yield from ((f"function {f.domain}.{f.name}", list(f.output)) for f in model.proto.functions)
+        return
+    for index, node in enumerate(parent.nodes):
+        for graph in subgraphs(node):
+            place = f"{parent.place} > {graph.name or 'subgraph'} of {node_name(node, index)!r}"
+            yield place, [value.name for value in graph.output]
 
 
 def type_text(type_proto: TypeProto | None) -> str:
@@ -342,9 +363,9 @@ def type_text(type_proto: TypeProto | None) -> str:
     return f"{dtype} [{', '.join(shown)}{', …' if len(dims) > 8 else ''}]"
 
 
-def _dim_name(name: str) -> str:
+def _dim_name(name: str | bytes) -> str:
     """A dim's name; those that onnx makes up while it infers say nothing."""
-    return "?" if not name or name.startswith("unk__") else clean(name, 40)
+    return "?" if not name or clean(name).startswith("unk__") else clean(name, 40)
 
 
 def _type_in(scope: Scope, value: str) -> TypeProto | None:
@@ -399,7 +420,7 @@ def _subject(
         None,
         findings=findings,
     )
-    return _with_plan(subject, node, lengths)
+    return _with_plan(subject, node, lengths, graph.shared)
 
 
 def _attributes(node: NsaNode) -> tuple[tuple[str, str], ...]:
@@ -418,7 +439,7 @@ def _attributes(node: NsaNode) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(result))
 
 
-def _with_plan(subject: Subject, node: NsaNode, lengths: Sequence[int] | None) -> Subject:
+def _with_plan(subject: Subject, node: NsaNode, lengths: Sequence[int] | None, shared: _Shared) -> Subject:
     facts = node.facts
     if facts is None:
         return replace(subject, undrawn="Not an operator of this domain, so there is nothing to draw.")
@@ -436,7 +457,7 @@ def _with_plan(subject: Subject, node: NsaNode, lengths: Sequence[int] | None) -
         if constant.ndim != 1 or not constant.size or wrong or int(constant.max()) > MAX_DRAWN_LENGTH:
             return replace(subject, undrawn="The model's lengths are not valid, so there is nothing to draw.")
     if facts.op_type == spec.COMPRESS_OP:
-        return _with_prefill(subject, node, block, stride, lengths)
+        return _with_prefill(subject, node, block, stride, lengths, shared)
     return _with_decode(subject, node, block, stride, page, lengths)
 
 
@@ -453,7 +474,9 @@ def _windows(lengths: Integers, block: int, stride: int) -> Integers:
     return np.asarray(np.where(lengths >= block, 1 + (lengths - block) // stride, 0), np.int64)
 
 
-def _with_prefill(subject: Subject, node: NsaNode, block: int, stride: int, given: Sequence[int] | None) -> Subject:
+def _with_prefill(
+    subject: Subject, node: NsaNode, block: int, stride: int, given: Sequence[int] | None, shared: _Shared
+) -> Subject:
     assert node.facts is not None
     tokens = node.facts.tensor("input").dim(0) if node.facts.tensor("input").rank() == 3 else None
     if tokens is not None and tokens > MAX_DRAWN_LENGTH:
@@ -466,10 +489,14 @@ def _with_prefill(subject: Subject, node: NsaNode, block: int, stride: int, give
     else:
         lengths = np.array(_example_segments(block, stride, tokens), np.int64)
         example = "The model leaves the lengths to each run; these are an example."
-    windows = _windows(lengths, block, stride)
-    covered = np.where(windows > 0, block + (windows - 1) * stride, 0)
     total = int(lengths.sum())
-    plan = Prefill(block, stride, lengths, windows, lengths - covered, total if tokens is None or example else tokens)
+    tokens = total if tokens is None or example else tokens
+    key = (hashlib.sha256(lengths.tobytes()).digest(), block, stride, tokens)
+    plan = shared.plans.get(key)
+    if plan is None:
+        windows = _windows(lengths, block, stride)
+        covered = np.where(windows > 0, block + (windows - 1) * stride, 0)
+        plan = shared.plans[key] = Prefill(block, stride, lengths, windows, lengths - covered, tokens)
     output = subject.output
     if output is not None and not example and "[?," in output.type:  # too many lengths for onnx's inference
         output = replace(output, type=output.type.replace("[?,", f"[{plan.rows},", 1))

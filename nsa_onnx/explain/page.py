@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import PurePath
@@ -19,7 +19,6 @@ from .markup import Html, byte_size, clean, count, join, number, plain, raw, tag
 
 # What fits a page that a browser opens at once. Beyond it, the page says what it leaves out.
 MAX_SECTIONS = 200
-MAX_LISTED = 1000
 MAX_PICTURE_BYTES = 4 * 2**20
 MAX_FINDINGS = 20
 MAX_NUMBERS = 100
@@ -49,7 +48,7 @@ def render(
         _overview(report, found),
         _general(others),
         _where(where),
-        tag("section", tag("h2", "Node by node"), *sections, _left_out(found), aria_label="Node by node")
+        tag("section", tag("h2", "Node by node"), *sections, _left_out(report), aria_label="Node by node")
         if found
         else None,
         _model(proto),
@@ -86,10 +85,14 @@ class _Pictures:
     """Pictures drawn so far: one that was drawn before is shown again as long as the page stays small."""
 
     drawn: dict[str, tuple[int, str]] = field(default_factory=dict)
+    made: dict[int, Html] = field(default_factory=dict)  # by plan, which nodes share
     size: int = 0
 
-    def take(self, picture: Html, subject: Subject) -> Html:
+    def take(self, plan: Prefill | Decode, subject: Subject) -> Html:
         """The picture; folded if an earlier node has the same; a remark if the page has enough of them."""
+        picture = self.made.get(id(plan))
+        if picture is None:
+            picture = self.made[id(plan)] = draw_prefill(plan) if isinstance(plan, Prefill) else draw_decode(plan)
         here = (subject.index, subject.name)
         first = self.drawn.setdefault(hashlib.sha256(picture.encode()).hexdigest(), here)
         fits = self.size + len(picture) <= MAX_PICTURE_BYTES
@@ -132,12 +135,12 @@ def _verdict(report: Report) -> str:
 
 
 def _summary(report: Report, found: Sequence[Subject]) -> Html:
-    tiles: list[tuple[str, str, str]] = [("NSA nodes", number(len(found)), "")]
+    tiles: list[tuple[str, str, str]] = [("NSA nodes", number(len(report.nodes)), "")]
     for severity in Severity:
         here = report.count(severity)
         tiles.append((f"{severity.value}s", number(here), severity.value if here else "good"))
     exact = [s for s in found if isinstance(s.plan, Prefill) and not s.example and s.row_bytes]
-    if exact:
+    if exact and len(found) == len(report.nodes):
         before = sum(s.plan.total * (s.row_bytes or 0) for s in exact if isinstance(s.plan, Prefill))
         after = sum(s.plan.rows * (s.row_bytes or 0) for s in exact if isinstance(s.plan, Prefill))
         tiles.append(("bytes before", byte_size(before), ""))
@@ -155,8 +158,8 @@ def _overview(report: Report, found: Sequence[Subject]) -> Html:
     head = tag(
         "tr", *(tag("th", name, scope="col") for name in ("node", "window", "before", "after", "ratio", "findings"))
     )
-    rows = [_overview_row(subject) for subject in found[:MAX_LISTED]]
-    more = len(found) - len(rows)
+    rows = [_overview_row(subject) for subject in found]
+    more = len(report.nodes) - len(rows)
     note = tag("p", f"{number(more)} more nodes are not listed.", class_="note") if more > 0 else None
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="stack")
     return tag("section", tag("h2", "Overview", id="overview"), table, note, aria_labelledby="overview")
@@ -252,8 +255,8 @@ def _crumbs(place: str) -> str:
     return clean(place).replace(" > ", " \u203a ")
 
 
-def _left_out(found: Sequence[Subject]) -> Html | None:
-    more = len(found) - MAX_SECTIONS
+def _left_out(report: Report) -> Html | None:
+    more = len(report.nodes) - MAX_SECTIONS
     if more <= 0:
         return None
     return tag("p", f"The other {number(more)} nodes are left out, to keep the page small.", class_="note")
@@ -350,10 +353,16 @@ def _finding(finding: Finding, named: bool) -> Html:
 
 def _neighbourhood(subject: Subject) -> Html:
     """Producers, the node, consumers: three columns, or one below the other on a small screen."""
-    marked = {finding.argument for finding in subject.findings if finding.argument}
+    marked: dict[str, str] = {}
+    for finding in reversed(subject.findings):  # the first finding of an argument is the one that marks it
+        marked[finding.argument] = finding.severity.value
     sources = [tag("li", _edge(edge, marked), _ends(edge)) for edge in subject.inputs]
     out = subject.output
-    sinks = [tag("li", _edge(out, marked | ({"output"} & marked)), _ends(out))] if out else []
+    sinks = (
+        [tag("li", _edge(out, {out.argument: marked["output"]} if "output" in marked else marked), _ends(out))]
+        if out
+        else []
+    )
     attributes = [
         tag("div", tag("dt", name), tag("dd", value, class_="wrong" if name in marked else None))
         for name, value in subject.attributes
@@ -368,9 +377,9 @@ def _neighbourhood(subject: Subject) -> Html:
     )
 
 
-def _edge(edge: Edge, marked: set[str]) -> Html:
-    wrong = edge.argument in marked
-    flag = tag("span", "see finding", class_="badge error") if wrong else None
+def _edge(edge: Edge, marked: Mapping[str, str]) -> Html:
+    level = marked.get(edge.argument)
+    flag = tag("span", "see finding", class_=f"badge {level}") if level else None
     return tag("p", tag("b", clean(edge.argument)), " ", flag, tag("span", edge.type, class_="type"), class_="edge")
 
 
@@ -418,13 +427,16 @@ def _amounts(subject: Subject) -> Html | None:
     if before and after:
         saved = f"{before / after:.1f} : 1, {100 * (1 - after / before):.1f} % saved"
     rest = "" if subject.example or not isinstance(plan, Prefill) else f", {number(int(plan.dropped.sum()))} dropped"
-    labels = ("before", "after") if isinstance(plan, Prefill) else ("tokens cached", "windows cached by now")
     example = subject.example
-    cells = (
+    labels = ("before", "after") if isinstance(plan, Prefill) else ("tokens cached", "windows cached by now")
+    cells = [
         (labels[0], f"{count(before, 'token')}{sizes[0]}{rest}"),
         (labels[1], f"{count(after, 'row')}{sizes[1]}"),
         ("compression", saved or _NOTHING),
-    )
+    ]
+    if isinstance(plan, Decode):
+        written = f"{number(int(plan.writes.sum()))} of {count(len(plan.lengths), 'sequence')}"
+        cells.append(("write in this step", written))
     facts = tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in cells), class_="facts")
     return join(tag("p", tag("b", "Example. "), example, class_="example") if example else None, facts)
 
@@ -446,8 +458,7 @@ def _picture(subject: Subject, pictures: _Pictures) -> Html:
                 chips.append(tag("li", f"and {number(more)} more", class_="quiet"))
             values = join(tag("h4", "actual_seq_len"), tag("ol", *chips, class_="chips", start=0))
         return tag("div", tag("p", subject.undrawn, class_="note"), values)
-    drawing = draw_prefill(subject.plan) if isinstance(subject.plan, Prefill) else draw_decode(subject.plan)
-    return pictures.take(drawing, subject)
+    return pictures.take(subject.plan, subject)
 
 
 def _numbers(subject: Subject) -> Html | None:

@@ -136,7 +136,7 @@ def identity() -> Any:
 
 
 def six_inputs() -> Any:
-    """One Sum of six inputs of a few numbers: NsaCompressInfer has as many, each of which costs onnxruntime a little."""
+    """One Sum of six inputs of a few numbers: NsaCompressInfer has as many, each costs onnxruntime a little."""
     names = list("abcdef")
     inputs: dict[str, tuple[int, Shape]] = {name: (TensorProto.FLOAT, [16]) for name in names}
     return model([helper.make_node("Sum", names, ["y"])], inputs, "y", TensorProto.FLOAT, {})

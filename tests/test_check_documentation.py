@@ -26,7 +26,7 @@ def test_the_page_has_a_section_and_a_row_for_every_rule_and_readable_models():
     assert re.findall(r"^## (NSA\d{3})$", page, re.M) == list(RULES)
     assert re.findall(r"^\| \[(NSA\d{3})\]\(#nsa\d{3}\)", page, re.M) == list(RULES)
     models = re.findall(r"^```text\n(.*?)\n```$", page, re.M | re.S)
-    assert len(models) == 2 * len(RULES)
+    assert len(models) == sum(bool(text) for rule in RULES.values() for text in (rule.example, rule.accepted))
     for text in models:
         assert max(map(len, text.splitlines())) <= 120
         onnx.parser.parse_model(text)
@@ -35,7 +35,9 @@ def test_the_page_has_a_section_and_a_row_for_every_rule_and_readable_models():
 def test_the_list_has_a_line_for_every_rule():
     lines = list_rules().splitlines()
     assert [line.split()[0] for line in lines] == list(RULES)
-    assert all(rule.title in line and rule.severity.value in line for rule, line in zip(RULES.values(), lines))
+    assert all(
+        rule.title in line and rule.severity.value in line for rule, line in zip(RULES.values(), lines, strict=True)
+    )
 
 
 @pytest.mark.parametrize("rule_id", RULES)
@@ -48,7 +50,7 @@ def test_one_command_explains_a_rule(capsys, rule_id):
     assert out == explain(rule_id) + "\n"
     assert out.startswith(f"{rule_id}: {rule.title}\nseverity: {rule.severity.value}\n")
     assert rule.documentation in out
-    assert rule.hint in out
+    assert rule.hint in " ".join(out.split())
     for model in (rule.example, rule.accepted):
         assert all(f"    {line}\n" in out for line in model.splitlines())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from .rules import RULES, TARGETS, Rule
@@ -41,7 +42,7 @@ def _explanation(rule: Rule) -> Iterator[str]:
         yield _targets(rule)
     yield from ("", rule.documentation)
     if rule.hint:
-        yield from ("", f"The way out: {rule.hint}.")
+        yield from ("", textwrap.fill(f"The way out: {rule.hint}.", 110))
     for title, model in (("An example that triggers it:", rule.example), ("One that does not:", rule.accepted)):
         if model:
             yield from ("", title, "")
@@ -90,7 +91,7 @@ def _section(rule: Rule) -> Iterator[str]:
     yield from ("", f"## {rule.id}", "", f"**{_sentence(rule.title)}** ({rule.severity.value}{_only(rule)})")
     yield from ("", rule.documentation)
     if rule.hint:
-        yield from ("", f"The way out: {rule.hint}.")
+        yield from ("", textwrap.fill(f"The way out: {rule.hint}.", 110))
     for title, model in (("Triggers it", rule.example), ("Does not", rule.accepted)):
         if model:
             yield from ("", f"{title}:", "", "```text", model.rstrip(), "```")

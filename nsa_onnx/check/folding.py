@@ -110,7 +110,7 @@ class Folder:
 
     def _missing(self, scope: Scope, node: NodeProto) -> list[str]:
         """Inputs that must be known first. Nodes that are not run need none."""
-        if not _runs(node):
+        if not runs(node):
             return []
         homes = ((name, scope.home(name)) for name in node.input if name)
         return [name for name, home in homes if home is not None and (id(home), name) not in self._known]
@@ -131,7 +131,7 @@ class Folder:
     def _run(self, scope: Scope, node: NodeProto) -> None:
         for name in node.output:
             self._known[(id(scope), name)] = None
-        inputs = self._inputs(scope, node) if _runs(node) and self._nodes > 0 else None
+        inputs = self._inputs(scope, node) if runs(node) and self._nodes > 0 else None
         if inputs is None:
             return
         try:
@@ -153,7 +153,8 @@ class Folder:
         self._known[key] = value if fits and value is not None and value.dtype.kind in "iufb" else None
 
 
-def _runs(node: NodeProto) -> bool:
+def runs(node: NodeProto) -> bool:
+    """Whether a node may be run, if its inputs are known."""
     standard = node.domain in ("", "ai.onnx") and node.op_type in _BOUNDS
     return standard and not any(attribute.ref_attr_name for attribute in node.attribute)
 

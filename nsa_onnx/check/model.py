@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx.numpy_helper
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from .. import spec
@@ -29,7 +29,7 @@ from ..schema import (
     tensor_facts,
     violations,
 )
-from .folding import MAX_ELEMENTS, Array, Folder
+from .folding import MAX_ELEMENTS, Array, Folder, runs
 
 # Protobuf cannot hold more in one message, so a larger file is no model.
 MAX_FILE_BYTES = 2**31 - 1
@@ -45,6 +45,8 @@ MAX_PROPAGATED = 1_000_000
 MAX_ALIKE = 8
 
 
+# Operators that propagate nothing and whose results are no longer than their inputs.
+_NO_LONGER = frozenset({"Identity", "Neg", "Constant", spec.COMPRESS_OP, spec.INFER_OP})
 _INDEX_INPUTS = frozenset({"actual_seq_len", "slot_mapping", "block_table"})
 
 # A node's domain and operator.
@@ -177,15 +179,23 @@ class Model:
 
 def read(proto: ModelProto, folder: Path | None, target: str = "cpu") -> Model:
     """Look at a model. ``folder`` is where its external data may be; without it, none is read."""
-    inferred, seen, error = _infer(proto, folder)
-    observed = [(name, facts.op_type, violation) for name, facts in seen for violation in _without_flood(facts)]
+    light = _without_weights(proto, folder)
+    inferred, seen, error = _infer(light)
     scopes = tuple(_scopes(proto, inferred))
-    folder_of_values = Folder(lambda tensor: _constant_array(tensor, folder))
+    values = Folder(lambda tensor: _constant_array(tensor, folder))
+    computed = {} if error else _computed(scopes[0], values)
+    if computed:
+        # Once more, with what nodes compute from constants as constants: T' and shapes then follow from them.
+        again, seen_again, error_again = _infer(_with_constants(light, computed))
+        if not error_again:
+            inferred, seen = {**inferred, **again}, seen_again
+            _add_types(scopes[0], again)
+    observed = [(name, facts.op_type, violation) for name, facts in seen for violation in _without_flood(facts)]
     nodes: list[NsaNode] = []
     for scope in scopes:
         for index, node in enumerate(scope.nodes):
             if node.domain == spec.DOMAIN:
-                nodes.append(_nsa_node(node, index, scope, folder, folder_of_values))
+                nodes.append(_nsa_node(node, index, scope, folder, values))
     return Model(proto, scopes, tuple(nodes), inferred, observed, error, target)
 
 
@@ -195,8 +205,7 @@ def read(proto: ModelProto, folder: Path | None, target: str = "cpu") -> Model:
 
 def _scopes(proto: ModelProto, inferred: Mapping[str, TypeProto]) -> Iterator[Scope]:
     main = _graph_scope(proto.graph, "graph", _imports(proto), None, proto.ir_version)
-    for name, type_proto in inferred.items():
-        main.types[name] = merged_type(type_proto, main.types.get(name))
+    _add_types(main, inferred)
     yield from _with_subgraphs(main, proto.ir_version)
     for function in proto.functions:
         # The bodies of our own operators hold standard operators only; a rule looks at them.
@@ -206,6 +215,11 @@ def _scopes(proto: ModelProto, inferred: Mapping[str, TypeProto]) -> Iterator[Sc
         scope.names.update(function.input)
         _add_nodes(scope)
         yield from _with_subgraphs(scope, proto.ir_version)
+
+
+def _add_types(scope: Scope, inferred: Mapping[str, TypeProto]) -> None:
+    for name, type_proto in inferred.items():
+        scope.types[name] = merged_type(type_proto, scope.types.get(name))
 
 
 def _with_subgraphs(top: Scope, ir_version: int) -> Iterator[Scope]:
@@ -453,14 +467,13 @@ def _external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
 # Inference
 
 
-def _infer(proto: ModelProto, folder: Path | None) -> tuple[dict[str, TypeProto], Sequence[tuple[str, NodeFacts]], str]:
+def _infer(light: ModelProto) -> tuple[dict[str, TypeProto], Sequence[tuple[str, NodeFacts]], str]:
     """Types of the main graph's values from its inputs alone, what was seen of our nodes, and what went wrong."""
-    if function_calls(proto) > MAX_FUNCTION_CALLS:
+    if function_calls(light) > MAX_FUNCTION_CALLS:
         return {}, (), f"functions call one another more than {MAX_FUNCTION_CALLS} times"
-    light = _without_weights(proto, folder)
     error = ""
-    # Data propagation sees lengths that are computed from constants, but is the less robust of the two.
-    for data_prop in (True, False) if propagates_little(light) else (False,):
+    # Data propagation sees lengths that functions compute from constants, but is the less robust of the two.
+    for data_prop in (True, False) if propagates_safely(light) else (False,):
         with observing() as observed:
             try:
                 graph = onnx.shape_inference.infer_shapes(light, data_prop=data_prop).graph
@@ -470,6 +483,38 @@ def _infer(proto: ModelProto, folder: Path | None) -> tuple[dict[str, TypeProto]
         values = (*graph.output, *graph.value_info)
         return {value.name: value.type for value in values if value.HasField("type")}, observed, ""
     return {}, (), error
+
+
+def _computed(main: Scope, values: Folder) -> dict[str, Array]:
+    """The few integers each that nodes of the main graph compute from constants: lengths, shapes, axes."""
+    found: dict[str, Array] = {}
+    for node in main.nodes:
+        results = [name for name in node.output if name]
+        if not runs(node) or not all(_few_integers(main.types.get(name)) for name in results):
+            continue
+        arrays = {name: values.value(main, name) for name in results}
+        if all(array is not None and array.dtype.name in ("int32", "int64") for array in arrays.values()):
+            found.update((name, array) for name, array in arrays.items() if array is not None)
+    return found
+
+
+def _few_integers(type_proto: TypeProto | None) -> bool:
+    """Whether a value of this type may be small and of integers, as far as its type tells."""
+    facts = tensor_facts(type_proto)
+    few = all(dim is None or dim * 8 <= SMALL_BYTES for dim in facts.dims(1))
+    return facts.dtype in (None, "int32", "int64") and facts.rank() in (None, 0, 1) and few
+
+
+def _with_constants(light: ModelProto, constants: Mapping[str, Array]) -> ModelProto:
+    """The model with values of its main graph given, and without the nodes that compute them."""
+    result = ModelProto(ir_version=light.ir_version, opset_import=light.opset_import, functions=light.functions)
+    result.graph.CopyFrom(light.graph)
+    nodes = [node for node in light.graph.node if not any(name in constants for name in node.output)]
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    for name, array in constants.items():
+        result.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return result
 
 
 def _without_weights(proto: ModelProto, folder: Path | None) -> ModelProto:
@@ -521,12 +566,16 @@ def _calls_by_function(proto: ModelProto) -> dict[Op, float]:
 
 def propagates_little(proto: ModelProto) -> bool:
     """Whether onnx's data propagation makes at most `MAX_PROPAGATED` integers. Functions must not recur."""
+    sizes = {tensor.name: float(math.prod(tensor.dims)) for tensor in proto.graph.initializer if _is_integer(tensor)}
+    return _total_propagated(proto, sizes) <= MAX_PROPAGATED
+
+
+def _total_propagated(proto: ModelProto, sizes: dict[str, float]) -> float:
     functions = {(function.domain, function.name): function for function in proto.functions}
     costs: dict[Op, tuple[float, float]] = {}
     for key in _calls_by_function(proto):
         costs[key] = _propagated(functions[key].node, {}, costs)
-    sizes = {tensor.name: float(math.prod(tensor.dims)) for tensor in proto.graph.initializer if _is_integer(tensor)}
-    return _propagated(proto.graph.node, sizes, costs)[1] <= MAX_PROPAGATED
+    return _propagated(proto.graph.node, sizes, costs)[1]
 
 
 def _propagated(
@@ -551,14 +600,35 @@ def _propagated(
         size = cost = sum(inputs) if node.op_type == "Concat" else max(inputs, default=1.0)
         if (node.domain, node.op_type) in costs:
             size, cost = (size * factor for factor in costs[(node.domain, node.op_type)])
-        elif tensor is not None and _is_integer(tensor):
-            size = cost = float(math.prod(tensor.dims))
-        elif node.op_type not in _propagating_ops():
+        elif tensor is not None:
+            size = cost = _size(tensor.dims)
+        elif node.op_type not in _propagating_ops() | _NO_LONGER:
             continue
         for name in node.output:
             sizes[name] = max(size, sizes.get(name, 1.0))
         largest, total = max(largest, size), total + cost
     return largest, total
+
+
+def propagates_safely(proto: ModelProto) -> bool:
+    """Whether onnx's data propagation is bounded in a model that nobody vouches for. Functions must not recur.
+
+    It makes an entry for each element of every tensor of rank 1 that has a static size, whatever its type. So all
+    sizes have to be known before: from inputs and constants, by operators that make no tensor longer than its inputs.
+    """
+    functions = {(function.domain, function.name) for function in proto.functions}
+    ops = [op for nodes in (proto.graph.node, *(f.node for f in proto.functions)) for op in _all_ops(nodes)]
+    if any(op not in functions and op[1] not in _propagating_ops() | _NO_LONGER for op in ops):
+        return False
+    sizes = {tensor.name: _size(tensor.dims) for tensor in proto.graph.initializer}
+    for value in proto.graph.input:
+        sizes[value.name] = _size([dim.dim_value for dim in value.type.tensor_type.shape.dim])
+    return _total_propagated(proto, sizes) <= MAX_PROPAGATED
+
+
+def _size(dims: Iterable[int]) -> float:
+    """Elements, dims of 0 and unknown ones counted for 1: Gather can take such a dim away."""
+    return float(math.prod(max(1, dim) for dim in dims))
 
 
 @cache

@@ -152,7 +152,9 @@ def _same_tensor(ours: TensorProto, theirs: TensorProto) -> bool:
 
 def _element(tensor: TensorProto) -> bytes:
     """The one element that the tensors of our bodies have, however it is stored."""
+    if tensor.HasField("raw_data"):
+        return bytes(tensor.raw_data)
     for values, dtype in ((tensor.int64_data, "<i8"), (tensor.float_data, "<f4")):
         if len(values) == 1:
             return np.array(values, dtype).tobytes()
-    return bytes(tensor.raw_data)
+    return b""

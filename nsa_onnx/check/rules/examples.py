@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from ... import spec
@@ -23,7 +24,7 @@ def model(
 ) -> str:
     """A model from its parts: ``float16[T, 4, 16] x``, ``y = Neg (x)``, ``int64[2] seq = {40, 100}``."""
     opsets = ", ".join(filter(None, (f'"" : {STANDARD_OPSET}', imports)))
-    constants = f"<{', '.join(initializers)}>\n" if initializers else ""
+    constants = f"<{_wrapped(initializers)}>\n" if initializers else ""
     body = "".join(f"    {node}\n" for node in nodes)
     return (
         f"<ir_version: 10, opset_import: [{opsets}]>\n"
@@ -45,7 +46,8 @@ def _wrapped(values: Sequence[str]) -> str:
 
 def integers(name: str, values: Sequence[int], dtype: str = "int64", shape: str = "") -> str:
     """An initializer of integers."""
-    return f"{dtype}[{shape or len(values)}] {name} = {{{', '.join(map(str, values))}}}"
+    text = f"{dtype}[{shape or len(values)}] {name} = {{{', '.join(map(str, values))}}}"
+    return textwrap.fill(text, _LINE, subsequent_indent=" " * 8)
 
 
 def compress_node(

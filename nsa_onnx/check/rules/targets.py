@@ -291,7 +291,7 @@ def _inner(loop: bool) -> str:
         node = f'y = Loop (trips, "") <{body}>'
         return model(["float16[2] x", "int64 trips"], ["float16[trips, 2] y"], [node], imports="")
     branch = "{}_branch = g{} () => (float16[2] {}) {{ {} = Neg (x) }}"
-    branches = ", ".join(branch.format(kind, kind, kind, kind) for kind in ("then", "else"))
+    branches = ",\n      ".join(branch.format(kind, kind, kind, kind) for kind in ("then", "else"))
     return model(["float16[2] x", "bool go"], ["float16[2] y"], [f"y = If (go) <{branches}>"], imports="")
 
 

@@ -64,14 +64,19 @@ Registry& TheRegistry() {
 
 }  // namespace
 
+// The kernels begin with a whole cache line of what they are given.
+constexpr size_t kUnaligned = kLineFloats - 1;
+
 size_t ScratchSize(const CompressData& data) {
   const size_t heads = static_cast<size_t>(data.heads);
   // The weights of a chunk's tokens and the sums, for each of the overlapping windows.
-  return heads * OverlappingWindows(data) * static_cast<size_t>(data.stride + data.dim);
+  return heads * OverlappingWindows(data) * static_cast<size_t>(data.stride + data.dim) +
+         kUnaligned;
 }
 
 size_t ScratchSize(const InferData& data) {
-  return static_cast<size_t>(data.heads * data.block);  // the weights
+  // The weights and the sums of one window.
+  return static_cast<size_t>(data.heads * (data.block + data.dim)) + kUnaligned;
 }
 
 const Kernels& ActiveKernels() { return *TheRegistry().Active().kernels; }

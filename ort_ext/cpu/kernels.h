@@ -46,6 +46,11 @@ inline size_t OverlappingWindows(const CompressData& data) {
   return static_cast<size_t>((data.block + data.stride - 1) / data.stride);
 }
 
+constexpr size_t kMostWindows =
+    static_cast<size_t>(spec::kCompressLimits.max_block / spec::kAlignment);
+
+constexpr size_t kLineFloats = 64 / sizeof(float);  // of a cache line
+
 // float32 elements that one call of a kernel needs as `scratch`; their content does not matter.
 size_t ScratchSize(const CompressData& data);
 size_t ScratchSize(const InferData& data);

@@ -1,9 +1,25 @@
-// The kernel: one loop over Google Highway, compiled once per instruction set.
+// The kernel: one algorithm over Google Highway, compiled once per instruction set.
 //
-// Prefill walks the tokens of a run in memory order, in chunks of `stride` tokens. Every window
-// that covers a chunk takes it into its own float32 sums, so each element is read from memory once
-// and converted once for up to four windows. Decode takes the page runs of one window through the
-// same inner loop.
+// An output row is a weighted sum of `block` tokens, and a token belongs to ceil(block / stride)
+// rows, so reading a token once is the least that memory has to do. Per element of 2 bytes that is
+// one conversion and ceil(block / stride) multiply-adds in float32: 2 at 32/16, which a core does
+// at several times the speed of memory, 8 at 128/16, which is about as much as it can. Hence:
+//
+//   Prefill walks a run's tokens in the order of memory, in chunks of `stride` tokens. A window is
+//   as old as the chunks since it began: 0 to ages - 1. All that cover a chunk take it in one pass,
+//   so that each element is read and converted once. A step keeps the sums of these windows for a
+//   few neighbouring vectors in registers and takes every token of the chunk into them; between
+//   chunks the sums wait in the first-level cache. The pass that ends a chunk stores each sum one
+//   place further, as that of a window one chunk older; the oldest goes to the output instead.
+//
+//   A step goes down the tokens, which no hardware foresees. While it works on one chunk it
+//   fetches the next one, into the second-level cache, and in the order of memory, which is what
+//   memory is fastest at.
+//
+//   Decode takes the page runs of a window through the same step, for that window alone.
+//
+// The order of additions, j = 0, 1, 2, ..., is the contract's and the same in every instruction
+// set.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/simd.cc"
 #include "cpu/simd.h"
@@ -13,7 +29,8 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstring>
+#include <cstdint>
+#include <type_traits>
 
 #include "cpu/float16.h"
 #include "cpu/float_environment.h"
@@ -51,7 +68,7 @@ HWY_INLINE VF PromoteFloat16(const uint16_t* from) {
   return hn::BitCast(DF(), hn::Or(hn::Or(scaled, ones), sign));
 }
 
-HWY_INLINE void DemoteFloat16(VF v, uint16_t* to) {
+HWY_INLINE hn::Vec<DH> DemoteFloat16(VF v) {
   const auto bits = hn::BitCast(DU(), v);
   const auto magnitude = hn::And(bits, hn::Set(DU(), 0x7FFFFFFF));
   const auto sign = hn::ShiftRight<16>(hn::Xor(bits, magnitude));
@@ -68,7 +85,7 @@ HWY_INLINE void DemoteFloat16(VF v, uint16_t* to) {
   auto result = hn::Or(hn::IfThenElse(hn::RebindMask(DU(), small), subnormal, normal), sign);
   const auto nan = hn::RebindMask(DU(), hn::IsNaN(v));
   result = hn::IfThenElse(nan, hn::Set(DU(), Float16::kNaN), result);
-  hn::StoreU(hn::TruncateTo(DH(), result), DH(), to);
+  return hn::TruncateTo(DH(), result);
 }
 #else
 using DHalf = hn::Rebind<hwy::float16_t, DF>;
@@ -77,14 +94,14 @@ HWY_INLINE VF PromoteFloat16(const uint16_t* from) {
   return hn::PromoteTo(DF(), hn::BitCast(DHalf(), hn::LoadU(DH(), from)));
 }
 
-HWY_INLINE void DemoteFloat16(VF v, uint16_t* to) {
-  hn::StoreU(hn::BitCast(DH(), hn::DemoteTo(DHalf(), OneNaN(v))), DH(), to);
+HWY_INLINE hn::Vec<DH> DemoteFloat16(VF v) {
+  return hn::BitCast(DH(), hn::DemoteTo(DHalf(), OneNaN(v)));
 }
 #endif
 
 struct SimdFloat16 : Float16 {
   static HWY_INLINE VF Load(const uint16_t* from) { return PromoteFloat16(from); }
-  static HWY_INLINE void Store(VF v, uint16_t* to) { DemoteFloat16(v, to); }
+  static HWY_INLINE hn::Vec<DH> Narrow(VF v) { return DemoteFloat16(v); }
   // |x * w| is 0 or in [2^-48, 2^32]: exact in float32, so that fused and unfused agree.
   static HWY_INLINE VF Add(VF sum, VF x, VF w) { return hn::MulAdd(x, w, sum); }
 };
@@ -95,106 +112,244 @@ struct SimdBFloat16 : BFloat16 {
   }
   // In integers: the instructions for this flush subnormals on some machines and truncate on
   // others.
-  static HWY_INLINE void Store(VF v, uint16_t* to) {
+  static HWY_INLINE hn::Vec<DH> Narrow(VF v) {
     const auto bits = hn::BitCast(DU(), OneNaN(v));
     const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(DU(), 1));
     const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(DU(), 0x7FFF)));
-    hn::StoreU(hn::TruncateTo(DH(), hn::ShiftRight<16>(rounded)), DH(), to);
+    return hn::TruncateTo(DH(), hn::ShiftRight<16>(rounded));
   }
-  // The product may overflow or become subnormal, where fused and unfused differ: always two steps.
+  // The product may overflow or become subnormal, where fused and unfused differ: two steps.
   static HWY_INLINE VF Add(VF sum, VF x, VF w) { return hn::Add(sum, hn::Mul(x, w)); }
 };
 
-// Windows served by one pass. Four sums and their operands fit the 16 registers of SSE and AVX2.
-constexpr int kMostWindows = 4;
-
-// sums[k][d] += token[j * pitch + d] * weight[j * weight_pitch + k] for j = 0 .. tokens - 1 in
-// order, k = 0 .. kWindows - 1 and the elements d of kVectors (1 or 2) vectors. Two vectors are
-// twice as many independent additions: one alone waits for the latency of its own chain.
-template <class T, int kWindows, int kVectors>
-HWY_INLINE void AccumulateVectors(const uint16_t* token, size_t pitch, size_t tokens,
-                                  const float* weight, size_t weight_pitch, float* const* sums,
-                                  size_t d) {
-  const DF df;
-  const size_t e = kVectors > 1 ? d + hn::Lanes(df) : d;
-  float* const row0 = sums[0];
-  float* const row1 = sums[kWindows > 1 ? 1 : 0];
-  float* const row2 = sums[kWindows > 2 ? 2 : 0];
-  float* const row3 = sums[kWindows > 3 ? 3 : 0];
-  VF d0 = hn::LoadU(df, row0 + d), e0 = hn::LoadU(df, row0 + e);
-  VF d1 = hn::LoadU(df, row1 + d), e1 = hn::LoadU(df, row1 + e);
-  VF d2 = hn::LoadU(df, row2 + d), e2 = hn::LoadU(df, row2 + e);
-  VF d3 = hn::LoadU(df, row3 + d), e3 = hn::LoadU(df, row3 + e);
-  for (size_t j = 0; j < tokens; ++j, token += pitch, weight += weight_pitch) {
-    const VF x = T::Load(token + d);
-    const VF y = kVectors > 1 ? T::Load(token + e) : x;
-    const auto add = [&](VF& of_d, VF& of_e, int window) HWY_ATTR {
-      const VF w = hn::Set(df, weight[window]);
-      of_d = T::Add(of_d, x, w);
-      if constexpr (kVectors > 1) of_e = T::Add(of_e, y, w);
-    };
-    add(d0, e0, 0);
-    if constexpr (kWindows > 1) add(d1, e1, 1);
-    if constexpr (kWindows > 2) add(d2, e2, 2);
-    if constexpr (kWindows > 3) add(d3, e3, 3);
-  }
-  const auto store = [&](VF of_d, VF of_e, float* row) HWY_ATTR {
-    hn::StoreU(of_d, df, row + d);
-    if constexpr (kVectors > 1) hn::StoreU(of_e, df, row + e);
-  };
-  store(d0, e0, row0);
-  if constexpr (kWindows > 1) store(d1, e1, row1);
-  if constexpr (kWindows > 2) store(d2, e2, row2);
-  if constexpr (kWindows > 3) store(d3, e3, row3);
-}
-
-// The same for d = 0 .. dim - 1, a multiple of the vector's length.
-template <class T, int kWindows>
-void Accumulate(const uint16_t* token, size_t pitch, size_t tokens, const float* weight,
-                size_t weight_pitch, float* const* sums, size_t dim) {
-  static_assert(1 <= kWindows && kWindows <= kMostWindows);
-  const size_t lanes = hn::Lanes(DF());
-  size_t d = 0;
-  for (; d + 2 * lanes <= dim; d += 2 * lanes) {
-    AccumulateVectors<T, kWindows, 2>(token, pitch, tokens, weight, weight_pitch, sums, d);
-  }
-  if (d < dim) {
-    AccumulateVectors<T, kWindows, 1>(token, pitch, tokens, weight, weight_pitch, sums, d);
-  }
-}
-
-// The same for any number of windows.
-template <class T>
-void AccumulateAll(size_t windows, const uint16_t* token, size_t pitch, size_t tokens,
-                   const float* weight, size_t weight_pitch, float* const* sums, size_t dim) {
-  using Pass = decltype(&Accumulate<T, 1>);
-  static constexpr Pass passes[kMostWindows] = {Accumulate<T, 1>, Accumulate<T, 2>,
-                                                Accumulate<T, 3>, Accumulate<T, 4>};
-  for (size_t k = 0; k < windows; k += kMostWindows) {
-    const size_t count = std::min<size_t>(kMostWindows, windows - k);
-    passes[count - 1](token, pitch, tokens, weight + k, weight_pitch, sums + k, dim);
-  }
-}
-
-template <class T>
-void StoreRow(const float* sum, size_t size, uint16_t* output) {
-  const DF df;
-  for (size_t d = 0; d < size; d += hn::Lanes(df)) T::Store(hn::LoadU(df, sum + d), output + d);
-}
-
-// Brings part `part` of `parts` of `size` elements near before they are needed: going down the
-// sequence one head at a time is a stride that the hardware does not foresee.
-HWY_INLINE void PrefetchPart(const uint16_t* from, size_t size, size_t part, size_t parts) {
-  constexpr size_t kLine = 64 / sizeof(uint16_t);
-  const size_t end = size * (part + 1) / parts;
-  for (size_t i = size * part / parts; i < end; i += kLine) hwy::Prefetch(from + i);
-}
-
-// One chunk as the windows see it that cover it. Window age a began a chunks ago.
-struct Ages {
-  size_t first;
-  size_t count;
+// For products that are known to be exact (see Exponents).
+struct SimdBFloat16Exact : SimdBFloat16 {
+  static HWY_INLINE VF Add(VF sum, VF x, VF w) { return hn::MulAdd(x, w, sum); }
 };
+
+// Sums that a step keeps in registers; an element, a weight and the compiler need the rest.
+#if HWY_ARCH_ARM_A64 || (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3)
+constexpr int kSums = 16;  // of 32
+#else
+constexpr int kSums = 8;  // of 16
+#endif
+static_assert(kSums >= kMostWindows);
+
+// Vectors of one token that a step takes, given the windows it serves: the power of two that fits.
+constexpr int MostVectors(int windows) {
+  int vectors = 8;
+  while (vectors * windows > kSums) vectors /= 2;
+  return vectors;
+}
+
+// What a step works on: `tokens` tokens, of which it takes some neighbouring vectors.
+struct Tile {
+  const uint16_t* token;  // the first vector of the first token
+  size_t pitch;           // elements from a token to the next
+  size_t tokens;
+  const float* weight;    // of the first token, first head, youngest window; windows are neighbours
+  size_t weight_pitch;    // from a token to the next
+  size_t head_pitch;      // from a head to the next
+  const uint16_t* ahead;  // what is read next, fetched while this tile is worked on
+  bool ahead_in_order;    // it is all of its tokens: fetch it in the order of memory
+  const float*
+      sums;  // of the first vector, youngest window: [vectors, sums_pitch], windows are neighbours
+  float* results;  // where they go, laid out like them
+  size_t sums_pitch;
+  bool begins;       // the youngest window starts here, from zero
+  uint16_t* output;  // of the first vector, for the oldest window; null if more of it is to come
+  bool streams;      // write the output past the caches
+};
+
+// Highway's goes to the first-level cache, which the tile at work fills.
+HWY_INLINE void PrefetchToSecondLevel(const uint16_t* from) { __builtin_prefetch(from, 0, 2); }
+
+// To memory, past the caches if asked and if the vector is a whole one: Highway rounds its size up.
+HWY_INLINE void Write(hn::Vec<DH> v, uint16_t* to, bool streams) {
+  if (streams && hn::Lanes(DH()) >= 16 / sizeof(uint16_t)) {
+    hn::Stream(v, DH(), to);
+  } else {
+    hn::StoreU(v, DH(), to);
+  }
+}
+
+// SVE's vectors cannot be elements of an array: sixteen names stand for one.
+#define NSA_EACH_SUM(M) \
+  M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
+
+template <int kIndex>
+HWY_INLINE VF Pick(VF v0, VF v1, VF v2, VF v3, VF v4, VF v5, VF v6, VF v7) {
+  if constexpr (kIndex == 0) return v0;
+  if constexpr (kIndex == 1) return v1;
+  if constexpr (kIndex == 2) return v2;
+  if constexpr (kIndex == 3) return v3;
+  if constexpr (kIndex == 4) return v4;
+  if constexpr (kIndex == 5) return v5;
+  if constexpr (kIndex == 6) return v6;
+  if constexpr (kIndex == 7) return v7;
+}
+
+// kVectors vectors of every token into the sums of kWindows windows. kShare neighbouring vectors
+// are of the same head.
+template <class T, int kWindows, int kVectors, int kShare>
+HWY_INLINE void Step(const Tile& tile) {
+  static_assert(kWindows * kVectors <= 16 && kVectors <= 8 && kVectors % kShare == 0);
+  const DF df;
+  const size_t lanes = hn::Lanes(df);
+  const float* const sums = tile.sums;
+  float* const results = tile.results;
+  const size_t sums_pitch = tile.sums_pitch, pitch = tile.pitch, weight_pitch = tile.weight_pitch;
+  // Sum i is of window i / kVectors, vector i % kVectors.
+#define NSA_LOAD(i)                                                                  \
+  VF s##i = hn::Zero(df);                                                            \
+  if constexpr (i < kWindows * kVectors) {                                           \
+    if (i >= kVectors || !tile.begins) {                                             \
+      s##i = hn::LoadU(df, sums + i % kVectors * sums_pitch + i / kVectors * lanes); \
+    }                                                                                \
+  }
+  NSA_EACH_SUM(NSA_LOAD)
+#undef NSA_LOAD
+  const uint16_t* token = tile.token;
+  const uint16_t* ahead = tile.ahead;
+  const float* weight = tile.weight;
+  const size_t head_pitch = tile.head_pitch;
+  const size_t ahead_pitch = tile.ahead_in_order ? kVectors * lanes : pitch;
+  for (size_t j = 0; j < tile.tokens; ++j) {
+    constexpr size_t kLine = 64 / sizeof(uint16_t);
+    for (size_t i = 0; i < kVectors * lanes; i += kLine) PrefetchToSecondLevel(ahead + i);
+    const auto load = [&](int i)
+                          HWY_ATTR { return T::Load(token + (i < kVectors ? i : 0) * lanes); };
+    const VF x0 = load(0), x1 = load(1), x2 = load(2), x3 = load(3);
+    const VF x4 = load(4), x5 = load(5), x6 = load(6), x7 = load(7);
+#define NSA_ADD(i)                                                                       \
+  if constexpr (i < kWindows * kVectors) {                                               \
+    const VF w = hn::Set(df, weight[i % kVectors / kShare * head_pitch + i / kVectors]); \
+    s##i = T::Add(s##i, Pick<i % kVectors>(x0, x1, x2, x3, x4, x5, x6, x7), w);          \
+  }
+    NSA_EACH_SUM(NSA_ADD)
+#undef NSA_ADD
+    token += pitch;
+    ahead += ahead_pitch;
+    weight += weight_pitch;
+  }
+#define NSA_STORE(i)                                                                    \
+  if constexpr (i < kWindows * kVectors) {                                              \
+    if (i / kVectors == kWindows - 1 && tile.output != nullptr) {                       \
+      Write(T::Narrow(s##i), tile.output + i % kVectors * lanes, tile.streams);         \
+    } else {                                                                            \
+      hn::StoreU(s##i, df, results + i % kVectors * sums_pitch + i / kVectors * lanes); \
+    }                                                                                   \
+  }
+  NSA_EACH_SUM(NSA_STORE)
+#undef NSA_STORE
+}
+
+// A step on the tile's first vectors; the tile becomes what is to the right of them.
+template <class T, int kWindows, int kVectors, int kShare>
+HWY_INLINE void Take(Tile* tile) {
+  Step<T, kWindows, kVectors, kShare>(*tile);
+  const size_t elements = kVectors * hn::Lanes(DF());
+  tile->token += elements;
+  tile->ahead += tile->ahead_in_order ? elements * tile->tokens : elements;
+  tile->sums += kVectors * tile->sums_pitch;
+  tile->results += kVectors * tile->sums_pitch;
+  if (tile->output != nullptr) tile->output += elements;
+}
+
+// Heads that are narrower than a step, as many as a step takes. Returns how many are left.
+template <class T, int kWindows, int kVectors, int kShare>
+HWY_INLINE size_t TakeHeads(Tile* tile, size_t heads) {
+  constexpr size_t kHeads = kVectors / kShare;
+  for (; heads >= kHeads; heads -= kHeads) {
+    Take<T, kWindows, kVectors, kShare>(tile);
+    tile->weight += kHeads * tile->head_pitch;
+  }
+  return heads;
+}
+
+// All of a tile that is `heads` heads of `vectors` vectors wide.
+template <class T, int kWindows>
+void Walk(Tile& tile, size_t heads, size_t vectors) {
+  constexpr int kMost = MostVectors(kWindows);
+  if constexpr (kMost > 1) {
+    if (vectors == 1) heads = TakeHeads<T, kWindows, kMost, 1>(&tile, heads);
+  }
+  if constexpr (kMost > 2) {
+    if (vectors == 2) heads = TakeHeads<T, kWindows, kMost, 2>(&tile, heads);
+  }
+  if constexpr (kMost > 4) {
+    if (vectors == 4) heads = TakeHeads<T, kWindows, kMost, 4>(&tile, heads);
+  }
+  for (; heads > 0; --heads) {
+    size_t left = vectors;
+    for (; left >= kMost; left -= kMost) Take<T, kWindows, kMost, kMost>(&tile);
+    if constexpr (kMost > 2) {
+      for (; left >= 2; left -= 2) Take<T, kWindows, 2, 2>(&tile);
+    }
+    if constexpr (kMost > 1) {
+      for (; left > 0; --left) Take<T, kWindows, 1, 1>(&tile);
+    }
+    tile.weight += tile.head_pitch;
+  }
+}
+
+// Scratch memory is used from the first whole cache line on (see ScratchSize).
+HWY_INLINE float* AlignedToLine(float* scratch) {
+  const size_t past = reinterpret_cast<uintptr_t>(scratch) / sizeof(float) % kLineFloats;
+  return scratch + (past == 0 ? 0 : kLineFloats - past);
+}
+
+// The range of some float patterns' exponents, zeros left out. bfloat16 has float32's exponent; the
+// product of two such numbers has 16 significant bits and is exact in float32 unless it leaves its
+// range, and where it is exact, one fused step is the same as multiply, then add.
+struct Exponents {
+  int least = 255;
+  int greatest = 0;
+
+  // At least 2^-126: 2^(e - 127) is the least number of exponent e. Below 2^128: 2^(e - 126) is
+  // above the greatest. Infinities and NaNs, e = 255, count as too great.
+  static bool ProductsAreExact(const Exponents& a, const Exponents& b) {
+    return a.least + b.least >= 128 && a.greatest + b.greatest <= 380 && a.greatest < 255 &&
+           b.greatest < 255;
+  }
+};
+
+// Of bfloat16 patterns: `rows` of `size`, a multiple of 16, `pitch` apart.
+HWY_INLINE Exponents ExponentsOf(const uint16_t* from, size_t pitch, size_t rows, size_t size) {
+  const hn::CappedTag<uint16_t, 16> du;
+  const auto magnitude = hn::Set(du, 0x7FFF), one = hn::Set(du, 1);
+  auto greatest = hn::Zero(du), least = hn::Set(du, 0xFFFF);
+  for (size_t row = 0; row < rows; ++row, from += pitch) {
+    for (size_t i = 0; i < size; i += hn::Lanes(du)) {
+      const auto v = hn::And(hn::LoadU(du, from + i), magnitude);
+      greatest = hn::Max(greatest, v);
+      least = hn::Min(least, hn::Sub(v, one));  // makes zero the greatest
+    }
+  }
+  const int exponent_bits = 7;
+  return {(hn::ReduceMin(du, least) + 1) >> exponent_bits,
+          hn::ReduceMax(du, greatest) >> exponent_bits};
+}
+
+// More than this ahead, the second-level cache could lose what was fetched before its turn comes.
+constexpr size_t kMostAhead = (size_t{128} << 10) / sizeof(uint16_t);
+
+// An output of so many bytes is written past the caches: whoever reads it next would hardly find
+// its beginning there, and a cache reads every line from memory that is written to.
+constexpr int64_t kStreamedBytes = int64_t{2} << 20;
+
+// For fewer windows, looking at the exponents costs more than a fused step saves.
+constexpr size_t kWindowsWorthLooking = 3;
+
+// Walk for 1 to kMostWindows windows.
+template <class T>
+HWY_INLINE const decltype(&Walk<T, 1>)* Passes() {
+  static constexpr decltype(&Walk<T, 1>) passes[] = {Walk<T, 1>, Walk<T, 2>, Walk<T, 3>,
+                                                     Walk<T, 4>, Walk<T, 5>, Walk<T, 6>,
+                                                     Walk<T, 7>, Walk<T, 8>};
+  static_assert(sizeof passes / sizeof *passes == kMostWindows);
+  return passes;
+}
 
 template <class T>
 class Prefill {
@@ -208,51 +363,114 @@ class Prefill {
         ages_(OverlappingWindows(data)),
         last_tokens_(static_cast<size_t>(data.block) - (ages_ - 1) * stride_),
         pitch_(heads_ * dim_),
-        weights_(scratch),
-        sums_(scratch + heads_ * stride_ * ages_) {
-    for (size_t n = 0; n < heads_; ++n) {
-      for (size_t j = 0; j < static_cast<size_t>(data.block); ++j) {
-        weights_[(n * stride_ + j % stride_) * ages_ + j / stride_] =
+        part_tokens_(PartTokens()),
+        tile_heads_(std::min(heads_, std::max<size_t>(1, kMostAhead / (part_tokens_ * dim_)))),
+        streams_(Streams(data)),
+        sums_(AlignedToLine(scratch)),
+        weights_(sums_ + pitch_ * ages_) {
+    for (size_t j = 0; j < static_cast<size_t>(data.block); ++j) {
+      for (size_t n = 0; n < heads_; ++n) {
+        weights_[(j % stride_ * heads_ + n) * ages_ + j / stride_] =
             T::ToFloat(data.weight[j * heads_ + n]);
+        const int exponent = data.weight[j * heads_ + n] >> 7 & 255;
+        if (data.weight[j * heads_ + n] << 1 & 0xFFFF) {
+          weight_exponents_.least = std::min(weight_exponents_.least, exponent);
+        }
+        weight_exponents_.greatest = std::max(weight_exponents_.greatest, exponent);
       }
     }
   }
 
-  // `rows` windows from token `token` on, into output rows from `row` on.
-  void Run(size_t token, size_t row, size_t rows) {
+  bool streams() const { return streams_; }
+
+  // `rows` windows from token `token` on, into output rows from `row` on. What will be asked for
+  // next begins at `next`.
+  void Run(size_t token, size_t row, size_t rows, const uint16_t* next) {
     const size_t chunks = rows + ages_ - 1;
     const uint16_t* chunk = input_ + token * pitch_;
-    for (size_t c = 0; c < chunks; ++c, chunk += stride_ * pitch_) {
-      if (c < rows) std::memset(Sum(c), 0, pitch_ * sizeof(float));
+    for (size_t c = 0; c < chunks; ++c) {
+      const uint16_t* after = c + 1 < chunks ? chunk + stride_ * pitch_ : next;
       const size_t youngest = c < rows ? 0 : c - rows + 1;
       const size_t oldest = std::min(c, ages_ - 1);
-      Chunk(chunk, c, {youngest, oldest - youngest + 1}, c + 1 < chunks);
-      if (oldest == ages_ - 1) {
-        const size_t done = c - oldest;
-        StoreRow<T>(Sum(done), pitch_, output_ + (row + done) * pitch_);
-      }
+      Chunk(chunk, youngest, oldest, output_ + (row + c - oldest) * pitch_, after);
+      chunk = after;
     }
   }
 
  private:
-  float* Sum(size_t window) { return sums_ + window % ages_ * pitch_; }
+  static bool Streams(const CompressData& data) {
+    const RowRun& last = data.runs[data.run_count - 1];
+    const int64_t bytes =
+        (last.first_row + last.rows) * data.heads * data.dim * int64_t{sizeof(uint16_t)};
+    return bytes >= kStreamedBytes && reinterpret_cast<uintptr_t>(data.output) % 32 == 0;
+  }
 
-  void Chunk(const uint16_t* chunk, size_t c, Ages ages, bool more) {
-    // A window's last chunk may be a partial one; what follows is not its own, nor surely memory.
-    const bool closes = ages.first + ages.count == ages_;
-    const size_t shared = closes ? last_tokens_ : stride_;
-    float* sums[spec::kCompressLimits.max_block / spec::kAlignment];
-    for (size_t n = 0; n < heads_; ++n) {
-      if (more) PrefetchPart(chunk + stride_ * pitch_, stride_ * pitch_, n, heads_);
-      for (size_t k = 0; k < ages.count; ++k) sums[k] = Sum(c - ages.first - k) + n * dim_;
-      const float* weight = weights_ + n * stride_ * ages_ + ages.first;
-      const uint16_t* token = chunk + n * dim_;
-      AccumulateAll<T>(ages.count, token, pitch_, shared, weight, ages_, sums, dim_);
-      if (shared < stride_) {
-        AccumulateAll<T>(ages.count - 1, token + shared * pitch_, pitch_, stride_ - shared,
-                         weight + shared * ages_, ages_, sums, dim_);
+  // The most tokens of a chunk, a power of two, that are not too much to fetch ahead.
+  size_t PartTokens() const {
+    size_t tokens = stride_;
+    while (tokens % 32 == 0 && tokens * pitch_ > kMostAhead) tokens /= 2;
+    return tokens;
+  }
+
+  // One chunk, for the windows that began `youngest` to `oldest` chunks ago. What of a window's
+  // last chunk is not its own may not be memory at all, if no younger window reads it.
+  void Chunk(const uint16_t* chunk, size_t youngest, size_t oldest, uint16_t* done,
+             const uint16_t* next) {
+    for (size_t begin = 0, end = 0; begin < stride_; begin = end) {
+      end = std::min(begin + part_tokens_, stride_);
+      size_t windows = oldest - youngest + 1;
+      bool closes = false;
+      if (oldest + 1 == ages_) {
+        if (begin < last_tokens_) {
+          end = std::min(end, last_tokens_);
+          closes = end == last_tokens_;
+        } else if (--windows == 0) {
+          return;
+        }
+      }
+      const uint16_t* token = chunk + begin * pitch_;
+      Part(token, begin, end, youngest, windows, closes ? done : nullptr,
+           end < stride_ ? chunk + end * pitch_ : next);
+    }
+  }
+
+  void Part(const uint16_t* token, size_t begin, size_t end, size_t youngest, size_t windows,
+            uint16_t* output, const uint16_t* next) {
+    const size_t lanes = hn::Lanes(DF());
+    for (size_t n = 0; n < heads_; n += tile_heads_) {
+      const bool last = n + tile_heads_ >= heads_;
+      float* const sums = sums_ + n * dim_ * ages_ + youngest * lanes;
+      Tile tile;
+      tile.token = token + n * dim_;
+      tile.pitch = pitch_;
+      tile.tokens = end - begin;
+      tile.weight = weights_ + (begin * heads_ + n) * ages_ + youngest;
+      tile.weight_pitch = heads_ * ages_;
+      tile.head_pitch = ages_;
+      tile.ahead = last ? next : tile.token + tile_heads_ * dim_;
+      tile.ahead_in_order = tile_heads_ == heads_;
+      tile.sums = sums;
+      tile.results = end == stride_ ? sums + lanes : sums;  // with the next chunk all are older
+      tile.sums_pitch = ages_ * lanes;
+      tile.begins = begin == 0 && youngest == 0;
+      tile.output = output == nullptr ? nullptr : output + n * dim_;
+      tile.streams = streams_;
+      WalkAll(tile, windows, last ? heads_ - n : tile_heads_);
+    }
+  }
+
+  void WalkAll(Tile& tile, size_t windows, size_t heads) const {
+    const size_t vectors = dim_ / hn::Lanes(DF());
+    if constexpr (std::is_same_v<T, SimdBFloat16>) {
+      if (windows >= kWindowsWorthLooking) {
+        const Exponents exponents = ExponentsOf(tile.token, pitch_, tile.tokens, heads * dim_);
+        if (Exponents::ProductsAreExact(exponents, weight_exponents_)) {
+          Passes<SimdBFloat16Exact>()[windows - 1](tile, heads, vectors);
+          return;
+        }
       }
     }
+    Passes<T>()[windows - 1](tile, heads, vectors);
   }
 
   const uint16_t* input_;
@@ -261,44 +479,78 @@ class Prefill {
   size_t ages_;         // windows that cover a chunk
   size_t last_tokens_;  // of a window's last chunk
   size_t pitch_;        // elements of a token
-  float* weights_;      // [heads, stride, ages]: token r of a chunk, for the window of age a
-  float* sums_;         // [ages, heads, dim]: window i lies at i % ages
+  size_t part_tokens_;  // of a chunk that are taken at once
+  size_t tile_heads_;   // and heads of them
+  bool streams_;
+  Exponents weight_exponents_;
+  float* sums_;     // [heads * dim / lanes, ages, lanes]
+  float* weights_;  // [stride, heads, ages]
 };
 
 template <class T>
 void Compress(const CompressData& data, int64_t first, int64_t last, float* scratch) {
   const FloatEnvironment environment;
   Prefill<T> prefill(data, scratch);
+  const int64_t pitch = data.heads * data.dim;
   for (int64_t i = 0; i < data.run_count; ++i) {
     const RowRun& run = data.runs[i];
     const int64_t begin = std::max(first, run.first_row);
     const int64_t end = std::min(last, run.first_row + run.rows);
     if (begin >= end) continue;
-    prefill.Run(static_cast<size_t>(run.first_token + (begin - run.first_row) * data.stride),
-                static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+    const int64_t token = run.first_token + (begin - run.first_row) * data.stride;
+    const int64_t next = i + 1 < data.run_count ? data.runs[i + 1].first_token : token;
+    prefill.Run(static_cast<size_t>(token), static_cast<size_t>(begin),
+                static_cast<size_t>(end - begin), data.input + next * pitch);
   }
+  if (prefill.streams()) hwy::FlushStream();
 }
 
 template <class T>
 void Infer(const InferData& data, int64_t first, int64_t last, float* scratch) {
   const FloatEnvironment environment;
-  const int64_t pitch = data.heads * data.dim;
-  for (int64_t i = 0; i < data.block * data.heads; ++i) scratch[i] = T::ToFloat(data.weight[i]);
+  const size_t lanes = hn::Lanes(DF());
   const size_t heads = static_cast<size_t>(data.heads), dim = static_cast<size_t>(data.dim);
-  for (int64_t unit = first; unit < last; ++unit) {
-    const SlotWrite& write = data.writes[unit / data.heads];
-    const int64_t n = unit % data.heads;
-    float sum[spec::kMaxHeadDim] = {};
-    float* const sums[1] = {sum};
-    const float* weight = scratch + n;
+  const size_t pitch = heads * dim;
+  float* const sums = AlignedToLine(scratch);
+  float* const weights = sums + pitch;
+  for (size_t i = 0; i < static_cast<size_t>(data.block) * heads; ++i) {
+    weights[i] = T::ToFloat(data.weight[i]);
+  }
+  const auto token = [&](const PageRun& run) {
+    return data.input + static_cast<size_t>(run.page * data.page + run.offset) * pitch;
+  };
+  for (int64_t unit = first; unit < last;) {
+    const int64_t w = unit / data.heads;
+    const SlotWrite& write = data.writes[w];
+    const size_t n = static_cast<size_t>(unit % data.heads);
+    const size_t count = std::min(heads - n, static_cast<size_t>(last - unit));
+    const float* weight = weights + n;
     for (int64_t i = 0; i < write.run_count; ++i) {
       const PageRun& run = write.runs[i];
-      const int64_t token = run.page * data.page + run.offset;
-      Accumulate<T, 1>(data.input + token * pitch + n * data.dim, static_cast<size_t>(pitch),
-                       static_cast<size_t>(run.tokens), weight, heads, sums, dim);
-      weight += run.tokens * data.heads;
+      const uint16_t* next = i + 1 < write.run_count    ? token(write.runs[i + 1])
+                             : w + 1 < data.write_count ? token(data.writes[w + 1].runs[0])
+                                                        : token(run);
+      Tile tile;
+      tile.token = token(run) + n * dim;
+      tile.pitch = pitch;
+      tile.tokens = static_cast<size_t>(run.tokens);
+      tile.weight = weight;
+      tile.weight_pitch = heads;
+      tile.head_pitch = 1;
+      tile.ahead = next + n * dim;
+      tile.ahead_in_order = false;
+      tile.sums = sums;
+      tile.results = sums;
+      tile.sums_pitch = lanes;
+      tile.begins = i == 0;
+      tile.output = i + 1 == write.run_count
+                        ? data.cache + static_cast<size_t>(write.slot) * pitch + n * dim
+                        : nullptr;
+      tile.streams = false;
+      Walk<T, 1>(tile, count, dim / lanes);
+      weight += tile.tokens * heads;
     }
-    StoreRow<T>(sum, dim, data.cache + write.slot * pitch + n * data.dim);
+    unit += static_cast<int64_t>(count);
   }
 }
 

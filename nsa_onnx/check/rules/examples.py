@@ -37,7 +37,7 @@ def _wrapped(values: Sequence[str]) -> str:
     lines = [""]
     for value in values:
         joined = f"{lines[-1]}, {value}" if lines[-1] else value
-        if len(joined) <= _LINE:
+        if not lines[-1] or len(joined) <= _LINE:
             lines[-1] = joined
         else:
             lines.append(value)

@@ -105,11 +105,11 @@ def test_shapes_bytes_and_ratio_are_told():
 
 def test_made_up_lengths_are_called_an_example_and_can_be_given():
     unknown = models.compress()
-    assert "these are an example" in explain(unknown)
+    assert "Example lengths" in explain(unknown)
     given = explain(unknown, lengths=[64, 33])
-    assert "these were given" in given
+    assert "Lengths as given" in given
     assert "64 tokens, 3 windows" in given
-    assert "Example" not in explain(explain_models.ragged([64, 33]))
+    assert "Example lengths" not in explain(explain_models.ragged([64, 33]))
     for wrong in ([0], [5, -1], [2**50]):
         with pytest.raises(ValueError, match=rf"lengths\[{len(wrong) - 1}\] must be in"):
             explain(unknown, lengths=wrong)
@@ -161,7 +161,7 @@ def test_wrong_lengths_are_marked_and_not_drawn():
 
 def test_findings_about_no_node_are_told_apart():
     html = explain(models.model([], [], [], imports=()))
-    assert "About the model as a whole" in html
+    assert "Findings elsewhere in the model" in html
     assert "NSA001" in html
     assert "nothing to draw" in html
 
@@ -210,7 +210,7 @@ def test_neighbours_and_places_are_told():
     assert "called in 1 place" in page.text
     assert "Attributes are set by the function's caller" in page.text
     first, second = section(html, 0), section(html, 1)
-    assert '<span class="op">Neg</span><span class="quiet"> ← Relu</span>' in first
+    assert '<span class="op">Neg</span> <code>minus</code><span class="quiet"> ← Relu</span>' in first
     assert "output of the graph" in first
     assert '<a href="#node-1">NsaCompress</a>' in first  # its consumer
     assert '<a href="#node-0">NsaCompress</a>' in second  # its producer

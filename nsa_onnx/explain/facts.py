@@ -24,6 +24,8 @@ MAX_DRAWN_LENGTH = 2**34
 MAX_SUBJECTS = 1000
 # How far a producer is followed back through its first inputs: far enough to see past casts and reshapes.
 _CHAIN = 4
+_GIVEN = "Lengths as given: the model leaves them to each run."
+_EXAMPLE = "Example lengths: the model leaves them to each run."
 _ITEM_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -485,10 +487,10 @@ def _with_prefill(
     if constant is not None:
         lengths = np.diff(constant, prepend=0)
     elif given:
-        lengths, example = np.array(given, np.int64), "The model leaves the lengths to each run; these were given."
+        lengths, example = np.array(given, np.int64), _GIVEN
     else:
         lengths = np.array(_example_segments(block, stride, tokens), np.int64)
-        example = "The model leaves the lengths to each run; these are an example."
+        example = _EXAMPLE
     total = int(lengths.sum())
     tokens = total if tokens is None or example else tokens
     key = (hashlib.sha256(lengths.tobytes()).digest(), block, stride, tokens)
@@ -524,11 +526,11 @@ def _with_decode(
     if constant is not None:
         lengths = constant
     elif given:
-        lengths, example = np.array(given, np.int64), "The model leaves the lengths to each run; these were given."
+        lengths, example = np.array(given, np.int64), _GIVEN
     else:
         wanted = _example_sequences(block, stride, page)
         lengths = np.array(wanted[:batch] if batch else wanted, np.int64)
-        example = "The model leaves the lengths to each run; these are an example."
+        example = _EXAMPLE
     slots = slots if slots is not None and slots.shape == lengths.shape else None
     table = table if table is not None and table.ndim == 2 else None
     owned = blocks // batch if blocks and batch and "block_table" not in facts.inputs else None

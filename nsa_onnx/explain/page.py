@@ -184,7 +184,8 @@ def _overview_row(subject: Subject) -> Html:
         ("ratio", ratio, "num"),
         ("findings", _badges(subject.findings), None),
     )
-    first = tag("th", name, tag("small", clean(subject.op_type)), scope="row")
+    place = "" if subject.place == "graph" else f" in {_crumbs(subject.place)}"
+    first = tag("th", name, tag("small", f"{clean(subject.op_type)}{place}"), scope="row")
     return tag("tr", first, *(tag("td", value, data_label=label, class_=kind) for label, value, kind in cells))
 
 
@@ -207,7 +208,10 @@ def _general(others: Sequence[Finding]) -> Html | None:
     if not others:
         return None
     return tag(
-        "section", tag("h2", "About the model as a whole", id="general"), _findings(others), aria_labelledby="general"
+        "section",
+        tag("h2", "Findings elsewhere in the model", id="general"),
+        _findings(others),
+        aria_labelledby="general",
     )
 
 
@@ -412,7 +416,7 @@ def _end(end: Neighbour, value: str) -> Html:
     if end.nsa is not None and end.nsa < MAX_SECTIONS:
         label = tag("a", clean(end.op_type, 60), href=f"#node-{end.nsa}")
     chain = f" ← {' ← '.join(clean(op, 40) for op in end.chain)}" if end.chain else ""
-    return join(label, tag("span", chain, class_="quiet"), " ", tag("code", clean(end.name, 80)))
+    return join(label, " ", tag("code", clean(end.name, 80)), tag("span", chain, class_="quiet"))
 
 
 def _amounts(subject: Subject) -> Html | None:
@@ -438,7 +442,7 @@ def _amounts(subject: Subject) -> Html | None:
         written = f"{number(int(plan.writes.sum()))} of {count(len(plan.lengths), 'sequence')}"
         cells.append(("write in this step", written))
     facts = tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in cells), class_="facts")
-    return join(tag("p", tag("b", "Example. "), example, class_="example") if example else None, facts)
+    return join(tag("p", example, class_="example") if example else None, facts)
 
 
 def _decoded(plan: Decode) -> tuple[int, int]:

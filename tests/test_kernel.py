@@ -104,6 +104,31 @@ def test_bfloat16_products_that_overflow_or_vanish_are_rounded_before_the_sum(na
     assert has_contract_bits(out, oracle.compress_exact(x, w, 16, 16, [16]))
 
 
+@targets
+@pytest.mark.parametrize(
+    ("tokens", "weights", "fused"),
+    [
+        # A tie of bfloat16's subnormals less 2^-149, plus 2^-150, which is 0 when rounded by itself: no tie. Fused, a tie.
+        ([3 * 2.0**-130, -(2.0**-100), 2.0**-100], [2.0**-4, 2.0**-49, 2.0**-50], 2 * 2.0**-133),
+        # 2^128 is infinite by itself. Fused, 2^128 - 1.5 * 2^127 is finite.
+        ([-1.5 * 2.0**100, 2.0**100], [2.0**27, 2.0**28], 2.0**126),
+        # A subnormal factor, of which the exponent says little.
+        ([3 * 2.0**-130, -(2.0**-133), 2.0**-133], [2.0**-4, 2.0**-16, 2.0**-17], 2 * 2.0**-133),
+    ],
+    ids=["vanishes", "overflows", "subnormal"],
+)
+def test_many_windows_do_not_fuse_bfloat16_products_that_are_inexact(name, tokens, weights, fused):
+    """Four windows at once are fused where a look at the exponents allows it: here it must not."""
+    dtype = DTYPES[1]
+    x, w = np.zeros((160, 1, 32), dtype), np.zeros((64, 1), dtype)
+    x[48 : 48 + len(tokens), :, 16:] = np.array(tokens)[:, None, None]  # window 3, among zeros
+    w[: len(weights), 0] = weights
+    with target(name):
+        out = compress(x, w, 16, [160])
+    assert has_contract_bits(out, oracle.compress_exact(x, w, 64, 16, [160]))
+    assert float(out[3, 0, 16]) != fused
+
+
 @dtypes
 @settings(max_examples=40)
 @given(data=st.data())

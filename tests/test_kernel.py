@@ -108,7 +108,7 @@ def test_bfloat16_products_that_overflow_or_vanish_are_rounded_before_the_sum(na
 @pytest.mark.parametrize(
     ("tokens", "weights", "fused"),
     [
-        # A tie of bfloat16's subnormals less 2^-149, plus 2^-150, which is 0 when rounded by itself: no tie. Fused, a tie.
+        # A tie of subnormals less 2^-149, plus 2^-150, which is 0 when rounded by itself: no tie. Fused, a tie.
         ([3 * 2.0**-130, -(2.0**-100), 2.0**-100], [2.0**-4, 2.0**-49, 2.0**-50], 2 * 2.0**-133),
         # 2^128 is infinite by itself. Fused, 2^128 - 1.5 * 2^127 is finite.
         ([-1.5 * 2.0**100, 2.0**100], [2.0**27, 2.0**28], 2.0**126),

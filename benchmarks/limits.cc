@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -122,13 +123,13 @@ std::vector<Target> AllTargets() {
   return targets;
 }
 
-// The instruction set of that name; for a name of no vectors ("scalar"), the plainest there is.
-const Functions& FunctionsOf(const char* name) {
+// The instruction set of that name, null if there is none; for "scalar", the plainest there is.
+const Functions* FunctionsOf(const char* name) {
   static const std::vector<Target> targets = AllTargets();
   for (const Target& target : targets) {
-    if (target.name == name) return *target.functions;
+    if (target.name == name) return target.functions;
   }
-  return *targets.back().functions;
+  return std::string(name) == "scalar" ? targets.back().functions : nullptr;
 }
 
 // Seconds from the moment when all threads are there to the moment when the last one is done.
@@ -159,18 +160,21 @@ double Seconds(int64_t threads, const std::function<void(int64_t)>& body) {
 
 #define NSA_BENCH_EXPORT extern "C" __attribute__((visibility("default")))
 
+// These two return -1 for an instruction set that is not there.
+
 // Reads runs of memory, `repeats` times, each thread an equal share of the runs in order.
 NSA_BENCH_EXPORT double nsa_bench_read(const char* target, const uint8_t* const* runs,
                                        const int64_t* sizes, int64_t count, int form, int64_t ahead,
                                        int64_t threads, int64_t repeats, uint32_t* sum) {
-  const nsa::bench::Functions& functions = nsa::bench::FunctionsOf(target);
+  const nsa::bench::Functions* functions = nsa::bench::FunctionsOf(target);
+  if (functions == nullptr) return -1;
   std::atomic<uint32_t> total{0};
   const double seconds = nsa::bench::Seconds(threads, [&](int64_t thread) {
     uint32_t own = 0;
     for (int64_t repeat = 0; repeat < repeats; ++repeat) {
       for (int64_t i = count * thread / threads; i < count * (thread + 1) / threads; ++i) {
-        own += functions.read[form](runs[i], static_cast<size_t>(sizes[i]),
-                                    static_cast<size_t>(ahead));
+        own += functions->read[form](runs[i], static_cast<size_t>(sizes[i]),
+                                     static_cast<size_t>(ahead));
       }
     }
     total.fetch_add(own);
@@ -193,12 +197,13 @@ NSA_BENCH_EXPORT double nsa_bench_copy(const uint8_t* from, uint8_t* to, int64_t
 // Fused multiply-adds in registers; *operations: how many of numbers, two for each, all threads.
 NSA_BENCH_EXPORT double nsa_bench_multiply_add(const char* target, int64_t threads, int64_t turns,
                                                double* operations) {
-  const nsa::bench::Functions& functions = nsa::bench::FunctionsOf(target);
+  const nsa::bench::Functions* functions = nsa::bench::FunctionsOf(target);
+  if (functions == nullptr) return -1;
   std::atomic<size_t> lanes{0};
   std::vector<float> results(static_cast<size_t>(threads) * 64, 1.0f);
   const double seconds = nsa::bench::Seconds(threads, [&](int64_t thread) {
     float* result = &results[static_cast<size_t>(thread) * 64];  // a line of memory of its own
-    lanes.store(functions.multiply_add(static_cast<size_t>(turns), result));
+    lanes.store(functions->multiply_add(static_cast<size_t>(turns), result));
   });
   *operations = 2.0 * nsa::bench::kChains * static_cast<double>(lanes.load()) *
                 static_cast<double>(turns * threads);

@@ -65,6 +65,12 @@ def _library() -> Any:
     return library
 
 
+def _checked(seconds: float) -> float:
+    if seconds < 0:
+        raise RuntimeError("limits.cc was not compiled for the instruction set that the kernels run on")
+    return float(seconds)
+
+
 Runs = Sequence[tuple[int, int]]
 
 
@@ -81,7 +87,7 @@ class Reading:
 
     def __call__(self, repeats: int = 1) -> float:
         """Seconds for `repeats` passes."""
-        return float(_library().nsa_bench_read(*self._arguments, repeats, ctypes.byref(self.sum)))
+        return _checked(_library().nsa_bench_read(*self._arguments, repeats, ctypes.byref(self.sum)))
 
 
 def shares(address: int, size: int, threads: int) -> Runs:
@@ -99,5 +105,5 @@ def operations_per_second(target: str, threads: int, turns: int = 300_000) -> fl
     """Floating point operations, a multiply-add being two, that all threads together do in a second: the best of 5."""
     operations = ctypes.c_double()
     arguments = target.encode(), threads, turns, ctypes.byref(operations)
-    seconds = min(float(_library().nsa_bench_multiply_add(*arguments)) for _ in range(5))
+    seconds = min(_checked(_library().nsa_bench_multiply_add(*arguments)) for _ in range(5))
     return operations.value / seconds

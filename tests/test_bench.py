@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import contenders, limits, memory, prefill
 from benchmarks.worker import Worker, WorkerError
+from nsa_onnx import _native
 
 ROOT = Path(__file__).resolve().parents[1]
 # The slow ones to prepare are left out here: a compiler that runs for seconds, a body that is tested elsewhere.
@@ -125,10 +126,16 @@ def test_the_read_limit_reads_every_byte():
     total = int(words.sum(dtype=np.uint64)) % (1 << 32)
     for form in limits.READ_FORMS:
         for threads in (1, 2, 3):
-            for target in ("avx3", "avx2", "sse2", "scalar"):
+            for target in _native.cpu_targets():
                 read = limits.Reading(limits.shares(words.ctypes.data, words.nbytes, threads), target, threads, form)
                 assert read() > 0 and read.sum.value == total, (form, threads, target)
                 assert read(3) > 0 and read.sum.value == 3 * total % (1 << 32)
+
+
+def test_no_limit_is_measured_on_another_instruction_set_than_the_kernels():
+    limits.build()
+    with pytest.raises(RuntimeError, match="instruction set"):
+        limits.Reading([], "mmx", 1)()
 
 
 def test_the_copy_limit_copies():

@@ -7,6 +7,7 @@ see an op; before that, a CPU tensor is computed through its NumPy view.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, cast
@@ -122,7 +123,7 @@ def nsa_compress(
     views = _views(input=input, weight=weight)
     x, w = map(_dense, views.values())
     rows = _rows(x.shape, lengths, int(compress_block_size), int(compress_stride))
-    output = np.empty((rows, *x.shape[1:]), x.dtype)
+    output = _aligned_empty((rows, *x.shape[1:]), x.dtype)
     _native.compress(
         described[0].dtype,  # type: ignore[attr-defined]
         _buffer(x),
@@ -138,6 +139,14 @@ def nsa_compress(
 
 def _fits_int64(*values: int) -> bool:
     return all(-(1 << 63) <= value < 1 << 63 for value in values)
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Memory that begins with a cache line, which the kernel writes large results past the caches for."""
+    line, size = 64, math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + line, np.uint8)
+    start = -memory.ctypes.data % line
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _rows(shape: tuple[int, ...], lengths: npt.NDArray[np.int64], block: int, stride: int) -> int:

@@ -10,7 +10,9 @@ import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import DTYPES, LIBRARY, TARGETS, bits, compress, infer, target
+from kernels import DTYPES, LIBRARY, TARGETS, bits, buffer, compress, infer, target
+
+from nsa_onnx import _native
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 targets = pytest.mark.parametrize("name", TARGETS)
@@ -208,6 +210,27 @@ def test_the_number_of_threads_does_not_change_a_bit(name, dtype, threads):
     seq = [700, 701, 2500, 3000]
     with target(name):
         assert np.array_equal(bits(compress(x, w, 16, seq)), bits(compress(x, w, 16, seq, threads)))
+
+
+@dtypes
+@pytest.mark.parametrize(("heads", "dim"), [(128, 16), (43, 48)])
+def test_a_large_output_has_the_same_bits_wherever_it_lies(dtype, heads, dim):
+    """Above 2 MiB an aligned output is written past the caches: nothing beside it is touched."""
+    rng = np.random.default_rng(8)
+    rows = (2 << 20) // (heads * dim * 2) + 1
+    x, w = moderate(rng, (rows * 16, heads, dim), dtype), moderate(rng, (16, heads), dtype)
+    with target("scalar"):
+        expected = bits(compress(x, w, 16, [len(x)])).ravel()
+    memory = np.empty(expected.nbytes + 128, np.uint8)
+    for name in TARGETS:
+        for offset in (32, 48):
+            memory[:] = 0xA5
+            at = (-memory.ctypes.data) % 64 + offset
+            out = memory[at : at + expected.nbytes].view(dtype).reshape(rows, heads, dim)
+            with target(name):
+                _native.compress(dtype.name, buffer(x), buffer(w), 16, 16, [len(x)], buffer(out), 3)
+            assert np.array_equal(bits(out).ravel(), expected), (name, offset)
+            assert np.all(memory[:at] == 0xA5) and np.all(memory[at + expected.nbytes :] == 0xA5), (name, offset)
 
 
 def test_all_targets_agree_on_decode_with_many_threads():

@@ -11,7 +11,7 @@ from pathlib import Path
 from onnx import NodeProto
 
 from .graph import Graph, is_standard, weight_values
-from .operators import FLOAT, MOVEMENTS, OPERATORS, PRODUCTS, SHORT, SUMS, Call, Value, split
+from .operators import FLOAT, MOVEMENTS, OPERATORS, PRODUCTS, SHORT, SUMS, Call, Numbers, Value, split
 from .proof import Compression, Root, UnprovenError, prove
 from .terms import LEAST_WINDOW, Budget, Dynamic, RefusalError, Terms, W, X, root
 
@@ -82,7 +82,9 @@ def search(graph: Graph, budget: Budget, options: Options) -> Iterator[Found]:
         return
     done: set[int] = set()
     for index, node in enumerate(graph.nodes):
-        if index in done or node.op_type not in PRODUCTS or not is_standard(node) or len(node.input) < 2:
+        if index in done or node.op_type not in PRODUCTS or not is_standard(node):
+            continue
+        if len(node.input) < 2 or len(node.output) != 1:
             continue
         budget.visit()
         chain = _forward(graph, index, budget)
@@ -257,7 +259,7 @@ def _looks_like_windows(graph: Graph, products: set[int], values: Mapping[str, V
             continue
         for name in node.input:
             terms = values.get(name)
-            if isinstance(terms, Terms) and terms.windows > 1:
+            if (isinstance(terms, Terms) and terms.windows > 1) or (isinstance(terms, RefusalError) and terms.windows):
                 return True
     return False
 
@@ -359,13 +361,16 @@ def evaluate(graph: Graph, final: str, x: Root, w: Root, budget: Budget) -> dict
         node = graph.nodes[index]
         inputs = [_input(graph, name, values) for name in node.input]
         try:
-            for value in inputs:
+            for value in inputs[:2] if node.op_type == "Conv" else inputs:  # of a bias, that it is there
                 if isinstance(value, RefusalError):
                     raise value
-            call = Call(node, [value for value in inputs if not isinstance(value, RefusalError)])
+            call = Call(node, [Numbers(()) if isinstance(value, RefusalError) else value for value in inputs])
             results = split(call) if node.op_type == "Split" else [OPERATORS[node.op_type](call)]
         except RefusalError as refusal:
             values.update((name, refusal) for name in node.output)
+            continue
+        except (ArithmeticError, LookupError, TypeError, ValueError):  # what no valid model holds
+            values.update((name, RefusalError(f"{node.op_type} that makes no sense")) for name in node.output)
             continue
         values.update(zip(node.output, results, strict=False))
     return values

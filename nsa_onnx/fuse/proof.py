@@ -213,18 +213,25 @@ def segments(starts: Sequence[int], tokens: int, block: int) -> tuple[int, tuple
     if len(steps) > 1 and (steps == smallest).all() and smallest not in legal:
         violation = next(spec.window_violations(spec.COMPRESS_ROWS, spec.COMPRESS_LIMITS, block, smallest))
         raise UnprovenError(violation.message)
-    for stride in ([smallest] if smallest in legal else []) + [step for step in legal if step != smallest]:
+    found: list[tuple[int, int, tuple[int, ...]]] = []
+    for stride in legal:
         lengths = _prefix_sums(starts, tokens, block, stride)
         if lengths is None:
             continue
         plan = spec.compress_plan(lengths, block, stride)  # the contract has the last word
-        planned = [run.first_token + k * stride for run in plan for k in range(run.rows)]
-        if planned == list(starts):
-            return stride, lengths
-    violations = spec.window_violations(spec.COMPRESS_ROWS, spec.COMPRESS_LIMITS, block, smallest or spec.ALIGNMENT)
-    first = next(violations, None)
-    reason = "no segments give these windows (they overlap between segments, or leave out tokens that fill a window)"
-    raise UnprovenError(reason if first is None else first.message, X)
+        if [run.first_token + k * stride for run in plan for k in range(run.rows)] == list(starts):
+            found.append((len(lengths), stride, lengths))
+    if found:
+        _, stride, lengths = min(found)
+        return stride, lengths
+    block_violation = next(
+        spec.window_violations(spec.COMPRESS_ROWS, spec.COMPRESS_LIMITS, block, spec.ALIGNMENT), None
+    )
+    if block_violation is not None:
+        raise UnprovenError(block_violation.message)
+    raise UnprovenError(
+        "no segments give these windows (they overlap between segments, or leave out tokens that fill a window)", X
+    )
 
 
 def _prefix_sums(starts: Sequence[int], tokens: int, block: int, stride: int) -> tuple[int, ...] | None:

@@ -33,7 +33,13 @@ X, W, INDEX = "x", "w", "index"
 
 
 class RefusalError(Exception):
-    """Why a value cannot be followed; the message is for people."""
+    """Why a value cannot be followed; the message is for people.
+
+    Attributes:
+        windows: whether it would have been windows.
+    """
+
+    windows = False
 
 
 class ExhaustedError(Exception):
@@ -311,9 +317,13 @@ def take(terms: Terms, axis: int, indices: Integers | Positions) -> Terms:
         taken = _taken(axes[axis], indices)
         return taken.base, [*axes[:axis], *taken.axes, *axes[axis + 1 :]]
 
-    moved = _map_axes(terms, [*terms.shape[:axis], *new, *terms.shape[axis + 1 :]], change)
     wide = [dim for dim in new if isinstance(dim, Dynamic) or dim > 1]
     is_window = len(wide) > 1 and not isinstance(wide[-1], Dynamic) and wide[-1] >= LEAST_WINDOW
+    try:
+        moved = _map_axes(terms, [*terms.shape[:axis], *new, *terms.shape[axis + 1 :]], change)
+    except RefusalError as refusal:
+        refusal.windows = is_window
+        raise
     return replace(moved, windows=2) if is_window else moved
 
 

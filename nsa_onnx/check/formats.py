@@ -18,7 +18,7 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from . import rules
-from .report import Finding, Report, Severity, clean, finding_lines, plural, run_line, where
+from .report import Finding, Report, Severity, clean, finding_lines, path_text, plural, run_line, where
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def text(outcomes: Sequence[Outcome], context: Context) -> str:
     lines: list[str] = []
     for outcome in outcomes:
         if isinstance(outcome, Unreadable):
-            lines += [] if context.told else [clean(outcome.message)]
+            lines += [] if context.told else [path_text(outcome.message)]
         elif context.alone:
             lines.append(outcome.to_text(color=context.color))
         else:

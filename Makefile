@@ -87,7 +87,7 @@ $(BENCH): $(ENV) pyproject.toml
 	$(BIN)/pip install -q -r .venv/requirements-bench.txt
 	touch $@
 
-# Twenty minutes; BENCH_ARGS="--sections prefill --shapes 32/16" and the like take a part of it.
+# A quarter of an hour; BENCH_ARGS="--sections prefill --shapes 32/16" and the like take a part of it.
 BENCH_OUT := build/bench
 bench: $(BUILD) $(BENCH)
 	$(BIN)/python -m benchmarks --json $(BENCH_OUT)/bench.json --plots $(BENCH_OUT) $(BENCH_ARGS)

@@ -19,6 +19,9 @@ from nsa_onnx import _native
 from . import limits, memory
 
 
+_PERHAPS_CACHED = 256 << 20
+
+
 @dataclass(frozen=True)
 class Point:
     """One problem: `segments` segments of equal length, as far as they divide the tokens."""
@@ -69,6 +72,13 @@ def _compress(point: Point, x: Any, w: Any, ends: Any, y: Any, threads: int) -> 
     return time.perf_counter() - begin
 
 
+def _warm(point: Point, *arguments: Any) -> float:
+    """The second of two calls where the input may stay in a cache: the reads that follow find it there, too."""
+    if point.input_bytes < _PERHAPS_CACHED:
+        _compress(point, *arguments)
+    return _compress(point, *arguments)
+
+
 def _rows(point: Point, ends: Any) -> int:
     lengths = np.diff(ends, prepend=0)
     return int(np.maximum(0, 1 + (lengths - point.block) // point.stride).sum())
@@ -88,7 +98,7 @@ def measure(sweep: Sequence[dict[str, Any]], threads: int, rounds: int) -> list[
         runs = limits.shares(x.ctypes.data, x.nbytes, threads)
         reads = [limits.Reading(runs, _native.cpu_target(), threads, form) for form in limits.READ_FORMS]
         calls.append(((point, x, w, ends, y, threads), reads, x.nbytes + y.nbytes))
-    times = [[(_compress(*a), [read() for read in reads]) for a, reads, _ in calls] for _ in range(rounds + 1)][1:]
+    times = [[(_warm(*a), [read() for read in reads]) for a, reads, _ in calls] for _ in range(rounds + 1)][1:]
     results = []
     for i, (point, (_, reads, size)) in enumerate(zip(todo, calls, strict=True)):
         ours = statistics.median(round_[i][0] for round_ in times)

@@ -30,8 +30,8 @@ def roofline(run: Record, path: Path) -> None:
         axis.set_title(f"threads: {threads}")
     axes[0][0].set_ylabel("GB/s, input and output")
     handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
-    figure.suptitle(f"NsaCompress, {run['machine']['processor']}; filled: float16, hollow: bfloat16")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8)
+    figure.suptitle(f"NsaCompress, {run['machine']['processor']}; filled: float16, hollow: bfloat16", fontsize=10)
     _save(figure, path)
 
 
@@ -49,8 +49,8 @@ def _roofline(axis: Any, records: list[Record], gflops: float) -> None:
             axis.plot(*(record["operations_per_byte"], speed), marker, color=color, markerfacecolor=filled, label=name)
     for record in {r["operations_per_byte"]: r for r in records}.values():
         label = f"{record['block']}/{record['stride']}"
-        place = record["operations_per_byte"], 0.02
-        axis.annotate(label, place, xycoords=("data", "axes fraction"), rotation=90, fontsize=7, ha="right")
+        place = record["operations_per_byte"], 0.98
+        axis.annotate(label, place, xycoords=("data", "axes fraction"), rotation=90, fontsize=7, va="top")
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("operations per byte")

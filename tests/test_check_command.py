@@ -14,11 +14,15 @@ from pathlib import Path
 import nsa_models as models
 import onnx
 import pytest
+import yaml
 from onnx import TensorProto
 
-from nsa_onnx.check import Finding, Report, Severity
+from nsa_onnx.check import TARGETS, Finding, Report, Severity
 from nsa_onnx.check import command as checking_command
+from nsa_onnx.check.formats import FORMATS
 from nsa_onnx.cli import main
+
+pytest_plugins = ["pytester"]
 
 WARNING = Report("", "cpu", ("nsa",), (Finding("NSA021", Severity.WARNING, "odd"),))
 
@@ -299,7 +303,10 @@ def test_a_terminal_without_unicode_is_no_error():
 
 PEAK = """
 import resource, sys
+from nsa_onnx.check.formats import FORMATS
 from nsa_onnx.cli import main
+
+pytest_plugins = ["pytester"]
 status = main(["check", *sys.argv[1:]])
 sys.stdout.flush()
 print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
@@ -361,3 +368,52 @@ def test_a_closed_stderr_is_no_error():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert checked(done.stdout) == ["g.onnx"]
+
+
+# --------------------------------------------------------------------------------------------------
+# The guide
+
+GUIDE = (Path(__file__).parents[1] / "docs/check.md").read_text()
+
+
+def test_the_guide_names_every_option_format_and_input_of_the_action(capsys):
+    with pytest.raises(SystemExit):
+        main(["check", "--help"])
+    options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help", "--list-rules"}
+    inputs = yaml.safe_load((Path(__file__).parents[1] / "action.yml").read_text())["inputs"]
+    missing = [name for name in options if name not in GUIDE]
+    missing += [name for name in (*FORMATS, *inputs, *TARGETS) if f"`{name}`" not in GUIDE]
+    assert missing == []
+
+
+def test_what_the_guide_shows_is_what_is_printed(capsys):
+    shown = re.findall(r"```text\n(.*?)```", GUIDE, re.S)
+    assert run(capsys, bad("bad.onnx"))[1] == shown[0]
+    good("good.onnx")
+    assert run(capsys, "good.onnx", "--run")[1].startswith(shown[1])
+
+
+def test_the_guides_yaml_is_yaml_and_its_hook_and_inputs_are_there():
+    action, gitlab, hook = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", GUIDE, re.S))
+    (used,) = [step for step in action["jobs"]["models"]["steps"] if "nsa_onnx" in step["uses"]]
+    root = Path(__file__).parents[1]
+    assert used["with"].keys() <= yaml.safe_load((root / "action.yml").read_text())["inputs"].keys()
+    (named,) = hook["repos"][0]["hooks"]
+    assert named["id"] == yaml.safe_load((root / ".pre-commit-hooks.yaml").read_text())[0]["id"]
+    assert gitlab["models"]["artifacts"]["reports"]["junit"] == "nsa.xml"
+
+
+def test_the_guides_test_runs(pytester):
+    (example,) = re.findall(r"```python\n(from nsa_onnx.pytest_plugin.*?)```", GUIDE, re.S)
+    assert 'target="cann", min_nodes=12' in example
+    pytester.makepyfile(
+        "import numpy as np, onnx, sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import nsa_models as models\n"
+        + example.replace("min_nodes=12", "min_nodes=1")
+        + "feeds = {'x': np.ones((100, 4, 16), np.float16), 'w': np.ones((32, 4), np.float16)}\n"
+        "def export_my_model(folder):\n"
+        "    onnx.save(models.compress([40, 100]), folder / 'm.onnx')\n"
+        "    return folder / 'm.onnx'\n"
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)

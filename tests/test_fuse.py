@@ -398,6 +398,7 @@ NEAR_MISSES = {
     "overlapping segments": (lambda: two_results([0, 16], [24, 40, 56, 72, 80]), "segments"),
     "segments in the wrong order": (lambda: two_results([40, 56], [0]), "not in the order"),
     "an unknown number of tokens": (lambda: gathered(x="float16[T, 2, 16]"), "number of windows is fixed"),
+    "a flag that is none": (lambda: gathered(body=PRODUCTS + SUMMED.replace("= 0", "= 2")), "neither 0 nor 1"),
     "padding": (lambda: convolution(", pads = [8, 8]"), "pads the sequence"),
     "auto padding": (lambda: convolution(', auto_pad = "SAME_UPPER"'), "pads the sequence"),
     "dilated convolution": (lambda: convolution(", dilations = [2]"), "not consecutive"),

@@ -74,18 +74,25 @@ class Call:
         self.inputs = inputs
         self._attributes = {attribute.name: attribute for attribute in node.attribute}
 
-    def attribute(self, name: str) -> AttributeProto | None:
+    def attribute(self, name: str, kind: int) -> AttributeProto | None:
+        """An attribute of the kind that the operator has; a wrong one means whatever a runtime makes of it."""
         found = self._attributes.get(name)
-        if found is not None and found.ref_attr_name:
-            raise RefusalError(f"attribute {name} is set by the function's caller")
+        if found is not None and (found.ref_attr_name or found.type != kind):
+            raise RefusalError(f"attribute {name} of {self.node.op_type} is not of the operator's kind")
         return found
 
     def integer(self, name: str, default: int) -> int:
-        found = self.attribute(name)
+        found = self.attribute(name, AttributeProto.INT)
         return default if found is None else int(found.i)
 
+    def flag(self, name: str, default: int = 0) -> bool:
+        value = self.integer(name, default)
+        if value not in (0, 1):
+            raise RefusalError(f"attribute {name} of {self.node.op_type} is neither 0 nor 1")
+        return value == 1
+
     def integers(self, name: str) -> list[int] | None:
-        found = self.attribute(name)
+        found = self.attribute(name, AttributeProto.INTS)
         return None if found is None else list(found.ints)
 
     def input(self, index: int) -> Value | None:
@@ -244,13 +251,13 @@ def _shape(call: Call) -> Value:
     shape: Sequence[Dim] = call.terms().shape
     if any(isinstance(dim, Dynamic) and dim != Dynamic() for dim in shape):
         raise RefusalError("the Shape of windows of unknown number")
-    end = call.attribute("end")
+    end = call.attribute("end", AttributeProto.INT)
     return _folded(list(shape)[call.integer("start", 0) : None if end is None else int(end.i)], False)
 
 
 def _constant_of_shape(call: Call) -> Value:
     dims = call.constants(0, "")
-    value = call.attribute("value")
+    value = call.attribute("value", AttributeProto.TENSOR)
     if dims is None or len(dims) > MAX_RANK or any(dim < 0 for dim in dims):
         raise RefusalError("ConstantOfShape that is not followed")
     fill = 0
@@ -347,7 +354,7 @@ def _reshape(call: Call, terms: Terms) -> Terms:
     target = call.dims(1)
     if target is None:
         raise RefusalError("Reshape without a shape")
-    if not call.integer("allowzero", 0):
+    if not call.flag("allowzero"):
         for k, dim in enumerate(target):
             if dim == 0:
                 target[k] = terms.shape[normal_axis(k, len(terms.shape))]
@@ -480,7 +487,7 @@ def _gather_nd(call: Call) -> Value:
 
 
 def _concat(call: Call) -> Value:
-    axis_attribute = call.attribute("axis")
+    axis_attribute = call.attribute("axis", AttributeProto.INT)
     if axis_attribute is None or not call.inputs:
         raise RefusalError("Concat without an axis")
     if any(isinstance(value, Terms) for value in call.inputs):
@@ -549,19 +556,19 @@ def _reduce_sum(call: Call) -> Value:
     terms = call.terms()
     axes = call.constants(1, "axes")
     if not axes:
-        if call.integer("noop_with_empty_axes", 0):
+        if call.flag("noop_with_empty_axes"):
             return terms
         axes = list(range(len(terms.shape)))
     if terms.rounded and terms.is_product:
         kind = SHORT.get(terms.origin, "16 bits")
         note = f"products or partial sums are rounded to {kind} before they are summed"
         terms = replace(terms, inexact=terms.inexact or note)
-    result = sum_over(terms, axes, bool(call.integer("keepdims", 1)))
+    result = sum_over(terms, axes, call.flag("keepdims", 1))
     return replace(result, rounded=True) if result.dtype in SHORT else result
 
 
 def _einsum(call: Call) -> Value:
-    equation = call.attribute("equation")
+    equation = call.attribute("equation", AttributeProto.STRING)
     text = "" if equation is None else equation.s.decode("ascii", "replace").replace(" ", "")
     left, arrow, out = text.partition("->")
     operands = left.split(",")
@@ -592,7 +599,7 @@ def _conv(call: Call) -> Value:
         raise RefusalError("Conv of another kind")
     if call.input(2) is not None or len([name for name in call.node.input if name]) > 2:
         raise RefusalError("Conv adds a bias")
-    auto_pad = call.attribute("auto_pad")
+    auto_pad = call.attribute("auto_pad", AttributeProto.STRING)
     if any(call.integers("pads") or []) or (auto_pad is not None and auto_pad.s not in (b"NOTSET", b"VALID")):
         raise RefusalError("Conv pads the sequence")
     space = len(x.shape) - 2

@@ -31,6 +31,10 @@ def _data_inputs(node: NodeProto) -> Sequence[str]:
     return list(node.input) if node.op_type == "Concat" else list(node.input[:1])
 
 
+def _multiplies(node: NodeProto) -> bool:
+    return is_standard(node) and node.op_type in PRODUCTS and len(node.input) >= 2 and len(node.output) == 1
+
+
 def _moves(node: NodeProto) -> bool:
     return is_standard(node) and (node.op_type in MOVEMENTS or node.op_type == "Split")
 
@@ -82,9 +86,7 @@ def search(graph: Graph, budget: Budget, options: Options) -> Iterator[Found]:
         return
     done: set[int] = set()
     for index, node in enumerate(graph.nodes):
-        if index in done or node.op_type not in PRODUCTS or not is_standard(node):
-            continue
-        if len(node.input) < 2 or len(node.output) != 1:
+        if index in done or not _multiplies(node):
             continue
         budget.visit()
         chain = _forward(graph, index, budget)
@@ -157,7 +159,7 @@ def _products(graph: Graph, value: str, budget: Budget) -> set[int] | None:
         node = graph.nodes[index]
         if not is_standard(node):
             return None
-        if node.op_type in PRODUCTS:
+        if _multiplies(node):
             products.add(index)
             continue
         if node.op_type not in SUMS and not _moves(node):

@@ -13,11 +13,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from nsa_onnx import spec
-from nsa_onnx.check import UnreadableModelError
+from nsa_onnx.check import Finding, Report, Severity, UnreadableModelError
+from nsa_onnx.check.model import read
 from nsa_onnx.cli import main
-from nsa_onnx.explain import explain
+from nsa_onnx.explain import explain, page
 from nsa_onnx.explain.drawing import MAX_ROWS, MAX_SEGMENTS, MAX_WINDOWS, next_write
-from nsa_onnx.explain.facts import MAX_SUBJECTS
+from nsa_onnx.explain.facts import MAX_SUBJECTS, subjects
 from nsa_onnx.explain.page import MAX_PICTURE_BYTES, MAX_SECTIONS
 
 MEGABYTE = 2**20
@@ -254,6 +255,38 @@ def test_rows_and_windows_just_inside_the_bounds_are_all_drawn():
 def test_the_same_picture_is_folded_and_linked():
     html = explain(explain_models.many(3))
     assert html.count("The same picture as layer 0") == 2
+
+
+def test_pictures_beyond_the_page_s_share_are_left_out(monkeypatch):
+    monkeypatch.setattr(page, "MAX_PICTURE_BYTES", 8_000)
+    made = explain_models.many(4)
+    for index in (1, 2):  # pictures of their own
+        made.graph.node[index].input[2] = f"seq{index}"
+        made.graph.initializer.append(models.lengths([30 * index, 100], f"seq{index}"))
+    html = explain(made)
+    assert "Not drawn, to keep the page small." in html
+    assert 'The same picture as <a href="#node-0">layer 0</a>' in html
+    assert len(html) < len(explain(explain_models.many(4))) + 8_000
+
+
+def test_a_finding_without_a_place_is_at_the_only_node_of_its_name():
+    made = explain_models.many(2)
+    made.graph.node[1].name = "layer 0"
+    findings = [
+        Finding("NSA011", Severity.ERROR, "both", node="layer 0"),
+        Finding("NSA011", Severity.ERROR, "none", "x"),
+    ]
+    made_alone = explain_models.many(1)
+    for model, wanted, elsewhere in ((made, [0, 0], 2), (made_alone, [1], 1)):
+        found, others = subjects(read(model, None), Report("", "cpu", ("layer 0",), tuple(findings)), None)
+        assert [len(subject.findings) for subject in found] == wanted
+        assert len(others) == elsewhere
+
+
+def test_nodes_with_the_same_lengths_share_them():
+    model = read(explain_models.many(3), None)
+    found, _ = subjects(model, Report("", "cpu", ()), None)
+    assert len({id(subject.plan) for subject in found}) == 1
 
 
 ALLOWED_TEXT = """

@@ -111,7 +111,8 @@ def test_every_control_is_reached_by_tab_and_shows_its_focus(browser, pages, nam
         press(browser, Keys.TAB)
         focused = browser.driver.switch_to.active_element
         assert focused == control, "the order of focus is the order of the page"
-        assert browser.script("return getComputedStyle(arguments[0]).outlineStyle", focused) == "solid"
+        outline = "const s = getComputedStyle(arguments[0]); return [s.outlineStyle, parseFloat(s.outlineWidth) >= 2]"
+        assert browser.script(outline, focused) == ["solid", True]
 
 
 def test_details_open_and_close_with_enter_and_space(browser, pages):

@@ -18,7 +18,6 @@ from nsa_onnx import _native
 
 from . import limits, memory
 
-
 _PERHAPS_CACHED = 256 << 20
 
 

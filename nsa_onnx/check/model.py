@@ -381,7 +381,7 @@ def _read_constant(
         unreadable[formal] = f"{name!r} has no element type"
     elif inputs[formal].dtype in ("int32", "int64"):
         try:
-            values = integer_values(tensor, _external_bytes(tensor, folder))
+            values = integer_values(tensor, external_bytes(tensor, folder))
         except ValueError as error:
             unreadable[formal] = str(error)
             return
@@ -420,7 +420,7 @@ def embedded(tensor: TensorProto, folder: Path | None) -> TensorProto:
     if not small or tensor.data_type not in (TensorProto.INT64, TensorProto.INT32):
         return tensor
     try:
-        data = _external_bytes(tensor, folder)
+        data = external_bytes(tensor, folder)
     except ValueError:  # told by a rule
         data = None
     if data is None:
@@ -428,7 +428,10 @@ def embedded(tensor: TensorProto, folder: Path | None) -> TensorProto:
     return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
 
 
-def _external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
+_ITEM_BYTES: dict[int, int] = {TensorProto.INT64: 8, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
+
+
+def external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
     """The data of an external tensor in the model's own folder; None if it is not external or not to be read.
 
     Raises:
@@ -438,7 +441,7 @@ def _external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
         return None
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    size = 8 if tensor.data_type == TensorProto.INT64 else 4
+    size = _ITEM_BYTES.get(tensor.data_type, 4)
     length = size * math.prod(tensor.dims) if all(dim >= 0 for dim in tensor.dims) else 0
     if length > MAX_CONSTANT_BYTES:
         return None

@@ -247,7 +247,15 @@ WINDOWS = np.arange(0, TOKENS - BLOCK + 1, STRIDE)[:, None] + np.arange(BLOCK)
 
 
 def gathered(
-    windows=WINDOWS, body="", *, x="float16[112, 2, 16]", w="float16[32, 2]", constants=(), output="y", more=""
+    windows=WINDOWS,
+    body="",
+    *,
+    x="float16[112, 2, 16]",
+    w="float16[32, 2]",
+    constants=(),
+    output="y",
+    more="",
+    before="",
 ):
     """Windows by Gather, times the weight, summed, in float32; ``body`` replaces what follows the Gather."""
     body = (
@@ -264,6 +272,7 @@ def gathered(
             x32 = Cast <to = 1> (x)
             w32 = Cast <to = 1> (w)
             windows = Gather <axis = 0> (x32, at)
+            {before}
             {body}
             {more}
         }}"""
@@ -389,6 +398,26 @@ NEAR_MISSES = {
     "an extra consumer of the products": (
         lambda: gathered(body=PRODUCTS + SUMMED, more="extra = Neg (products)"),
         "'products', which it is computed from, is also used elsewhere",
+    ),
+    "heads exchanged": (
+        lambda: gathered(
+            body=PRODUCTS.replace("windows", "h") + SUMMED,
+            before="h = Gather <axis = 2> (windows, heads)",
+            constants={"heads": [1, 0]},
+        ),
+        "same head",
+    ),
+    "channels backwards": (
+        lambda: gathered(
+            body=PRODUCTS.replace("windows", "h") + SUMMED,
+            before="h = Gather <axis = 3> (windows, channels)",
+            constants={"channels": list(range(16))[::-1]},
+        ),
+        "same channel",
+    ),
+    "a weight per window that is an input": (
+        lambda: gathered(w="float16[6, 32, 2, 1]", body=f"products = Mul (windows, w32)\n {SUMMED}"),
+        "depends on the window",
     ),
     "float32 models": (
         lambda: gathered(x="float[112, 2, 16]", w="float[32, 2]", body=PRODUCTS + SUMMED),
@@ -719,7 +748,7 @@ def hostile():
     yield "wild attributes", wild
 
 
-@pytest.mark.parametrize(("name", "model"), hostile(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("name", "model"), list(hostile()), ids=lambda value: value if isinstance(value, str) else "")
 def test_a_hostile_model_is_neither_fused_nor_costly(name, model):
     started = time.process_time()
     assert not any(candidate.reason == "" for candidate in candidates(model)), name
@@ -919,6 +948,23 @@ def test_the_command_fails_cleanly(capsys, saved, tmp_path):
     status, _, err = command(capsys, tmp_path / "text.onnx", "-o", out)
     assert (status, len(err.splitlines())) == (2, 1)
     assert not out.exists()
+
+
+def test_indices_and_weights_in_external_files_are_read(capsys, tmp_path):
+    model = learned(data()[1].astype(np.float32))
+    path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="data.bin", size_threshold=0)
+    status, text, _ = command(capsys, path, "-o", out, "--verify")
+    assert (status, "'y': equal" in text) == (0, True)
+    assert op_types(onnx.load(out, load_external_data=False)) == ["Cast", "NsaCompress"]  # the Cast was idle before
+    outside = onnx.load(path, load_external_data=False)
+    for tensor in outside.graph.initializer:
+        tensor.external_data[0].value = "../data.bin"
+    (tmp_path / "inner").mkdir()
+    path = tmp_path / "inner" / "model.onnx"
+    path.write_bytes(outside.SerializeToString())
+    assert not fuse(outside, folder=path.parent).fused
+    assert not fuse(outside).fused
 
 
 def test_a_wrong_result_is_not_written(capsys, saved, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from onnx import ModelProto, TypeProto
 
@@ -67,29 +68,34 @@ class FuseResult:
 
 
 def candidates(
-    model: ModelProto, types: Mapping[str, TypeProto] | None = None, *, allow_rounding: bool = False
+    model: ModelProto,
+    types: Mapping[str, TypeProto] | None = None,
+    *,
+    allow_rounding: bool = False,
+    folder: Path | None = None,
 ) -> tuple[Candidate, ...]:
     """What looks like the compression, without changing anything. Never raises; its cost is bounded.
 
     Args:
         model: trusted in nothing.
         types: types of the main graph's values, if they have been inferred; else they are here.
-        allow_rounding: as in `fuse`.
+        allow_rounding, folder: as in `fuse`.
     """
     try:
-        found, _ = _search(model, types, Options(allow_rounding=allow_rounding))
+        found, _ = _search(model, types, Options(allow_rounding, folder))
         return tuple(_candidate(one) for one in found)
     except UnicodeError:  # names that are no text: others say so
         return ()
 
 
-def fuse(model: ModelProto, *, allow_rounding: bool = False) -> FuseResult:
+def fuse(model: ModelProto, *, allow_rounding: bool = False, folder: Path | None = None) -> FuseResult:
     """Replace the compressions that can be proven. The model that is given stays as it is.
 
     Args:
-        model: large weights may be in external files; those are not read.
+        model: trusted in nothing; its external data need not be loaded.
         allow_rounding: also replace what rounds products or partial sums to 16 bits, or accumulates in float64. The
             result then differs in the last places: NsaCompress accumulates in float32 and rounds once.
+        folder: of the model's external data, where exporters put indices and weights; without it, none is read.
 
     Raises:
         ValueError: the model imports another version of our domain.
@@ -99,7 +105,7 @@ def fuse(model: ModelProto, *, allow_rounding: bool = False) -> FuseResult:
         raise ValueError(f"the model imports {spec.DOMAIN} version {wrong[0]}, fuse writes {spec.OPSET_VERSION}")
     copy = ModelProto()
     copy.CopyFrom(model)
-    options = Options(allow_rounding=allow_rounding)
+    options = Options(allow_rounding, folder)
     found, complete = _search(copy, None, options)
     proven = [one for one in found if one.compression is not None]
     fused = tuple(_candidate(one) for one in proven)
@@ -115,7 +121,7 @@ def _search(model: ModelProto, types: Mapping[str, TypeProto] | None, options: O
         return found, True
     budget = Budget()
     try:
-        for graph in graphs(model, _types(model) if types is None else types):
+        for graph in graphs(model, _types(model, options.folder) if types is None else types, options.folder):
             for one in search(graph, budget, options):
                 found.append(one)
     except ExhaustedError:
@@ -123,11 +129,11 @@ def _search(model: ModelProto, types: Mapping[str, TypeProto] | None, options: O
     return found, True
 
 
-def _types(model: ModelProto) -> Mapping[str, TypeProto]:
+def _types(model: ModelProto, folder: Path | None) -> Mapping[str, TypeProto]:
     # Imported late: the checker's rules use `candidates`.
     from ..check.model import read
 
-    return read(model, None).inferred
+    return read(model, folder).inferred
 
 
 def _candidate(found: Found) -> Candidate:

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, model: ModelProto) -> int:
     Raises:
         ValueError: it cannot be done; nothing has been written.
     """
-    result = fuse(model, allow_rounding=arguments.allow_rounding)
+    result = fuse(model, allow_rounding=arguments.allow_rounding, folder=Path(arguments.model).parent)
     report = check(result.model)
     if not report.ok:
         raise ValueError(f"the result does not pass nsa-onnx check: {report.to_text()}")

@@ -37,6 +37,7 @@ class Graph:
     outputs: set[str] = field(default_factory=set)
     folded: dict[str, Integers | None] = field(default_factory=dict)
     is_sound: bool = True
+    folder: Path | None = None
 
     @property
     def nodes(self) -> Sequence[NodeProto]:
@@ -60,7 +61,7 @@ class Graph:
         if name not in self.folded:
             tensor = self.constant(name)
             small = tensor is not None and all(d >= 0 for d in tensor.dims) and math.prod(tensor.dims) <= MAX_ELEMENTS
-            self.folded[name] = integer_values(tensor) if tensor is not None and small else None
+            self.folded[name] = integer_values(inside(tensor, self.folder)) if tensor is not None and small else None
         return self.folded[name]
 
     def root(self, name: str) -> Root | None:
@@ -80,13 +81,19 @@ class Graph:
         return Root(name, tuple(shape), type_proto.tensor_type.elem_type)
 
 
-def graphs(model: ModelProto, types: Mapping[str, TypeProto]) -> Iterator[Graph]:
-    """The main graph and all subgraphs of nodes, with what names mean in each. Functions are left out."""
+def graphs(model: ModelProto, types: Mapping[str, TypeProto], folder: Path | None) -> Iterator[Graph]:
+    """The main graph and all subgraphs of nodes, with what names mean in each. Functions are left out.
+
+    Args:
+        types: of the main graph's values, as they were inferred.
+        folder: of the external data; without it, none is read.
+    """
     nothing: Mapping[str, TensorProto | None] = {}
     pending = [(model.graph, "graph", nothing, types)]
     while pending:
         proto, place, outer_constants, outer_types = pending.pop()
         graph = _graph(proto, place, outer_constants, outer_types, model.ir_version)
+        graph.folder = folder
         yield graph
         for index, node in enumerate(proto.node):
             for inner in subgraphs(node):
@@ -166,9 +173,25 @@ def weight_values(tensor: TensorProto | None, folder: Path | None) -> npt.NDArra
         return None
     if any(dim < 0 for dim in tensor.dims) or math.prod(tensor.dims) > MAX_ELEMENTS:
         return None
+    tensor = inside(tensor, folder)
     if tensor.data_location == TensorProto.EXTERNAL:
         return None
     try:
         return np.asarray(numpy_helper.to_array(tensor)).reshape(-1)
     except Exception:  # a malformed tensor: onnx and NumPy have their own errors for that
         return None
+
+
+def inside(tensor: TensorProto, folder: Path | None) -> TensorProto:
+    """The tensor, with its data in it if that lies in a file of the model's folder and is not too large."""
+    if tensor.data_location != TensorProto.EXTERNAL or folder is None:
+        return tensor
+    from ..check.model import external_bytes  # imported late: the checker's rules use fusion
+
+    try:
+        data = external_bytes(tensor, folder)
+    except ValueError:  # a rule of the checker says why
+        return tensor
+    if data is None:
+        return tensor
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data)

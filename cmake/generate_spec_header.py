@@ -75,6 +75,8 @@ def header(spec: ModuleType, version: str) -> str:
         limits("kCompressLimits", spec.COMPRESS_LIMITS),
         limits("kInferLimits", spec.INFER_LIMITS),
     ]
+    for name in ("MAX_DECODE_BLOCK", "MAX_ODD_HEADS", "MAX_ELEMENTS", "MAX_BATCH"):
+        lines.append(constant("int64_t", camel(f"VENDOR_{name}"), str(getattr(spec, f"VENDOR_{name}"))))
     for namespace, rows in (("compress_row", spec.COMPRESS_ROWS), ("infer_row", spec.INFER_ROWS)):
         lines.append(f"namespace {namespace} {{")
         lines += [constant("std::string_view", camel(name), quoted(row.message)) for name, row in rows.items()]

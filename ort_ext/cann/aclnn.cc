@@ -12,10 +12,7 @@
 namespace nsa::cann {
 namespace {
 
-constexpr int64_t kMaxDecodeBlock = 64;
-constexpr int64_t kMaxOddHeads = 50;
-constexpr size_t kMaxSequences = 2047;
-constexpr int64_t kMaxElements = (int64_t{1} << 32) - 1;
+constexpr size_t kMaxSequences = static_cast<size_t>(spec::kVendorMaxBatch);
 // See Decode: not the node's.
 constexpr int64_t kDecodeStride = 16;
 enum LengthsKind : int64_t { kPrefixSums = 0, kLengths = 1 };
@@ -177,9 +174,9 @@ class AclnnBackend : public Backend {
   const char* name() const override { return "aclnn"; }
 
   void RequireInferBlock(int64_t block) const override {
-    if (block <= kMaxDecodeBlock) return;
+    if (block <= spec::kVendorMaxDecodeBlock) return;
     Refuse("compresses into a cache with compress_block_size <= " +
-           std::to_string(kMaxDecodeBlock) + ", got " + std::to_string(block));
+           std::to_string(spec::kVendorMaxDecodeBlock) + ", got " + std::to_string(block));
   }
 
   void Compress(const CompressRun& run, Launch& launch) const override {
@@ -188,9 +185,9 @@ class AclnnBackend : public Backend {
   }
 
   void Infer(const InferRun& run, Launch& launch) const override {
-    if (run.heads > kMaxOddHeads && run.heads % 2 != 0) {
-      Refuse("needs an even number of heads above " + std::to_string(kMaxOddHeads) + ", got " +
-             std::to_string(run.heads));
+    if (run.heads > spec::kVendorMaxOddHeads && run.heads % 2 != 0) {
+      Refuse("needs an even number of heads above " + std::to_string(spec::kVendorMaxOddHeads) +
+             ", got " + std::to_string(run.heads));
     }
     const std::vector<SlotWrite>& plan = *run.plan;
     for (const SlotWrite& write : plan) {
@@ -204,7 +201,7 @@ class AclnnBackend : public Backend {
 
  private:
   static void RequireElements(const char* what, int64_t rows, int64_t row) {
-    if (rows <= kMaxElements / row) return;
+    if (rows <= spec::kVendorMaxElements / row) return;
     Refuse(std::string("counts elements in 32 bits, ") + what + " has " + std::to_string(rows) +
            " rows of " + std::to_string(row));
   }

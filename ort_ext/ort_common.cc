@@ -84,8 +84,9 @@ void* Output(OrtKernelContext* context, Shape shape) {
 }
 
 cpu::Parallel SessionThreads(OrtKernelContext* context) {
-  // The pool's size is not to be had; a few parts per core let it balance them.
-  const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
+  // The pool's size is not to be had; a few parts per core let it balance them. The number of cores
+  // comes out of a file, which takes longer than a decode step that has nothing to write.
+  static const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
   return {std::min<int64_t>(64, 4 * cores),
           [context](int64_t parts, const std::function<void(int64_t)>& body) {
             using Body = std::function<void(int64_t)>;

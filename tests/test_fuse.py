@@ -220,7 +220,7 @@ def test_a_learned_convolution_gets_its_weight_folded_back(wide, dynamo):
 
 
 def test_bfloat16_is_fused():
-    model = export(Module(unfold), True, dtype=torch.bfloat16)
+    model = export(Module(unfold), False, dtype=torch.bfloat16)
     same_results(model, fused_to_one_node(model).model, dtype=BFLOAT16)
 
 
@@ -464,6 +464,30 @@ def test_what_looks_odd_but_is_the_same_is_fused(name):
     assert [candidate.output for candidate in result.fused] == ["y"]
     x, w = data()
     assert oracle.ulp_distance(run(model, x=x, w=w)[0], run(result.model, x=x, w=w)[0]) <= 1
+
+
+def ranged(start=0, short=BLOCK - 1, step=STRIDE):
+    """The gathered form for any number of tokens T: windows from ``start`` to before T - ``short``."""
+    before = """shape = Shape <start = 0, end = 1> (x)
+        t = Squeeze (shape)
+        limit = Sub (t, short)
+        starts = Range (start, limit, step)
+        column = Unsqueeze (starts, one)
+        places = Add (column, offsets)
+        from_places = Gather <axis = 0> (x32, places)"""
+    constants = {"start": start, "short": short, "step": step, "offsets": np.arange(BLOCK)}
+    body = PRODUCTS.replace("(windows", "(from_places") + SUMMED
+    return gathered(x="float16[T, 2, 16]", before=before, body=body, constants=constants)
+
+
+def test_open_lengths_are_fused_only_if_all_windows_are_there():
+    assert fuse(ranged()).fused
+    for wrong in ({"short": 30}, {"short": 32}, {"short": 47}, {"start": 16}, {"start": 16, "short": 15}):
+        result = fuse(ranged(**wrong))
+        assert not result.fused, wrong
+        assert result.left
+    (left,) = fuse(ranged(step=24)).left
+    assert left.reason == "compress_stride must be a multiple of 16, got 24"
 
 
 # --------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ namespace nsa::cpu {
 namespace {
 
 // Of the results of all cases. A change of the cases changes it; a change of a kernel must not.
-constexpr uint64_t kDigest = 0x409A7ED338D10F74;
+constexpr uint64_t kDigest = 0x617F1EAFC31F9765;
 
 constexpr const char* kDTypeNames[] = {"float16", "bfloat16"};
 constexpr int kMostFailuresShown = 10;
@@ -369,7 +369,22 @@ void TestAllCompress(Tester* tester) {
     TestCompress({{dtype, kind, 32, 16, 127, 256, ++seed}, {31, 31 + 80}}, tester);
     TestCompress({{dtype, kind, 128, 48, 40, 112, ++seed}, {1, 128 + 2 * 48}}, tester);
     TestCompress({{dtype, kind, 48, 16, 9, 240, ++seed}, {48 + 12 * 16 + 15}}, tester);
+    TestCompress({{dtype, kind, 96, 64, 40, 112, ++seed}, {96 + 64}}, tester);
+    TestCompress({{dtype, kind, 112, 64, 20, 256, ++seed}, {20, 20 + 112 + 64 + 5}}, tester);
+    TestCompress({{dtype, kind, 112, 64, 16, 128, ++seed}, {112 + 3 * 64}}, tester);
+    // Many overlapping windows near the border of exact products, which a kernel may look for.
+    for (int i = 0; i < 40; ++i) {
+      const int64_t block = 64 + 16 * (i % 5), first = block + 16 * 9;
+      TestCompress({{dtype, Values::kBorder, block, 16, 1 + i % 3, 32, ++seed},
+                    {first, first + block + 16 * 5}},
+                   tester);
+    }
   }
+  // More output than a cache would keep: 2.2 MB.
+  const int64_t rows = 1100;
+  TestCompress(
+      {{DType::kBFloat16, Values::kModerate, 32, 16, 4, 256, ++seed}, {32 + 16 * (rows - 1)}},
+      tester);
 }
 
 // --------------------------------------------------------------------------------------------------

@@ -37,11 +37,13 @@ enum class Values {
   kLargest,     // sums that overflow when they are rounded, products that overflow before the sum
   kSmallest,    // subnormal results, products below float32's smallest
   kTies,        // halfway between two results
+  kBorder,      // of one case all products near the border where they overflow, or become subnormal
   kSpecial,     // moderate, with a few NaNs, infinities and zeros of both signs
 };
-constexpr int kValueKinds = 8;
-constexpr const char* kValueNames[kValueKinds] = {"moderate", "any bits", "finite", "cancelling",
-                                                  "largest",  "smallest", "ties",   "special"};
+constexpr int kValueKinds = 9;
+constexpr const char* kValueNames[kValueKinds] = {"moderate",   "any bits", "finite",
+                                                  "cancelling", "largest",  "smallest",
+                                                  "ties",       "border",   "special"};
 
 class Generator {
  public:
@@ -49,7 +51,10 @@ class Generator {
       : mantissa_(dtype == DType::kFloat16 ? 10 : 7),
         bias_(dtype == DType::kFloat16 ? 15 : 127),
         values_(values),
-        random_(*random) {}
+        random_(*random) {
+    const int64_t one = bias_ == 127 ? 125 : 14, other = bias_ == 127 ? -141 : -24;
+    border_ = random_.OneIn(2) ? random_.Between(one, one + 4) : random_.Between(other, other + 18);
+  }
 
   // weight[block, heads]; input[tokens, pitch] with pitch = heads * dim.
   void Weight(uint16_t* weight, int64_t block, int64_t heads) {
@@ -114,11 +119,12 @@ class Generator {
 
   bool SharesWeight() const {
     return values_ == Values::kCancelling || values_ == Values::kLargest ||
-           values_ == Values::kSmallest || values_ == Values::kTies;
+           values_ == Values::kSmallest || values_ == Values::kTies || values_ == Values::kBorder;
   }
   // Odd and even heads have two styles of kLargest and kSmallest.
   uint16_t WeightOfHead(int64_t n) {
     if (values_ == Values::kCancelling) return Any(-2, 2);
+    if (values_ == Values::kBorder) return Any(border_ / 2, border_ / 2);
     const bool at_one = n % 2 == 0 || values_ == Values::kTies;
     if (at_one) return Make({random_.OneIn(2), 0, 0});
     const int64_t half = values_ == Values::kLargest ? (bias_ + 1) / 2 : -Middle();
@@ -145,6 +151,8 @@ class Generator {
         return Smallest(head);
       case Values::kTies:
         return Tie();
+      case Values::kBorder:
+        return random_.OneIn(12) ? Any(border_ - border_ / 2 - 1, border_ - border_ / 2) : 0;
       case Values::kSpecial:
         return random_.OneIn(300) ? Special() : Any(-4, 3);
       default:
@@ -179,6 +187,7 @@ class Generator {
   int mantissa_, bias_;
   Values values_;
   Random& random_;
+  int64_t border_;  // of kBorder: the largest exponent of a product, before its mantissa
 };
 
 }  // namespace nsa::cpu

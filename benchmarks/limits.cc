@@ -78,8 +78,10 @@ uint32_t Read(const uint8_t* from, size_t size, size_t ahead) {
 size_t MultiplyAdd(size_t turns, float* result) {
   const DF df;
   const auto x = hn::Set(df, 0.999f), y = hn::Set(df, 0.001f);
-  auto a = hn::Set(df, *result), b = a, c = a, d = a, e = a, f = a;
-  auto g = a, h = a, i = a, j = a, k = a, l = a;
+  // From values of their own: of chains that are equal, the compiler would compute one.
+  const auto start = [&](float chain) HWY_ATTR { return hn::Set(df, *result + chain); };
+  auto a = start(0), b = start(1), c = start(2), d = start(3), e = start(4), f = start(5);
+  auto g = start(6), h = start(7), i = start(8), j = start(9), k = start(10), l = start(11);
   for (size_t turn = 0; turn < turns; ++turn) {
     a = hn::MulAdd(a, x, y), b = hn::MulAdd(b, x, y), c = hn::MulAdd(c, x, y);
     d = hn::MulAdd(d, x, y), e = hn::MulAdd(e, x, y), f = hn::MulAdd(f, x, y);

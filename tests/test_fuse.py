@@ -825,7 +825,7 @@ def test_long_sequences_are_proven_in_little_memory_and_time():
 def movements(draw, shape):
     """A node that moves the elements of x of this shape, and its constant inputs."""
     rank = len(shape)
-    kinds = ["Reshape", "Unsqueeze", "Expand"]
+    kinds = ["Reshape", "Unsqueeze", "Expand", "Squeeze"]
     kinds += ["Transpose", "Slice", "Gather", "Concat", "Tile", "Flatten"] if rank else []
     kind = draw(st.sampled_from(kinds))
     axis = draw(st.integers(0, rank - 1)) if rank else 0
@@ -846,6 +846,9 @@ def movements(draw, shape):
         index = st.integers(-shape[axis], shape[axis] - 1)
         constants["indices"] = draw(st.one_of(index, st.lists(index, min_size=1, max_size=3)))
         attributes["axis"] = axis
+    elif kind == "Squeeze":
+        ones = [place for place in range(rank) if shape[place] == 1]
+        constants = {"axes": ones[:1]} if ones and draw(st.booleans()) else {}
     elif kind == "Unsqueeze":
         constants["axes"] = draw(st.sampled_from([[axis], [0, -1], [rank]]))
     elif kind == "Expand":
@@ -989,6 +992,23 @@ def test_indices_and_weights_in_external_files_are_read(capsys, tmp_path):
     path.write_bytes(outside.SerializeToString())
     assert not fuse(outside, folder=path.parent).fused
     assert not fuse(outside).fused
+
+
+def test_a_result_with_new_errors_is_not_written(capsys, saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("nsa_onnx.fuse.proof.segments", lambda starts, tokens, block: (16, (64, 32)))
+    monkeypatch.setattr("nsa_onnx.fuse.proof._check_contract", lambda *_: None)
+    out = tmp_path / "out.onnx"
+    status, _, err = command(capsys, saved(gathered()), "-o", out)
+    assert (status, "errors that the model has not" in err, out.exists()) == (1, True, False)
+
+
+def test_a_model_with_other_errors_is_fused_all_the_same(capsys, saved, tmp_path):
+    model = gathered(more="other = nsa_onnx.NsaCompress <compress_block_size = 32, compress_stride = 16> (x, w, seq)")
+    model.graph.initializer.append(models.lengths([50, 40]))
+    model.opset_import.add(domain="nsa_onnx", version=1)
+    assert not nsa_onnx.check(model).ok
+    status, text, _ = command(capsys, saved(model), "-o", tmp_path / "out.onnx")
+    assert (status, text.startswith("fused 'y'")) == (0, True)
 
 
 def test_a_wrong_result_is_not_written(capsys, saved, tmp_path, monkeypatch):

@@ -87,7 +87,8 @@ cpu::Parallel SessionThreads(OrtKernelContext* context) {
   // The pool's size is not to be had; a few parts per core let it balance them. The number of cores
   // comes out of a file, which takes longer than a decode step that has nothing to write.
   static const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
-  return {std::min<int64_t>(64, 4 * cores),
+  constexpr int64_t kBytesWorthHanding = int64_t{1} << 18;  // to threads that wait: 10 us or so
+  return {std::min<int64_t>(64, 4 * cores), kBytesWorthHanding,
           [context](int64_t parts, const std::function<void(int64_t)>& body) {
             using Body = std::function<void(int64_t)>;
             const auto call = [](void* data, size_t part) noexcept {

@@ -10,8 +10,8 @@
 namespace nsa::cpu {
 namespace {
 
-// Handing work to another thread costs some 20 us; reading this much takes about as long.
-constexpr int64_t kBytesPerPart = int64_t{1} << 17;
+// To start a thread takes some 50 us.
+constexpr int64_t kBytesWorthAThread = int64_t{1} << 20;
 
 // More threads than this are a mistake, and memory bandwidth is used up long before.
 constexpr int64_t kMostThreads = 256;
@@ -29,7 +29,7 @@ void Run(const Data& data, Kernel kernel, int64_t units, int64_t unit_tokens,
   // Where D is 0 there may be any number of units, of which the bytes could not be counted.
   if (units == 0 || data.dim == 0) return;
   const int64_t bytes = units * unit_tokens * data.dim * int64_t{sizeof(uint16_t)};
-  const int64_t worth = std::min(units, bytes / kBytesPerPart + 1);
+  const int64_t worth = std::min(units, bytes / parallel.bytes_per_part + 1);
   const int64_t parts = std::max<int64_t>(1, std::min(worth, parallel.most_parts));
   const size_t scratch_size = ScratchSize(data);
   const std::unique_ptr<float[]> scratch(new float[scratch_size * static_cast<size_t>(parts)]);
@@ -60,7 +60,9 @@ void RunOnOwnThreads(int64_t parts, const std::function<void(int64_t)>& body) {
 
 }  // namespace
 
-Parallel OwnThreads(int64_t threads) { return {std::min(threads, kMostThreads), RunOnOwnThreads}; }
+Parallel OwnThreads(int64_t threads) {
+  return {std::min(threads, kMostThreads), kBytesWorthAThread, RunOnOwnThreads};
+}
 
 void RunCompress(DType dtype, const CompressData& data, const Parallel& parallel) {
   int64_t rows = 0;

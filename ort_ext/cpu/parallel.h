@@ -9,10 +9,13 @@
 
 namespace nsa::cpu {
 
-// Where a kernel's parts run: at most `most_parts`, through run(parts, body), which calls
-// body(0) .. body(parts - 1) in any order, on any threads, and returns when all have returned.
+// Where a kernel's parts run: at most `most_parts`, each of which reads `bytes_per_part` or more
+// (as much as is read while work is handed to another thread), through run(parts, body), which
+// calls body(0) .. body(parts - 1) in any order, on any threads, and returns when all have
+// returned.
 struct Parallel {
   int64_t most_parts;
+  int64_t bytes_per_part;
   std::function<void(int64_t parts, const std::function<void(int64_t)>& body)> run;
 };
 

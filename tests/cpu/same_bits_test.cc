@@ -561,7 +561,7 @@ void TestOnlyWindowsAreRead(Tester* tester) {
 
 // --------------------------------------------------------------------------------------------------
 // Both operators through the C interface, which starts threads of its own. The inputs are large
-// enough for five of them (kBytesPerPart in parallel.cc).
+// enough for five of them (kBytesWorthAThread in parallel.cc).
 
 template <class Call>
 void CompareThreads(const std::string& what, const std::vector<std::string>& targets, Array* result,
@@ -588,7 +588,7 @@ void CompareThreads(const std::string& what, const std::vector<std::string>& tar
 }
 
 void TestCompressThreads(DType dtype, const std::vector<std::string>& targets) {
-  const CompressCase c{{dtype, Values::kCancelling, 48, 32, 4, 64, 3000}, {500, 520, 1300}};
+  const CompressCase c{{dtype, Values::kCancelling, 48, 32, 4, 64, 3000}, {500, 520, 11000}};
   Random random(c.seed);
   CompressArrays arrays(c, &random);
   const int64_t rows = PlannedRows(Plan(c));
@@ -606,7 +606,8 @@ void TestCompressThreads(DType dtype, const std::vector<std::string>& targets) {
 }
 
 void TestInferThreads(DType dtype, const std::vector<std::string>& targets) {
-  const InferCase c{{dtype, Values::kCancelling, 48, 16, 15, 256, 3001}, 64, {64, 48}, true};
+  const InferCase c{
+      {dtype, Values::kCancelling, 48, 16, 15, 256, 3001}, 64, std::vector<int64_t>(16, 64), true};
   Random random(c.seed);
   InferArrays arrays(c, Place::kUnaligned, &random);
   arrays.input.MakeReadOnly();

@@ -521,3 +521,32 @@ def test_shapes_that_nodes_compute_from_constants_are_used():
     text = compress(x="100, 4, 16", y="3, 4, 16", w="32, 5", seq=[40, 100], before=order)
     made = parsed(text.replace("float16[100, 4, 16] x", "float16[6400] flat"))
     assert rules_of(check(made)) == {"NSA008"}
+
+
+@pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand", "Tile", "Range", "broadcast"])
+def test_what_would_be_too_large_is_not_even_tried(kind, monkeypatch):
+    tried = []
+    evaluate = limits._evaluate
+    monkeypatch.setattr(limits, "_evaluate", lambda node, *more: (tried.append(node.op_type), evaluate(node, *more))[1])
+    check(parsed(compress(seq=[40, 100], before=BOMBS[kind])))
+    assert BOMBS[kind][-1].split()[2] not in tried
+
+
+def test_shapes_of_values_count_as_constants_in_large_models():
+    # Relu is none of the operators with which onnx is let to propagate data: only we know T then.
+    text = compress(x="100, 4, 16", y="4, 4, 16", seq=[40, 60], before=["z = Relu (x)", *COMPUTED["T by Shape"]])
+    assert rules_of(check(parsed(text))) == {"NSA018"}
+
+
+def test_segments_that_are_all_too_short_give_a_warning():
+    made = parsed(compress(x="100, 4, 16", y="0, 4, 16", seq=[31, 62, 93, 100]))
+    assert rules_of(check(made)) == {"NSA022"}
+
+
+def test_lengths_that_need_too_many_pages_either_way_are_no_prefix_sums():
+    seq = [64, 128, 192, 256, 320]
+    assert check(parsed(infer(x="4, 64, 4, 16", batch="5", table="5, 5", seq=seq))).ok
+
+
+def test_slots_of_sequences_that_do_not_write_may_hold_anything():
+    assert check(parsed(infer(seq=[33, 33, 33], slots=[9, 1, 1], pages=[99] * 12))).ok

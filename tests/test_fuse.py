@@ -399,6 +399,17 @@ NEAR_MISSES = {
         lambda: gathered(body=PRODUCTS + SUMMED, more="extra = Neg (products)"),
         "'products', which it is computed from, is also used elsewhere",
     ),
+    "heads exchanged in the second part": (
+        lambda: gathered(
+            WINDOWS[:3],
+            body=PRODUCTS.replace("windows", "h") + SUMMED,
+            before="""later = Gather <axis = 0> (x32, at_1)
+                exchanged = Gather <axis = 2> (later, heads)
+                h = Concat <axis = 0> (windows, exchanged)""",
+            constants={"heads": [1, 0], "at_1": WINDOWS[3:]},
+        ),
+        "",
+    ),
     "heads exchanged": (
         lambda: gathered(
             body=PRODUCTS.replace("windows", "h") + SUMMED,

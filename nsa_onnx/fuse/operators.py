@@ -529,15 +529,12 @@ def split(call: Call) -> list[Value]:
 # Products and sums
 
 
-def _finished(terms: Terms, multiplies_only: bool) -> Terms:
+def _finished(terms: Terms) -> Terms:
     """After one operator's arithmetic: what its element type has done to the numbers."""
     if terms.dtype not in _EXACT:
         raise RefusalError("a product of another kind of type")
-    short = terms.dtype in SHORT
-    if short and multiplies_only:
-        return replace(terms, rounded=True, origin=terms.dtype)
-    # One operator that multiplies and sums rounds once, at its end: how it accumulates the standard leaves open.
-    return _noting_double(replace(terms, rounded=short, origin=terms.dtype))
+    # One operator rounds once, at its end, also if it sums: how it accumulates the standard leaves open.
+    return _noting_double(replace(terms, rounded=terms.dtype in SHORT, origin=terms.dtype))
 
 
 def _mul(call: Call) -> Value:
@@ -549,7 +546,7 @@ def _mul(call: Call) -> Value:
         raise RefusalError("too many axes")
     labels = [str(k) for k in range(rank)]
     product = contract(first, labels[rank - len(first.shape) :], second, labels[rank - len(second.shape) :], labels)
-    return _finished(product, multiplies_only=True)
+    return _finished(product)
 
 
 def _reduce_sum(call: Call) -> Value:
@@ -578,7 +575,7 @@ def _einsum(call: Call) -> Value:
     lengths_fit = len(operands[0]) == len(first.shape) and len(operands[1]) == len(second.shape)
     if not lengths_fit or len(set(out)) != len(out) or not set(out) <= set(left):
         raise RefusalError("Einsum whose equation does not fit")
-    return _finished(contract(first, operands[0], second, operands[1], out), multiplies_only=False)
+    return _finished(contract(first, operands[0], second, operands[1], out))
 
 
 def _matmul(call: Call) -> Value:
@@ -590,7 +587,7 @@ def _matmul(call: Call) -> Value:
     rows, columns = (["row"] if a > 1 else []), (["column"] if b > 1 else [])
     mine = [*batch[len(batch) - max(a - 2, 0) :], *rows, "k"]
     theirs = [*batch[len(batch) - max(b - 2, 0) :], "k", *columns]
-    return _finished(contract(first, mine, second, theirs, [*batch, *rows, *columns]), multiplies_only=False)
+    return _finished(contract(first, mine, second, theirs, [*batch, *rows, *columns]))
 
 
 def _conv(call: Call) -> Value:
@@ -619,7 +616,7 @@ def _conv(call: Call) -> Value:
     x = take(x, 1, outputs // (kernel[0] // group) * kernel[1] + np.arange(kernel[1], dtype=np.int64))
     places, offsets = [f"i{k}" for k in range(space)], [f"j{k}" for k in range(space)]
     labels = ["b", "o", "c", *(name for pair in zip(places, offsets, strict=True) for name in pair)]
-    return _finished(contract(x, labels, w, ["o", "c", *offsets], ["b", "o", *places]), multiplies_only=False)
+    return _finished(contract(x, labels, w, ["o", "c", *offsets], ["b", "o", *places]))
 
 
 def _windows(length: Dim, kernel: int, stride: int, dilation: int) -> Integers | Positions:

@@ -552,7 +552,7 @@ def test_a_float32_weight_is_fused_only_if_it_is_one_of_16_bits():
 
 
 def test_nothing_else_changes():
-    model = gathered(more="x_again = Neg (x32)\n y_again = Relu (y)")
+    model = gathered(more="x_again = Neg (x32)\n y_again = Relu (y)\n idle = Identity (at)")
     for name in ("x_again", "y_again"):
         model.graph.output.append(helper.make_empty_tensor_value_info(name))
     model.graph.output[1].type.tensor_type.elem_type = TensorProto.FLOAT
@@ -562,11 +562,11 @@ def test_nothing_else_changes():
     before = onnx.ModelProto.FromString(model.SerializeToString())
     result = fuse(model).model
     assert model == before  # the argument stays
-    assert op_types(result) == ["Cast", "NsaCompress", "Neg", "Relu"]
+    assert op_types(result) == ["Cast", "NsaCompress", "Neg", "Relu", "Identity"]
     assert [node for node in result.graph.node if node.domain == ""] == [
-        node for node in model.graph.node if node.op_type == "Neg" or node.output[0] in ("x32", "y_again")
+        node for node in model.graph.node if node.output[0] in ("x32", "x_again", "y_again", "idle")
     ]
-    assert {tensor.name for tensor in result.graph.initializer} == {"unused_before", "y_actual_seq_len"}
+    assert {tensor.name for tensor in result.graph.initializer} == {"at", "unused_before", "y_actual_seq_len"}
     assert (result.graph.input, result.graph.output) == (model.graph.input, model.graph.output)
     assert [(entry.domain, entry.version) for entry in result.opset_import] == [("", 18), ("nsa_onnx", 1)]
     assert (result.ir_version, result.doc_string) == (model.ir_version, "kept")

@@ -399,6 +399,13 @@ NEAR_MISSES = {
         lambda: gathered(body=PRODUCTS + SUMMED, more="extra = Neg (products)"),
         "'products', which it is computed from, is also used elsewhere",
     ),
+    "tokens that lose bits first": (
+        lambda: gathered(
+            body=PRODUCTS.replace("(windows", "(wide") + SUMMED,
+            before="short = Cast <to = 16> (windows)\n wide = Cast <to = 1> (short)",
+        ),
+        "loses bits",
+    ),
     "heads exchanged in the second part": (
         lambda: gathered(
             WINDOWS[:3],
@@ -760,7 +767,7 @@ def hostile():
     cycle.graph.node[2].input[0] = "products"
     yield "a cycle", cycle
     twice = gathered()
-    twice.graph.node.add(op_type="Identity", input=["x"], output=["windows"])
+    twice.graph.node.insert(0, helper.make_node("Identity", ["x"], ["windows"]))
     yield "a value made twice", twice
     broken = gathered()
     broken.graph.initializer[0].raw_data = b"123"

@@ -333,9 +333,18 @@ def loop_of(function):
     return next(node for node in function.node if node.op_type == "Loop").attribute[0].g
 
 
+def merge_names(function, name, other):
+    for node in function.node:
+        node.input[:] = [other if one == name else one for one in node.input]
+        node.output[:] = [other if one == name else one for one in node.output]
+
+
 DIFFERENCES = {
     "a node more": lambda f: f.node.insert(0, helper.make_node("Neg", ["weight"], ["unused"])),
     "a node less": lambda f: f.node.pop(0),
+    "the last node less": lambda f: f.node.pop(),
+    "an orphan": lambda f: f.node[0].output.__setitem__(0, "orphan"),
+    "one name for two values": lambda f: merge_names(f, "one", "zero"),
     "an operator": lambda f: setattr(next(n for n in f.node if n.op_type == "Add"), "op_type", "Sub"),
     "a domain": lambda f: setattr(f.node[-1], "domain", "other"),
     "an input": lambda f: f.node[-1].input.__setitem__(1, "weight"),
@@ -550,3 +559,20 @@ def test_lengths_that_need_too_many_pages_either_way_are_no_prefix_sums():
 
 def test_slots_of_sequences_that_do_not_write_may_hold_anything():
     assert check(parsed(infer(seq=[33, 33, 33], slots=[9, 1, 1], pages=[99] * 12))).ok
+
+
+def test_atc_takes_constants_without_a_domain_and_one_domain_without_names():
+    constant = compress(before=["c = Constant <value_int = 0> ()"])
+    assert rules_of(check(parsed(constant), target="atc")) == {"NSA035"}
+    alone = '<ir_version: 10, opset_import: ["" : 18]> g (float[2] x) => (float[2] y) { y = Neg (x) }'
+    assert check(parsed(alone), target="atc").ok
+
+
+def test_a_node_with_the_name_of_an_input_is_found_for_atc():
+    text = '<ir_version: 10, opset_import: ["" : 18]> g (float[2] x) => (float[2] y) { [x] y = Neg (x) }'
+    assert rules_of(check(parsed(text), target="atc")) == {"NSA041"}
+
+
+def test_a_cache_that_something_was_computed_from_is_not_handed_on():
+    made = parsed(infer(carried=False, after=["z = Neg (cache_out)"], outputs=["z"]))
+    assert rules_of(check(made)) == {"NSA024"}

@@ -369,6 +369,7 @@ def evaluate(graph: Graph, final: str, x: Root, w: Root, budget: Budget) -> dict
             call = Call(node, [Numbers(()) if isinstance(value, RefusalError) else value for value in inputs])
             results = split(call) if node.op_type == "Split" else [OPERATORS[node.op_type](call)]
         except RefusalError as refusal:
+            refusal.windows |= any(isinstance(value, Terms) and value.windows > 1 for value in inputs)
             values.update((name, refusal) for name in node.output)
             continue
         except (ArithmeticError, LookupError, TypeError, ValueError):  # what no valid model holds

@@ -13,10 +13,11 @@ from onnx import TensorProto, helper
 
 from nsa_onnx import spec
 from nsa_onnx.atc import prepare_atc
-from nsa_onnx.check import TARGETS, Severity, UnreadableModelError, check
+from nsa_onnx.check import RULES, TARGETS, Severity, UnreadableModelError, check
 from nsa_onnx.check import folding as limits
 from nsa_onnx.check.rules.examples import compress, infer, infer_node
 from nsa_onnx.functions import MIN_OPSET, expand
+from nsa_onnx.fuse import candidates
 
 
 def parsed(text):
@@ -576,3 +577,10 @@ def test_a_node_with_the_name_of_an_input_is_found_for_atc():
 def test_a_cache_that_something_was_computed_from_is_not_handed_on():
     made = parsed(infer(carried=False, after=["z = Neg (cache_out)"], outputs=["z"]))
     assert rules_of(check(made)) == {"NSA024"}
+
+
+def test_what_only_looks_like_the_compression_is_left_alone():
+    # D = 8 is not within the operator's limits, so no node could be put in.
+    made = parsed(RULES["NSA028"].example.replace("4, 16]", "4, 8]"))
+    assert [bool(one.reason) for one in candidates(made)] == [True]
+    assert check(made).ok

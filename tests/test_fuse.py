@@ -404,7 +404,7 @@ NEAR_MISSES = {
             body=PRODUCTS.replace("(windows", "(wide") + SUMMED,
             before="short = Cast <to = 16> (windows)\n wide = Cast <to = 1> (short)",
         ),
-        "loses bits",
+        "weight must have the dtype of input, bfloat16, got float16",
     ),
     "heads exchanged in the second part": (
         lambda: gathered(

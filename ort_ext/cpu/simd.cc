@@ -45,6 +45,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 using DF = hn::CappedTag<float, 16>;
 using DU = hn::Rebind<uint32_t, DF>;
 using DH = hn::Rebind<uint16_t, DF>;
+using DPair = hn::Repartition<uint16_t, DF>;  // as many bytes: the elements of two vectors
 using VF = hn::Vec<DF>;
 
 // One NaN for all: its payload and sign would differ between instruction sets.
@@ -99,7 +100,15 @@ HWY_INLINE hn::Vec<DH> DemoteFloat16(VF v) {
 }
 #endif
 
+// Sums that a step keeps in registers; an element, a weight and the compiler need the rest.
+#if HWY_ARCH_ARM_A64 || (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3)
+constexpr int kSums = 16;  // of 32
+#else
+constexpr int kSums = 8;  // of 16
+#endif
+
 struct SimdFloat16 : Float16 {
+  static constexpr bool kInPairs = false;
   static HWY_INLINE VF Load(const uint16_t* from) { return PromoteFloat16(from); }
   static HWY_INLINE hn::Vec<DH> Narrow(VF v) { return DemoteFloat16(v); }
   // |x * w| is 0 or in [2^-48, 2^32]: exact in float32, so that fused and unfused agree.
@@ -107,16 +116,33 @@ struct SimdFloat16 : Float16 {
 };
 
 struct SimdBFloat16 : BFloat16 {
+  // Two vectors that are neighbours are loaded as one of words, whose upper and lower halves need
+  // one instruction each to become float32: the odd and the even elements. All steps must do so
+  // with the same vectors, and where registers are few, some take only one.
+  static constexpr bool kInPairs = kSums >= 2 * kMostWindows;
+
+  template <bool kOdd>
+  static HWY_INLINE VF LoadOfPair(const uint16_t* from) {
+    const auto words = hn::BitCast(DU(), hn::LoadU(DPair(), from));
+    if constexpr (kOdd) return hn::BitCast(DF(), hn::And(words, hn::Set(DU(), 0xFFFF0000u)));
+    return hn::BitCast(DF(), hn::ShiftLeft<16>(words));
+  }
+  static HWY_INLINE hn::Vec<DPair> NarrowPair(VF even, VF odd) {
+    const auto upper = hn::And(Rounded(odd), hn::Set(DU(), 0xFFFF0000u));
+    return hn::BitCast(DPair(), hn::Or(hn::ShiftRight<16>(Rounded(even)), upper));
+  }
   static HWY_INLINE VF Load(const uint16_t* from) {
     return hn::BitCast(DF(), hn::ShiftLeft<16>(hn::PromoteTo(DU(), hn::LoadU(DH(), from))));
   }
   // In integers: the instructions for this flush subnormals on some machines and truncate on
   // others.
-  static HWY_INLINE hn::Vec<DH> Narrow(VF v) {
+  static HWY_INLINE hn::Vec<DU> Rounded(VF v) {
     const auto bits = hn::BitCast(DU(), OneNaN(v));
     const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(DU(), 1));
-    const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(DU(), 0x7FFF)));
-    return hn::TruncateTo(DH(), hn::ShiftRight<16>(rounded));
+    return hn::Add(bits, hn::Add(odd, hn::Set(DU(), 0x7FFF)));
+  }
+  static HWY_INLINE hn::Vec<DH> Narrow(VF v) {
+    return hn::TruncateTo(DH(), hn::ShiftRight<16>(Rounded(v)));
   }
   // The product may overflow or become subnormal, where fused and unfused differ: two steps.
   static HWY_INLINE VF Add(VF sum, VF x, VF w) { return hn::Add(sum, hn::Mul(x, w)); }
@@ -127,12 +153,6 @@ struct SimdBFloat16Exact : SimdBFloat16 {
   static HWY_INLINE VF Add(VF sum, VF x, VF w) { return hn::MulAdd(x, w, sum); }
 };
 
-// Sums that a step keeps in registers; an element, a weight and the compiler need the rest.
-#if HWY_ARCH_ARM_A64 || (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3)
-constexpr int kSums = 16;  // of 32
-#else
-constexpr int kSums = 8;  // of 16
-#endif
 static_assert(kSums >= kMostWindows);
 
 // Vectors of one token that a step takes, given the windows it serves: the power of two that fits.
@@ -164,18 +184,23 @@ struct Tile {
 // Highway's goes to the first-level cache, which the tile at work fills.
 HWY_INLINE void PrefetchToSecondLevel(const uint16_t* from) { __builtin_prefetch(from, 0, 2); }
 
-// To memory, past the caches if asked and if the vector is a whole one: Highway rounds its size up.
-HWY_INLINE void Write(hn::Vec<DH> v, uint16_t* to, bool streams) {
-  if (streams && hn::Lanes(DH()) >= 16 / sizeof(uint16_t)) {
-    hn::Stream(v, DH(), to);
+// To memory, past the caches if asked, where the vector is aligned and whole: Highway would round
+// its size up.
+template <class D>
+HWY_INLINE void Write(D d, hn::Vec<D> v, uint16_t* to, bool streams) {
+  const size_t bytes = hn::Lanes(d) * sizeof(uint16_t);
+  if (streams && bytes >= 16 && reinterpret_cast<uintptr_t>(to) % bytes == 0) {
+    hn::Stream(v, d, to);
   } else {
-    hn::StoreU(v, DH(), to);
+    hn::StoreU(v, d, to);
   }
 }
 
-// SVE's vectors cannot be elements of an array: sixteen names stand for one.
-#define NSA_EACH_SUM(M) \
-  M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
+// SVE's vectors cannot be elements of an array: sixteen names stand for one of sums, eight for one
+// of a token's vectors.
+#define NSA_EACH_SUM(M) NSA_EACH_VECTOR(M) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
+#define NSA_EACH_VECTOR(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
+#define NSA_EACH_PAIR(M) M(0, 1) M(2, 3) M(4, 5) M(6, 7) M(8, 9) M(10, 11) M(12, 13) M(14, 15)
 
 template <int kIndex>
 HWY_INLINE VF Pick(VF v0, VF v1, VF v2, VF v3, VF v4, VF v5, VF v6, VF v7) {
@@ -194,6 +219,7 @@ HWY_INLINE VF Pick(VF v0, VF v1, VF v2, VF v3, VF v4, VF v5, VF v6, VF v7) {
 template <class T, int kWindows, int kVectors, int kShare>
 HWY_INLINE void Step(const Tile& tile) {
   static_assert(kWindows * kVectors <= 16 && kVectors <= 8 && kVectors % kShare == 0);
+  constexpr bool kPairs = T::kInPairs && kShare > 1;
   const DF df;
   const size_t lanes = hn::Lanes(df);
   const float* const sums = tile.sums;
@@ -207,7 +233,7 @@ HWY_INLINE void Step(const Tile& tile) {
       s##i = hn::LoadU(df, sums + i % kVectors * sums_pitch + i / kVectors * lanes); \
     }                                                                                \
   }
-  NSA_EACH_SUM(NSA_LOAD)
+  NSA_EACH_SUM(NSA_LOAD);
 #undef NSA_LOAD
   const uint16_t* token = tile.token;
   const uint16_t* ahead = tile.ahead;
@@ -217,16 +243,20 @@ HWY_INLINE void Step(const Tile& tile) {
   for (size_t j = 0; j < tile.tokens; ++j) {
     constexpr size_t kLine = 64 / sizeof(uint16_t);
     for (size_t i = 0; i < kVectors * lanes; i += kLine) PrefetchToSecondLevel(ahead + i);
-    const auto load = [&](int i)
-                          HWY_ATTR { return T::Load(token + (i < kVectors ? i : 0) * lanes); };
-    const VF x0 = load(0), x1 = load(1), x2 = load(2), x3 = load(3);
-    const VF x4 = load(4), x5 = load(5), x6 = load(6), x7 = load(7);
+    const auto load = [&](auto index) HWY_ATTR {
+      constexpr int i = decltype(index)::value < kVectors ? decltype(index)::value : 0;
+      if constexpr (kPairs) return T::template LoadOfPair<i % 2 == 1>(token + (i - i % 2) * lanes);
+      if constexpr (!kPairs) return T::Load(token + i * lanes);
+    };
+#define NSA_X(i) const VF x##i = load(std::integral_constant<int, i>());
+    NSA_EACH_VECTOR(NSA_X);
+#undef NSA_X
 #define NSA_ADD(i)                                                                       \
   if constexpr (i < kWindows * kVectors) {                                               \
     const VF w = hn::Set(df, weight[i % kVectors / kShare * head_pitch + i / kVectors]); \
     s##i = T::Add(s##i, Pick<i % kVectors>(x0, x1, x2, x3, x4, x5, x6, x7), w);          \
   }
-    NSA_EACH_SUM(NSA_ADD)
+    NSA_EACH_SUM(NSA_ADD);
 #undef NSA_ADD
     token += pitch;
     ahead += ahead_pitch;
@@ -234,14 +264,23 @@ HWY_INLINE void Step(const Tile& tile) {
   }
 #define NSA_STORE(i)                                                                    \
   if constexpr (i < kWindows * kVectors) {                                              \
-    if (i / kVectors == kWindows - 1 && tile.output != nullptr) {                       \
-      Write(T::Narrow(s##i), tile.output + i % kVectors * lanes, tile.streams);         \
-    } else {                                                                            \
+    if (i / kVectors < kWindows - 1 || tile.output == nullptr) {                        \
       hn::StoreU(s##i, df, results + i % kVectors * sums_pitch + i / kVectors * lanes); \
+    } else if constexpr (!kPairs) {                                                     \
+      Write(DH(), T::Narrow(s##i), tile.output + i % kVectors * lanes, tile.streams);   \
     }                                                                                   \
   }
-  NSA_EACH_SUM(NSA_STORE)
+  NSA_EACH_SUM(NSA_STORE);
 #undef NSA_STORE
+#define NSA_WRITE_PAIR(i, next)                                       \
+  if constexpr (kPairs && i / kVectors == kWindows - 1) {             \
+    if (tile.output != nullptr) {                                     \
+      uint16_t* const to = tile.output + i % kVectors * lanes;        \
+      Write(DPair(), T::NarrowPair(s##i, s##next), to, tile.streams); \
+    }                                                                 \
+  }
+  NSA_EACH_PAIR(NSA_WRITE_PAIR);
+#undef NSA_WRITE_PAIR
 }
 
 // A step on the tile's first vectors; the tile becomes what is to the right of them.
@@ -402,7 +441,7 @@ class Prefill {
     const RowRun& last = data.runs[data.run_count - 1];
     const int64_t bytes =
         (last.first_row + last.rows) * data.heads * data.dim * int64_t{sizeof(uint16_t)};
-    return bytes >= kStreamedBytes && reinterpret_cast<uintptr_t>(data.output) % 32 == 0;
+    return bytes >= kStreamedBytes;
   }
 
   // The most tokens of a chunk, a power of two, that are not too much to fetch ahead.

@@ -160,11 +160,6 @@ def cpu_targets() -> list[str]:
     return str(_library().nsa_cpu_targets().decode()).split(",")
 
 
-def set_cpu_target(name: str) -> None:
-    """Force an instruction set by name, or "auto". RuntimeError names the choices."""
-    _call("nsa_set_cpu_target", name.encode())
-
-
 def ascend_backends() -> dict[str, str]:
     """Who could compute on an Ascend device here, best first: ``ok``, or what it lacks."""
     lines = _library().nsa_ascend_backends().decode(errors="replace").splitlines()

@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, helper
 import nsa_onnx
 from nsa_onnx import spec
 from nsa_onnx.check import TARGETS, Report, Severity, UnreadableModelError, check
-from nsa_onnx.check.model import MAX_ALIKE, propagates_little
+from nsa_onnx.check.model import MAX_ALIKE, propagates_safely
 from nsa_onnx.check.rules import RULE_OF_ROW, RULES
 from nsa_onnx.check.rules.registry import rule
 from nsa_onnx.functions import expand
@@ -457,6 +457,15 @@ def test_unknown_targets_are_refused_with_the_choices():
         check(models.compress(), target="gpu")
 
 
+def test_severities_may_be_named():
+    warned = nsa_onnx.check(models.compress([16, 32], w=(48, 4), compress_block_size=48))
+    assert (warned.count("warning"), warned.count("error")) == (1, 0)
+    assert warned.fails("warning") and not warned.fails("error")
+    for ask in (warned.fails, warned.count, nsa_onnx.check(models.compress([40, 100])).fails):
+        with pytest.raises(ValueError, match="'note' is not a valid Severity"):
+            ask("note")
+
+
 def test_the_report_as_json_is_a_summary_and_entries():
     report = check(models.compress(compress_stride=8))
     data = json.loads(report.to_json())
@@ -653,9 +662,9 @@ def test_hostile_models_give_findings_in_time(make, target):
 
 @pytest.mark.parametrize("call", [True, False])
 def test_onnx_is_not_let_to_concatenate_without_bound(call):
-    assert propagates_little(doubling_lengths(15, call))
-    assert not propagates_little(doubling_lengths(21, call))
-    assert not propagates_little(doubling_lengths(3000, call))
+    assert propagates_safely(doubling_lengths(15, call))
+    assert not propagates_safely(doubling_lengths(21, call))
+    assert not propagates_safely(doubling_lengths(3000, call))
 
 
 @pytest.mark.parametrize("call", [True, False])

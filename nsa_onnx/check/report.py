@@ -85,12 +85,15 @@ class Report:
         """Whether nothing was found."""
         return not self.findings
 
-    def count(self, severity: Severity) -> int:
-        return sum(finding.severity is severity for finding in self.findings)
+    def count(self, severity: Severity | str) -> int:
+        """How many findings are of a severity, ``error`` or ``warning``. ValueError for another one."""
+        wanted = Severity(severity)
+        return sum(finding.severity is wanted for finding in self.findings)
 
-    def fails(self, fail_on: Severity = Severity.WARNING) -> bool:
-        """Whether something was found that is at least as bad as ``fail_on``."""
-        return self.count(Severity.ERROR) > 0 or (fail_on is Severity.WARNING and not self.ok)
+    def fails(self, fail_on: Severity | str = Severity.WARNING) -> bool:
+        """Whether something was found that is at least as bad as ``fail_on``. ValueError if that is no severity."""
+        mildest = Severity(fail_on)
+        return self.count(Severity.ERROR) > 0 or (mildest is Severity.WARNING and not self.ok)
 
     def to_text(self, *, color: bool = False) -> str:
         """For people: per finding a line, and one with the hint if there is one; per run a line; one in the end."""

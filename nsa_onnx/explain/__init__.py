@@ -33,7 +33,7 @@ def explain(
 
     Raises:
         UnreadableModelError: (a ValueError) the file cannot be read as a model.
-        ValueError: the target is unknown, or a length is not in ``1 .. 2**40``.
+        ValueError: the target is unknown, or a length is not in ``1 .. MAX_DRAWN_LENGTH``.
     """
     for index, length in enumerate(lengths or ()):
         if not 1 <= length <= MAX_DRAWN_LENGTH:

@@ -137,16 +137,6 @@ def _without_dead(graph: GraphProto, nodes: Sequence[NodeProto], dead: set[str])
     return [node for node in nodes if id(node) not in removed], gone
 
 
-def _inner_inputs(node: NodeProto) -> Iterator[str]:
-    pending = list(subgraphs(node))
-    while pending:
-        graph = pending.pop()
-        yield from (value.name for value in graph.output)
-        for inner in graph.node:
-            yield from inner.input
-            pending.extend(subgraphs(inner))
-
-
 class _Builder:
     """The nodes that take the place of one value's."""
 

@@ -19,6 +19,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from . import spec
 from .check.model import MAX_FUNCTION_CALLS, NsaNode, UnreadableModelError, function_calls, read
+from .check.rules.targets import batch, vendor_violations
 from .functions import DEFAULT_OPSET, standard_opset, subgraphs
 from .schema import INPUT_NAMES, SCHEMAS
 
@@ -285,30 +286,9 @@ def _require_vendor(work: _Work) -> None:
 
 
 def _vendor_violations(node: NsaNode) -> spec.Violations:
-    facts = node.facts
-    if facts is None or node.violations:
-        return
-    block, stride = facts.integer("compress_block_size"), facts.integer("compress_stride")
-    tokens, lengths = facts.tensor("input"), facts.constants.get("actual_seq_len")
-    if facts.op_type == spec.COMPRESS_OP:
-        ends = None if lengths is None else lengths.tolist()
-        if ends is None and block is not None and (tokens.dim(0) or block) < block:
-            ends = [tokens.dim(0)]  # however they are cut, no segment is longer
-        yield from spec.vendor_compress_violations(tokens.dims(3))
-        yield from spec.direct_compress_violations(ends, block, stride)
-        return
-    yield from spec.vendor_infer_violations(tokens.dims(4), facts.tensor("cache").dims(3), block)
-    yield from spec.direct_infer_violations(_batch(node), True, tokens.dim(0))
-
-
-def _batch(node: NsaNode) -> int | None:
-    """How many sequences a decode node has, from whichever input tells."""
-    assert node.facts is not None
-    lengths = node.facts.constants.get("actual_seq_len")
-    if lengths is not None:
-        return int(lengths.size)
-    names = ("slot_mapping", "actual_seq_len", "block_table")
-    return next((dim for name in names if (dim := node.facts.tensor(name).dim(0)) is not None), None)
+    if node.facts is not None and not node.violations:
+        found = vendor_violations(node, direct=True)
+        yield from (violation for violation in found if violation.row.id != "vendor_table")  # it gets one
 
 
 # --------------------------------------------------------------------------------------------------
@@ -323,12 +303,12 @@ def _insert_tables(work: _Work) -> None:
         if node.op_type != spec.INFER_OP or any(node.proto.input[table:]):
             continue
         assert node.facts is not None
-        pages, batch = node.facts.tensor("input").dim(0), _batch(node)
+        pages, sequences = node.facts.tensor("input").dim(0), batch(node)
         prefix = names.prefix()
-        if pages is not None and batch and pages % batch == 0 and pages <= MAX_CONSTANT_PAGES:
-            values = np.arange(pages, dtype="<i4").reshape(batch, pages // batch)
+        if pages is not None and sequences and pages % sequences == 0 and pages <= MAX_CONSTANT_PAGES:
+            values = np.arange(pages, dtype="<i4").reshape(sequences, pages // sequences)
             made = [_constant(prefix + "block_table", values)]
-            kind = f"a constant block_table [{batch}, {pages // batch}]"
+            kind = f"a constant block_table [{sequences}, {pages // sequences}]"
         else:
             made = _table_nodes(node.proto, prefix)
             kind = "a block_table computed from its inputs' shapes"

@@ -295,6 +295,7 @@ REFUSED = {
     "odd heads": (models.infer(**WIDE), "N must be even above 50", "got 51: pad"),
     "no rows": (models.compress([16, 32], w=(48, 4), compress_block_size=48), "T' must be >= 1", "got 0"),
     "no rows, any cut": (models.compress(x=(31, 4, 16)), "T' must be >= 1", "got 0"),
+    "no token": (models.compress(x=(0, 4, 16)), "T' must be >= 1", "got 0"),
     "batch": (models.infer(LENGTHS, batch=2048, table=(2048, 1)), "actual_seq_len must have <= 2047", "got 2048"),
     "no batch": (models.infer([], batch=0, table=(0, 4)), "actual_seq_len must have >= 1", "got 0"),
     "no pages": (models.infer(x=(0, 64, 4, 16)), "input.shape[0] must be >= 1", "got 0"),

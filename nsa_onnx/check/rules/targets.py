@@ -27,7 +27,7 @@ _PREPARE = "nsa-onnx prepare-atc does it"
 _ELSEWHERE = "serve the model with onnxruntime-cann and our ascend_kernels, which have no such limit"
 
 
-def _batch(node: NsaNode) -> spec.Dim:
+def batch(node: NsaNode) -> spec.Dim:
     """How many sequences a decode node has, from whichever input tells."""
     assert node.facts is not None
     names = ("actual_seq_len", "slot_mapping", "block_table")
@@ -35,14 +35,18 @@ def _batch(node: NsaNode) -> spec.Dim:
     return next((dim for dim in dims if dim is not None), None)
 
 
-def _vendor_violations(model: Model, node: NsaNode) -> spec.Violations:
-    """The rows of `spec.VENDOR_ROWS` that a node breaks on the model's target."""
+def vendor_violations(node: NsaNode, *, direct: bool) -> spec.Violations:
+    """The rows of `spec.VENDOR_ROWS` that a node of ours breaks.
+
+    Args:
+        direct: it becomes a call of the vendor's operator as it stands (target ``atc``), which nothing works around.
+    """
     facts = node.facts
     assert facts is not None
     tokens, block = facts.tensor("input"), facts.integer("compress_block_size")
     if node.op_type == COMPRESS:
         yield from spec.vendor_compress_violations(tokens.dims(3))
-        if model.target == "atc":
+        if direct:
             constant, most = facts.constants.get("actual_seq_len"), tokens.dim(0)
             ends = None if constant is None else constant.tolist()
             if ends is None and most is not None and block is not None and most < block:
@@ -50,9 +54,9 @@ def _vendor_violations(model: Model, node: NsaNode) -> spec.Violations:
             yield from spec.direct_compress_violations(ends, block, facts.integer("compress_stride"))
         return
     yield from spec.vendor_infer_violations(tokens.dims(4), facts.tensor("cache").dims(3), block)
-    if model.target == "atc":
+    if direct:
         table = connected(node, "block_table")
-        yield from spec.direct_infer_violations(_batch(node), table, tokens.dim(0))
+        yield from spec.direct_infer_violations(batch(node), table, tokens.dim(0))
 
 
 def _vendor_rule(
@@ -70,7 +74,7 @@ def _vendor_rule(
 
     def check(model: Model) -> Iterator[Finding]:
         for node in sound(node for node in model.nodes if node.facts is not None):
-            for violation in _vendor_violations(model, node):
+            for violation in vendor_violations(node, direct=model.target == "atc"):
                 if violation.row.id in rows:
                     yield finding(node, violation.message, violation.row.argument)
 
@@ -130,12 +134,13 @@ _vendor_rule(
     hint=f"split the batch among several nodes, or {_ELSEWHERE}",
     targets=("atc",),
 )
-_ROW = 128 * 256
-_MOST_ROWS = spec.VENDOR_MAX_ELEMENTS // _ROW
+_MOST_HEADS, _MOST_DIM = spec.COMPRESS_LIMITS.max_heads, spec.MAX_HEAD_DIM
+_MOST_ROWS = spec.VENDOR_MAX_ELEMENTS // (_MOST_HEADS * _MOST_DIM)
 
 
 def _tokens(count: int) -> str:
-    return compress(x=f"{count}, 128, 256", w="32, 128", y="R, 128, 256")
+    row = f"{_MOST_HEADS}, {_MOST_DIM}"
+    return compress(x=f"{count}, {row}", w=f"32, {_MOST_HEADS}", y=f"R, {row}")
 
 
 _vendor_rule(

@@ -305,8 +305,6 @@ PEAK = """
 import resource, sys
 from nsa_onnx.check.formats import FORMATS
 from nsa_onnx.cli import main
-
-pytest_plugins = ["pytester"]
 status = main(["check", *sys.argv[1:]])
 sys.stdout.flush()
 print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)

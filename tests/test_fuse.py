@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import time
 import warnings
 
@@ -1027,6 +1028,14 @@ def test_a_model_with_other_errors_is_fused_all_the_same(capsys, saved, tmp_path
     assert not nsa_onnx.check(model).ok
     status, text, _ = command(capsys, saved(model), "-o", tmp_path / "out.onnx")
     assert (status, text.startswith("fused 'y'")) == (0, True)
+
+
+def test_without_onnxruntime_nothing_is_said_to_be_verified(capsys, saved, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    out = tmp_path / "out.onnx"
+    status, text, err = command(capsys, saved(gathered()), "-o", out, "--verify")
+    assert (status, text, out.exists()) == (2, "", False)
+    assert err.startswith("nsa-onnx: --verify: onnxruntime cannot be imported") and len(err.splitlines()) == 1
 
 
 def test_a_wrong_result_is_not_written(capsys, saved, tmp_path, monkeypatch):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from pathlib import Path
 
 from onnx import ModelProto
 
 from .._files import write_model
-from ..check import Report, Severity, check
+from ..check import Report, RunUnavailableError, Severity, check
+from ..check.run import require_onnxruntime
 from . import Candidate, fuse
 from .compare import compare
 
@@ -36,6 +38,12 @@ def run(arguments: argparse.Namespace, model: ModelProto) -> int:
     Raises:
         ValueError: it cannot be done; nothing has been written.
     """
+    if arguments.verify:
+        try:
+            require_onnxruntime()
+        except RunUnavailableError as error:
+            print(f"nsa-onnx: --verify: {error}", file=sys.stderr)
+            return 2
     result = fuse(model, allow_rounding=arguments.allow_rounding, folder=Path(arguments.model).parent)
     report = check(result.model)
     if _errors(report) - _errors(check(model)):

@@ -131,6 +131,37 @@ def test_many_windows_do_not_fuse_bfloat16_products_that_are_inexact(name, token
     assert float(out[3, 0, 16]) != fused
 
 
+@pytest.mark.parametrize(("block", "stride", "heads", "dim"), [(64, 16, 3, 48), (96, 32, 40, 112)])
+@pytest.mark.parametrize("in_weight", [False, True], ids=["token", "weight"])
+@pytest.mark.parametrize(
+    ("weight", "first", "bad_token", "bad_weight", "fused"),
+    [
+        # Twice -1.5 * 2^126, which is exact, then 2^128.
+        (2.0**28, [-1.5 * 2.0**98] * 2, (2.0**100, 2.0**28), (2.0**98, 2.0**30), 2.0**126),
+        # 261 * 2^-133, which is exact and a tie, then 1.25 * 2^-149: 2^-149 by itself, too little for the sum.
+        (29 * 2.0**-84, [9 * 2.0**-49], (1.25 * 2.0**-69, 2.0**-80), (1.25 * 2.0**-46, 2.0**-103), 262 * 2.0**-133),
+    ],
+    ids=["overflows", "vanishes"],
+)
+def test_one_inexact_bfloat16_product_is_seen_wherever_it_is(
+    weight, first, bad_token, bad_weight, fused, in_weight, block, stride, heads, dim
+):
+    """One element among exact ones, in corners of a chunk and of the weights; also with chunks in parts."""
+    dtype = DTYPES[1]
+    overlapping = block // stride
+    tokens, row = block + stride * (2 * overlapping + 1), overlapping
+    start = row * stride
+    for j, n, d in [(stride, 0, 0), (2 * stride - 1, heads - 1, dim - 1), (block - 1, heads - 1, 0)]:
+        x, w = np.zeros((tokens, heads, dim), dtype), np.full((block, heads), weight, dtype)
+        x[start : start + len(first)] = np.array(first)[:, None, None]
+        (x[start + j, n, d], w[j, n]) = bad_weight if in_weight else bad_token
+        expected = oracle.compress_exact(x, w, block, stride, [tokens])
+        assert float(expected[row, n, d]) != fused
+        for name in TARGETS:
+            with target(name):
+                assert has_contract_bits(compress(x, w, stride, [tokens]), expected), (name, j, n, d)
+
+
 @dtypes
 @settings(max_examples=40)
 @given(data=st.data())

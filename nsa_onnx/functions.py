@@ -304,9 +304,18 @@ def expand(model: ModelProto) -> ModelProto:
     return result
 
 
+_STANDARD = ("", "ai.onnx")
+"""Both names of the standard operators' domain."""
+
+
 def standard_opset(imports: Iterable[OperatorSetIdProto]) -> int | None:
     """The imported version of the standard operators."""
-    return next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), None)
+    return next((entry.version for entry in imports if entry.domain in _STANDARD), None)
+
+
+def is_standard(node: NodeProto) -> bool:
+    """Whether the node's operator is of the standard domain."""
+    return node.domain in _STANDARD
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper
 
+from ..functions import is_standard
+
 if TYPE_CHECKING:
     from .model import Scope
 
@@ -155,7 +157,7 @@ class Folder:
 
 def runs(node: NodeProto) -> bool:
     """Whether a node may be run, if its inputs are known."""
-    standard = node.domain in ("", "ai.onnx") and node.op_type in _BOUNDS
+    standard = is_standard(node) and node.op_type in _BOUNDS
     return standard and not any(attribute.ref_attr_name for attribute in node.attribute)
 
 

@@ -12,15 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
-from ..functions import subgraphs
+from ..functions import is_standard, subgraphs
 from ..schema import integer_values
 from .operators import FLOAT, SHORT
 from .proof import Root
 from .terms import MAX_ELEMENTS, Dim, Dynamic, Integers
-
-
-def is_standard(node: NodeProto) -> bool:
-    return node.domain in ("", "ai.onnx")
 
 
 @dataclass

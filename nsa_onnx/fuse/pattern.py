@@ -10,7 +10,8 @@ from pathlib import Path
 
 from onnx import NodeProto
 
-from .graph import Graph, is_standard, weight_values
+from ..functions import is_standard
+from .graph import Graph, weight_values
 from .operators import FLOAT, MOVEMENTS, OPERATORS, PRODUCTS, SHORT, SUMS, Call, Numbers, Value, split
 from .proof import Compression, Root, UnprovenError, prove
 from .terms import LEAST_WINDOW, Budget, Dynamic, RefusalError, Terms, W, X, root

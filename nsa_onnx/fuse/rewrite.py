@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from .. import spec
-from ..functions import subgraphs
+from ..functions import standard_opset, subgraphs
 from .graph import captured, weight_values
 from .pattern import Found, Options
 from .proof import Compression, numpy_type
@@ -55,7 +55,7 @@ def replace_all(model: ModelProto, found: Sequence[Found], options: Options) -> 
 
 
 def opset(model: ModelProto) -> int:
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    return standard_opset(model.opset_import) or 0
 
 
 def _all_graphs(graph: GraphProto) -> Iterator[GraphProto]:

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
 
 from ... import spec
-from ...functions import MIN_OPSET, body, standard_opset
+from ...functions import MIN_OPSET, body, is_standard, standard_opset
 from ...schema import SCHEMAS
 from ..model import Model
 from ..report import Finding, Severity
@@ -111,7 +111,7 @@ def _same_nodes(ours: Sequence[NodeProto], theirs: Sequence[NodeProto], names: _
     # As deep as our own body: theirs is followed only where it has the same nodes.
     return len(ours) == len(theirs) and all(
         mine.op_type == other.op_type
-        and other.domain in ("", "ai.onnx")
+        and is_standard(other)
         and names.same(mine.input, other.input)
         and _same_attributes(mine, other, names)
         and names.same(mine.output, other.output)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from onnx import NodeProto
 
 from ... import spec
-from ...functions import subgraphs
+from ...functions import is_standard, subgraphs
 from ...schema import tensor_facts
 from ..model import Model, NsaNode, Scope, node_name, text
 from ..report import Finding, Severity
@@ -212,7 +212,7 @@ def _both_broadcast(model: Model) -> Iterator[Finding]:
     """
     for scope in model.scopes:
         for index, node in enumerate(scope.nodes):
-            if node.op_type not in _BROADCASTING or node.domain not in ("", "ai.onnx") or len(node.input) != 2:
+            if node.op_type not in _BROADCASTING or not is_standard(node) or len(node.input) != 2:
                 continue
             first, second = (tensor_facts(scope.type_of(name)).shape for name in node.input)
             if first is not None and second is not None and _grows(first, second) and _grows(second, first):

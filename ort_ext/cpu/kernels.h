@@ -58,6 +58,7 @@ size_t ScratchSize(const InferData& data);
 // What one instruction set provides; the arrays are indexed by DType. No kernel allocates or
 // throws.
 struct Kernels {
+  // There is a row, or a write, and D is not 0: RunCompress and RunInfer see to that.
   // Output rows first .. last - 1, counted over all runs.
   void (*compress[2])(const CompressData& data, int64_t first, int64_t last, float* scratch);
   // Heads first .. last - 1, counted over all writes: unit u is head u % heads of write u / heads.

@@ -21,7 +21,7 @@ from ._files import NotWritableError, replace_file, write_model
 from .atc import AtcError, prepare_atc
 from .check import TARGETS, UnreadableModelError, check
 from .check import command as check_command
-from .check.model import MAX_FUNCTION_CALLS, embedded, function_calls, load, propagates_little
+from .check.model import MAX_FUNCTION_CALLS, embedded, function_calls, load, propagates_safely, without_weights
 from .eager import nsa_compress
 from .explain import MAX_DRAWN_LENGTH
 from .explain import explain as explain_page
@@ -112,11 +112,14 @@ def _infer_shapes(arguments: argparse.Namespace) -> int:
     model = _load(arguments)
     if function_calls(model) > MAX_FUNCTION_CALLS:
         raise _CommandError(f"{arguments.model}: functions call one another more than {MAX_FUNCTION_CALLS} times")
+    folder = Path(arguments.model).parent
     for tensor in model.graph.initializer:
-        tensor.CopyFrom(embedded(tensor, Path(arguments.model).parent))  # inference reads no other file
+        tensor.CopyFrom(embedded(tensor, folder))  # inference reads no other file
     try:
+        light = infer_shapes(without_weights(model, folder)).graph
+        types = {value.name: value.type for value in (*light.value_info, *light.output)}
         # Strict: what onnx would leave out without a word is an error here.
-        result = infer_shapes(model, strict_mode=True, data_prop=propagates_little(model))
+        result = infer_shapes(model, strict_mode=True, data_prop=propagates_safely(model, types))
     except Exception as error:  # onnx raises classes of its own, and others for broken models
         raise _CommandError(f"{arguments.model}: {error}") from error
     write_model(result, Path(arguments.model), Path(arguments.output))

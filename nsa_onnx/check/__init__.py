@@ -12,7 +12,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from . import rules
-from .model import UnreadableModelError, load, read
+from .model import Model, UnreadableModelError, load, read
 from .report import Finding, NodeRun, Report, Severity
 from .rules import RULES, TARGETS, Rule
 from .run import RunUnavailableError, run_nodes
@@ -44,6 +44,13 @@ def check(model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu", ru
         ValueError: the target is unknown.
         RunUnavailableError: (a RuntimeError) nodes were to be run, and onnxruntime or our library is missing.
     """
+    return examine(model, target=target, run=run)[1]
+
+
+def examine(
+    model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu", run: bool = False
+) -> tuple[Model, Report]:
+    """`check`, and the model as the rules saw it, for those who show more than findings."""
     if target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
     if isinstance(model, ModelProto):
@@ -57,4 +64,4 @@ def check(model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu", ru
         runs, differences = run_nodes(seen, findings) if run else ((), ())
     except UnicodeError as error:
         raise UnreadableModelError(f"{path or 'model'}: holds text that is not UTF-8") from error
-    return Report(path, target, tuple(node.name for node in seen.nodes), findings + differences, runs)
+    return seen, Report(path, target, tuple(node.name for node in seen.nodes), findings + differences, runs)

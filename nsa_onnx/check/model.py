@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx.numpy_helper
+import onnx.serialization
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from .. import spec
@@ -30,6 +31,7 @@ from ..schema import (
     violations,
 )
 from .folding import MAX_ELEMENTS, Array, Folder, runs
+from .wire import MAX_UNSCANNED_BYTES, WireError, scan
 
 # Protobuf cannot hold more in one message, so a larger file is no model.
 MAX_FILE_BYTES = 2**31 - 1
@@ -39,8 +41,10 @@ MAX_CONSTANT_BYTES = 64 * 2**20
 SMALL_BYTES = 64 * 2**10
 # onnx infers a function anew for every call, so nested calls can multiply without bound.
 MAX_FUNCTION_CALLS = 10_000
-# onnx's data propagation computes integers by concatenating; a few dozen Concats of Concats would fill the memory.
+# Entries of onnx's data propagation, of 140 bytes each. A few dozen Concats of Concats would fill the memory.
 MAX_PROPAGATED = 1_000_000
+# Elements that the shape of a value may have.
+MAX_RANK = 1000
 # Of one kind of mistake, as many are reported per node, then their number: a batch has thousands of lengths.
 MAX_ALIKE = 8
 
@@ -62,6 +66,9 @@ def load(path: Path) -> ModelProto:
 
     Raises:
         UnreadableModelError: no such file, not a regular file, too large, or not an ONNX model.
+
+    A valid model takes twice its file while it is read, weights inside the file included; one whose messages would
+    take much more is refused before.
     """
     try:
         info = path.stat()
@@ -69,6 +76,8 @@ def load(path: Path) -> ModelProto:
             raise UnreadableModelError(f"{path}: not a file")
         if info.st_size > MAX_FILE_BYTES:
             raise UnreadableModelError(f"{path}: {info.st_size} bytes, a model is at most {MAX_FILE_BYTES}")
+        if info.st_size > MAX_UNSCANNED_BYTES:
+            _require_frugal(path, info.st_size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some formats are "experimental", which is none of the user's business
             return onnx.load(path, load_external_data=False)
@@ -78,6 +87,18 @@ def load(path: Path) -> ModelProto:
         raise UnreadableModelError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # onnx has a parser per file type, each with exceptions of its own
         raise UnreadableModelError(f"{path}: not an ONNX model ({type(error).__name__})") from error
+
+
+def _require_frugal(path: Path, size: int) -> None:
+    """Refuse a large file that is no model, or takes many times its size in memory."""
+    kind = onnx.serialization.registry.get_format_from_file_extension(path.suffix)
+    if kind not in (None, "protobuf"):
+        raise UnreadableModelError(f"{path}: {size} bytes of text, a model as text is at most {MAX_UNSCANNED_BYTES}")
+    with path.open("rb", buffering=0) as file:
+        try:
+            scan(file, size)
+        except WireError as error:
+            raise UnreadableModelError(f"{path}: not an ONNX model ({error})") from error
 
 
 @dataclass
@@ -137,6 +158,7 @@ class NsaNode:
     """A node of our domain.
 
     Attributes:
+        position: among the nodes of its graph.
         facts: what is known of it; None if its operator is none of ours.
         violations: what is certainly wrong with it, as far as the error table goes.
         unreadable: constant index inputs that cannot be read, with the reason.
@@ -145,6 +167,7 @@ class NsaNode:
     proto: NodeProto
     name: str
     scope: Scope
+    position: int
     facts: NodeFacts | None = None
     violations: tuple[spec.Violation, ...] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
@@ -179,7 +202,7 @@ class Model:
 
 def read(proto: ModelProto, folder: Path | None, target: str = "cpu") -> Model:
     """Look at a model. ``folder`` is where its external data may be; without it, none is read."""
-    light = _without_weights(proto, folder)
+    light = without_weights(proto, folder)
     inferred, seen, error = _infer(light)
     scopes = tuple(_scopes(proto, inferred))
     values = Folder(lambda tensor: _constant_array(tensor, folder))
@@ -349,7 +372,7 @@ def _without_flood(facts: NodeFacts) -> list[spec.Violation]:
 def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None, values: Folder) -> NsaNode:
     name = node_name(node, index)
     if node.op_type not in INPUT_NAMES:
-        return NsaNode(node, name, scope)
+        return NsaNode(node, name, scope, index)
     inputs: dict[str, TensorFacts] = {}
     constants: dict[str, Integers] = {}
     unreadable: dict[str, str] = {}
@@ -364,7 +387,7 @@ def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None, va
             _read_constant(formal, value, tensor, folder, inputs, constants, unreadable)
     attributes = {attribute.name: attribute_value(attribute) for attribute in node.attribute}
     facts = NodeFacts(node.op_type, attributes, inputs, constants)
-    return NsaNode(node, name, scope, facts, tuple(_without_flood(facts)), unreadable)
+    return NsaNode(node, name, scope, index, facts, tuple(_without_flood(facts)), unreadable)
 
 
 def _read_constant(
@@ -520,7 +543,7 @@ def _with_constants(light: ModelProto, constants: Mapping[str, Array]) -> ModelP
     return result
 
 
-def _without_weights(proto: ModelProto, folder: Path | None) -> ModelProto:
+def without_weights(proto: ModelProto, folder: Path | None) -> ModelProto:
     """The model with large initializers as inputs and nothing declared of what its nodes compute."""
     light = ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
     graph, source = light.graph, proto.graph
@@ -567,28 +590,56 @@ def _calls_by_function(proto: ModelProto) -> dict[Op, float]:
     return totals
 
 
-def propagates_little(proto: ModelProto) -> bool:
-    """Whether onnx's data propagation makes at most `MAX_PROPAGATED` integers. Functions must not recur."""
-    sizes = {tensor.name: float(math.prod(tensor.dims)) for tensor in proto.graph.initializer if _is_integer(tensor)}
-    return _total_propagated(proto, sizes) <= MAX_PROPAGATED
+def propagates_safely(proto: ModelProto, types: Mapping[str, TypeProto] | None = None) -> bool:
+    """Whether onnx's data propagation is bounded in a model that nobody vouches for. Functions must not recur.
 
+    It makes an entry for each element of every tensor of rank 1 that has a static size, whatever its type. So all
+    sizes have to be known before: from inputs and constants, by operators that make no tensor longer than its inputs,
+    and from inference without it.
 
-def _total_propagated(proto: ModelProto, sizes: dict[str, float]) -> float:
+    Args:
+        types: what is inferred for values of the main graph without data propagation, from its inputs alone.
+    """
+    sizes = {tensor.name: _size(tensor.dims) for tensor in proto.graph.initializer}
+    for value in proto.graph.input:
+        sizes[value.name] = _size([dim.dim_value for dim in value.type.tensor_type.shape.dim])
+    inferred = {name: _entries(type_proto) for name, type_proto in (types or {}).items()}
+    for value in proto.graph.value_info:
+        # A declared rank stays: where another is inferred, onnx stops at the node. A declared dim may be replaced.
+        if value.type.tensor_type.HasField("shape") and len(value.type.tensor_type.shape.dim) != 1:
+            inferred[value.name] = 1.0
     functions = {(function.domain, function.name): function for function in proto.functions}
     costs: dict[Op, tuple[float, float]] = {}
     for key in _calls_by_function(proto):
-        costs[key] = _propagated(functions[key].node, {}, costs)
-    return _propagated(proto.graph.node, sizes, costs)[1]
+        costs[key] = _propagated(functions[key].node, {}, {}, costs)
+    return _propagated(proto.graph.node, sizes, inferred, costs)[1] <= MAX_PROPAGATED
+
+
+def _entries(type_proto: TypeProto) -> float:
+    """Entries that data propagation makes for a value of this type; infinite if that is not known.
+
+    A dim with a name stays what it is; one without may be found by propagation, as may a rank.
+    """
+    shape = type_proto.tensor_type.shape
+    if not type_proto.tensor_type.HasField("shape"):
+        return math.inf
+    if len(shape.dim) != 1 or (shape.dim[0].dim_param and not text(shape.dim[0].dim_param).startswith("unk__")):
+        return 1.0
+    return float(max(1, shape.dim[0].dim_value)) if shape.dim[0].HasField("dim_value") else math.inf
 
 
 def _propagated(
-    nodes: Iterable[NodeProto], sizes: dict[str, float], costs: Mapping[Op, tuple[float, float]]
+    nodes: Iterable[NodeProto],
+    sizes: dict[str, float],
+    inferred: Mapping[str, float],
+    costs: Mapping[Op, tuple[float, float]],
 ) -> tuple[float, float]:
-    """Bounds of the most integers that one value of the nodes holds, and of all values together.
+    """Bounds of the most entries that one value of the nodes gets, and of all values together.
 
     Args:
-        sizes: integers in the values that are known to hold more than one; gets those that the nodes make.
-        costs: result for each function with inputs of one integer; the work grows with them at most in proportion.
+        sizes: elements of values that may have more than one, infinite if unknown; gets those that the nodes make.
+        inferred: entries of values of the nodes, but for those in their subgraphs, where more is known of them.
+        costs: result for each function with inputs of one element; the work grows with them at most in proportion.
     """
     largest = total = 1.0
     pending = [iter(nodes)]
@@ -597,36 +648,29 @@ def _propagated(
         if node is None:
             pending.pop()
             continue
-        pending.extend(iter(graph.node) for graph in subgraphs(node))
         tensor = _constant_node_tensor(node)
         inputs = [sizes.get(name, 1.0) for name in node.input]
-        size = cost = sum(inputs) if node.op_type == "Concat" else max(inputs, default=1.0)
+        size = sum(inputs) if node.op_type == "Concat" else max(inputs, default=1.0)
+        cost = max(size, sum(inputs))
         if (node.domain, node.op_type) in costs:
-            size, cost = (size * factor for factor in costs[(node.domain, node.op_type)])
+            factor, each = costs[(node.domain, node.op_type)]
+            size, cost = size * factor, size * each
         elif tensor is not None:
             size = cost = _size(tensor.dims)
+        elif node.op_type in ("Shape", "Size"):
+            size = cost = float(MAX_RANK)  # whatever the input's size, of which nothing is read
         elif node.op_type not in _propagating_ops() | _NO_LONGER:
-            continue
+            size, cost = math.inf, 0.0
         for name in node.output:
-            sizes[name] = max(size, sizes.get(name, 1.0))
-        largest, total = max(largest, size), total + cost
+            known = inferred.get(name, math.inf) if len(pending) == 1 else math.inf
+            sizes[name] = max(min(size, known), sizes.get(name, 1.0))
+        largest, total = max(largest, cost), total + cost
+        for graph in subgraphs(node):
+            sizes.update((value.name, math.inf) for value in graph.input)
+            for constant in graph.initializer:
+                sizes[constant.name] = max(_size(constant.dims), sizes.get(constant.name, 1.0))
+            pending.append(iter(graph.node))
     return largest, total
-
-
-def propagates_safely(proto: ModelProto) -> bool:
-    """Whether onnx's data propagation is bounded in a model that nobody vouches for. Functions must not recur.
-
-    It makes an entry for each element of every tensor of rank 1 that has a static size, whatever its type. So all
-    sizes have to be known before: from inputs and constants, by operators that make no tensor longer than its inputs.
-    """
-    functions = {(function.domain, function.name) for function in proto.functions}
-    ops = [op for nodes in (proto.graph.node, *(f.node for f in proto.functions)) for op in _all_ops(nodes)]
-    if any(op not in functions and op[1] not in _propagating_ops() | _NO_LONGER for op in ops):
-        return False
-    sizes = {tensor.name: _size(tensor.dims) for tensor in proto.graph.initializer}
-    for value in proto.graph.input:
-        sizes[value.name] = _size([dim.dim_value for dim in value.type.tensor_type.shape.dim])
-    return _total_propagated(proto, sizes) <= MAX_PROPAGATED
 
 
 def _size(dims: Iterable[int]) -> float:
@@ -638,10 +682,6 @@ def _size(dims: Iterable[int]) -> float:
 def _propagating_ops() -> frozenset[str]:
     schemas = onnx.defs.get_all_schemas_with_history()
     return frozenset(schema.name for schema in schemas if schema.has_data_propagation_function)
-
-
-def _is_integer(tensor: TensorProto) -> bool:
-    return tensor.data_type in (TensorProto.INT64, TensorProto.INT32)
 
 
 def _all_ops(nodes: Sequence[Any]) -> list[Op]:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from onnx import ModelProto
 
-from ..check import UnreadableModelError, check
-from ..check.model import load, read
+from ..check import UnreadableModelError, examine
 from .facts import MAX_DRAWN_LENGTH, places, subjects
 from .page import render, title_of
 
@@ -38,15 +36,10 @@ def explain(
     for index, length in enumerate(lengths or ()):
         if not 1 <= length <= MAX_DRAWN_LENGTH:
             raise ValueError(f"lengths[{index}] must be in [1, {MAX_DRAWN_LENGTH}], got {length}")
-    report = check(model, target=target)
+    seen, report = examine(model, target=target)
+    title = "model" if isinstance(model, ModelProto) else title_of(os.fspath(model))
     try:
-        if isinstance(model, ModelProto):
-            proto, folder, title = model, None, "model"
-        else:
-            path = Path(model)
-            proto, folder, title = load(path), path.parent, title_of(os.fspath(model))
-        seen = read(proto, folder)
         found, others = subjects(seen, report, lengths)
-        return render(title, proto, report, found, others, places(seen, found))
+        return render(title, seen.proto, report, found, others, places(seen, found))
     except UnicodeError as error:
         raise UnreadableModelError(f"{report.model or 'model'}: holds text that is not UTF-8") from error

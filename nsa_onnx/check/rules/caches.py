@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from onnx import NodeProto
 
 from ... import spec
+from ...functions import is_standard
 from ...schema import INPUT_NAMES
 from ..model import Model, NsaNode, Scope, node_name, text
 from ..report import Finding, Severity
@@ -74,25 +76,29 @@ def _lost(model: Model) -> Iterator[Finding]:
     In a subgraph or function, it must be an output of that.
     """
     readers = _readers(model) if any(True for _ in of_type(model, INFER)) else {}
+    leaving = _leaving(model, readers)
     for node, _, updated in _updates(model):
-        if not _leaves(node.scope, updated, readers):
+        if (id(node.scope), updated) not in leaving:
             use = "is read by nodes of the graph only" if readers.get((id(node.scope), updated)) else "is read by none"
             yield finding(node, f"{updated!r}, the updated cache, is no output and {use}: the update is lost", "cache")
 
 
-def _leaves(scope: Scope, name: str, readers: Readers) -> bool:
-    pending, seen = [(scope, name)], set()
-    while pending:
-        home, value = pending.pop()
-        if value in home.outputs:
-            return True
-        if (id(home), value) in seen:
-            continue
-        seen.add((id(home), value))
-        for reader in readers.get((id(home), value), ()):
+def _leaving(model: Model, readers: Readers) -> set[Value]:
+    """The values that are outputs of a graph, or that nodes hand on to one: found backwards, each looked at once."""
+    made_from: dict[Value, list[Value]] = defaultdict(list)
+    for value, those in readers.items():
+        for reader in those:
             if _hands_on(reader):
-                pending.extend((reader.scope, output) for output in reader.node.output if output)
-    return False
+                for output in reader.node.output:
+                    made_from[(id(reader.scope), output)].append(value)
+    pending = [(id(scope), name) for scope in model.scopes for name in scope.outputs]
+    found: set[Value] = set()
+    while pending:
+        value = pending.pop()
+        if value not in found:
+            found.add(value)
+            pending.extend(made_from[value])
+    return found
 
 
 def _hands_on(reader: _Reader) -> bool:
@@ -100,7 +106,7 @@ def _hands_on(reader: _Reader) -> bool:
     if node.domain == spec.DOMAIN:
         return node.op_type != INFER or reader.argument == _CACHE
     # Of a function's or somebody's operator nothing is known, which is taken well.
-    return node.domain not in ("", "ai.onnx") or node.op_type in _HAND_ON
+    return not is_standard(node) or node.op_type in _HAND_ON
 
 
 # --------------------------------------------------------------------------------------------------
@@ -126,20 +132,43 @@ def _stale(model: Model) -> Iterator[Finding]:
     Two steps that update one cache must be chained. A reader in front of the node is taken to mean the old contents.
     """
     readers = _readers(model) if any(True for _ in of_type(model, INFER)) else {}
+    ordered: dict[Value, _Ordered] = {}
     for node, before, _ in _updates(model):
-        home = node.scope.home(before)
-        mine = _path(node.scope, _position(node))
-        for reader in readers.get((id(home), before), ()):
-            harmless = reader.node is node.proto or reader.node.op_type in ("Shape", "Size")
-            if not harmless and _after(_path(reader.scope, reader.position), mine):
-                who = f"{text(reader.node.op_type)} {node_name(reader.node, reader.position)!r}"
-                message = f"{before!r}, the cache before the update, is read by {who} after this node"
-                yield finding(node, message, "cache")
-                break
+        value = (id(node.scope.home(before)), before)
+        if value not in ordered:
+            ordered[value] = _order(readers.get(value, ()))
+        reader = _first_after(ordered[value], _path(node.scope, node.position))
+        if reader is not None:
+            who = f"{text(reader.node.op_type)} {node_name(reader.node, reader.position)!r}"
+            message = f"{before!r}, the cache before the update, is read by {who} after this node"
+            yield finding(node, message, "cache")
 
 
-def _position(node: NsaNode) -> int:
-    return next(index for index, other in enumerate(node.scope.nodes) if other is node.proto)
+# By graph: positions of nodes that read a value themselves or in a subgraph, ascending, and who reads it there.
+_Ordered = dict[int, tuple[list[int], list[_Reader]]]
+
+
+def _order(readers: Sequence[_Reader]) -> _Ordered:
+    placed: dict[int, list[tuple[int, _Reader]]] = defaultdict(list)
+    for reader in readers:
+        if reader.node.op_type not in ("Shape", "Size"):
+            for graph, position in _path(reader.scope, reader.position):
+                placed[graph].append((position, reader))
+    ordered: _Ordered = {}
+    for graph, those in placed.items():
+        those.sort(key=lambda one: one[0])
+        ordered[graph] = [position for position, _ in those], [reader for _, reader in those]
+    return ordered
+
+
+def _first_after(ordered: _Ordered, path: Path) -> _Reader | None:
+    """A reader that comes later than a node, the nearest one in the innermost graph; branches come in no order."""
+    for graph, position in reversed(path):
+        positions, readers = ordered.get(graph, ([], []))
+        index = bisect_right(positions, position)
+        if index < len(readers):
+            return readers[index]
+    return None
 
 
 Path = list[tuple[int, int]]
@@ -152,13 +181,3 @@ def _path(scope: Scope, position: int) -> Path:
         path.append((id(scope.parent), scope.position))
         scope = scope.parent
     return path[::-1]
-
-
-def _after(path: Path, other: Path) -> bool:
-    """Whether a node comes later; nodes of two branches come in no order."""
-    for (graph, position), (other_graph, other_position) in zip(path, other, strict=False):
-        if graph != other_graph:
-            return False
-        if position != other_position:
-            return position > other_position
-    return False

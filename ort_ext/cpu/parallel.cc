@@ -22,14 +22,15 @@ int64_t PartBegin(int64_t units, int64_t parts, int64_t part) {
   return units / parts * part + std::min(part, units % parts);
 }
 
-// `units` units of work, each of which reads about `unit_tokens` tokens of one head.
+// `units` units of work, each of which reads about `unit_tokens` tokens of one head, and at least
+// `least_units` of them at once.
 template <class Data, class Kernel>
-void Run(const Data& data, Kernel kernel, int64_t units, int64_t unit_tokens,
+void Run(const Data& data, Kernel kernel, int64_t units, int64_t unit_tokens, int64_t least_units,
          const Parallel& parallel) {
   // Where D is 0 there may be any number of units, of which the bytes could not be counted.
   if (units == 0 || data.dim == 0) return;
   const int64_t bytes = units * unit_tokens * data.dim * int64_t{sizeof(uint16_t)};
-  const int64_t worth = std::min(units, bytes / parallel.bytes_per_part + 1);
+  const int64_t worth = std::min(units / least_units, bytes / parallel.bytes_per_part + 1);
   const int64_t parts = std::max<int64_t>(1, std::min(worth, parallel.most_parts));
   const size_t scratch_size = ScratchSize(data);
   const std::unique_ptr<float[]> scratch(new float[scratch_size * static_cast<size_t>(parts)]);
@@ -70,13 +71,16 @@ void RunCompress(DType dtype, const CompressData& data, const Parallel& parallel
     const RowRun& last = data.runs[data.run_count - 1];
     rows = last.first_row + last.rows;
   }
+  // A part begins with the tokens that its first windows share with the part before: with fewer
+  // rows it would read more of them than of its own.
+  const int64_t least_rows = static_cast<int64_t>(OverlappingWindows(data));
   Run(data, ActiveKernels().compress[static_cast<int>(dtype)], rows, data.stride * data.heads,
-      parallel);
+      least_rows, parallel);
 }
 
 void RunInfer(DType dtype, const InferData& data, const Parallel& parallel) {
   const int64_t units = data.write_count * data.heads;
-  Run(data, ActiveKernels().infer[static_cast<int>(dtype)], units, data.block, parallel);
+  Run(data, ActiveKernels().infer[static_cast<int>(dtype)], units, data.block, 1, parallel);
 }
 
 }  // namespace nsa::cpu

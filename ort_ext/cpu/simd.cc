@@ -444,7 +444,7 @@ class Prefill {
     return bytes >= kStreamedBytes;
   }
 
-  // The most tokens of a chunk, a power of two, that are not too much to fetch ahead.
+  // The most tokens of a chunk, halved as often as it takes, that are not too much to fetch ahead.
   size_t PartTokens() const {
     size_t tokens = stride_;
     while (tokens % 32 == 0 && tokens * pitch_ > kMostAhead) tokens /= 2;

@@ -20,9 +20,11 @@ def write_model(model: ModelProto, source: Path, target: Path) -> None:
     """Write a model made from the file `source`: all of it or nothing, even where it is the input.
 
     Raises:
-        NotWritableError: its weights are in files that the new place would not find, or it is beyond 2 GiB.
+        NotWritableError: its weights are in files that the new place would not find, the new place is one of them, or
+            it is beyond 2 GiB.
         OSError: with the file's name.
     """
+    require_no_weights(model, source, target)
     if _has_external_data(model) and source.parent.resolve() != target.parent.resolve():
         raise NotWritableError(f"{target}: the weights of {source} lie beside it: write the output to that folder")
     try:
@@ -30,6 +32,25 @@ def write_model(model: ModelProto, source: Path, target: Path) -> None:
     except Exception as error:  # protobuf's own class, beyond 2 GiB
         raise NotWritableError(f"{target}: does not fit into one file ({type(error).__name__})") from error
     replace_file(target, data)
+
+
+def require_no_weights(model: ModelProto, source: Path, target: Path) -> None:
+    """Refuse a target that holds weights of the model, which has been read from `source`.
+
+    Raises:
+        NotWritableError: it does.
+    """
+    for tensor in _tensors(model):
+        for entry in tensor.external_data if tensor.data_location == TensorProto.EXTERNAL else ():
+            if entry.key == "location" and _same_file(source.parent / entry.value, target):
+                raise NotWritableError(f"{target}: holds weights of {source}: write to another file")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # one of them does not exist, or cannot: the location is the model's word
+        return False
 
 
 def replace_file(target: Path, data: bytes) -> None:

@@ -8,6 +8,7 @@ project is tested.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import onnx.inliner
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from . import spec
-from .check.model import MAX_FUNCTION_CALLS, NsaNode, UnreadableModelError, function_calls, read
+from .check.model import MAX_FUNCTION_CALLS, NsaNode, UnreadableModelError, function_calls, load, read
 from .check.rules.targets import batch, vendor_violations
 from .functions import DEFAULT_OPSET, standard_opset, subgraphs
 from .schema import INPUT_NAMES, SCHEMAS
@@ -59,7 +60,7 @@ class AtcError(ValueError):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PrepareResult:
     """A model that has none of the things for which ATC is known to reject a model with NSA nodes.
 
     Attributes:
@@ -107,7 +108,9 @@ class _Work:
             raise AtcError(tuple(dict.fromkeys(self.reasons)))
 
 
-def prepare_atc(model: ModelProto, *, folder: Path | None = None, converter_only: bool = False) -> Prepared:
+def prepare_atc(
+    model: str | os.PathLike[str] | ModelProto, *, folder: Path | None = None, converter_only: bool = False
+) -> PrepareResult:
     """A copy of the model that ATC's parser is known to accept as far as NSA nodes and domains go.
 
     - The portable bodies of our operators are dropped, since the parser plugin handles the nodes; other local
@@ -123,14 +126,18 @@ def prepare_atc(model: ModelProto, *, folder: Path | None = None, converter_only
     Preparing a prepared model changes nothing.
 
     Args:
-        model: is not changed.
-        folder: where the model's external data is; without it, index constants in external files are not read.
+        model: path of an ONNX file, or the model itself, which is not changed.
+        folder: where the model's external data is; the file's own for a path. Without it, index constants in external
+            files are not read.
         converter_only: write the domain in branches, too. onnxruntime does not load the result.
 
     Raises:
         AtcError: what the converter or the vendor's operators are known not to do.
-        UnreadableModelError: the model holds text that is not UTF-8, or no graph.
+        UnreadableModelError: the file cannot be read, or the model holds text that is not UTF-8, or no graph.
     """
+    if not isinstance(model, ModelProto):
+        folder = Path(model).parent if folder is None else folder
+        model = load(Path(model))
     if not model.HasField("graph"):
         raise UnreadableModelError("the model has no graph")
     if _holds_bad_text(model):
@@ -153,7 +160,7 @@ def prepare_atc(model: ModelProto, *, folder: Path | None = None, converter_only
     ):
         step(work)
         work.stop_if_refused()
-    return Prepared(work.model, tuple(work.changes), tuple(dict.fromkeys(work.notes)))
+    return PrepareResult(work.model, tuple(work.changes), tuple(dict.fromkeys(work.notes)))
 
 
 def _holds_bad_text(message: Any) -> bool:

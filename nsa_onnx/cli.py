@@ -17,7 +17,7 @@ from onnx import ModelProto
 from onnx.shape_inference import infer_shapes
 
 from . import __version__, spec
-from ._files import NotWritableError, replace_file, write_model
+from ._files import NotWritableError, replace_file, require_no_weights, write_model
 from .atc import AtcError, prepare_atc
 from .check import TARGETS, UnreadableModelError, check
 from .check import command as check_command
@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, UNUSABLE)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, UNUSABLE)
-    except (_CommandError, NotWritableError) as error:
+    except NotWritableError as error:
+        return _fail(error, UNUSABLE)
+    except _CommandError as error:
         return _fail(error, FOUND)
 
 
@@ -77,15 +79,15 @@ def _parser() -> argparse.ArgumentParser:
         ("expand", _expand, "Write a model that also runs without our library: bodies in standard operators added."),
     ):
         converting = command(name, run, text)
-        converting.add_argument("model", metavar="MODEL")
-        converting.add_argument("-o", "--output", metavar="OUT", required=True)
+        _add_files(converting)
     preparing = command("prepare-atc", _prepare_atc, "Write a model that CANN's converter ATC is known to take.")
-    preparing.add_argument("model", metavar="MODEL")
-    preparing.add_argument("-o", "--output", metavar="OUT", required=True)
+    _add_files(preparing)
     preparing.add_argument("--converter-only", action="store_true", help="OUT need not load in onnxruntime")
-    fuse_command.add_arguments(command("fuse", _fuse, fuse_command.DESCRIPTION))
+    fusing = command("fuse", _fuse, fuse_command.DESCRIPTION)
+    _add_files(fusing)
+    fuse_command.add_arguments(fusing)
     explaining = command("explain", _explain, "Draw a model's NSA nodes, windows to scale, as one page of HTML.")
-    explaining.add_argument("model", metavar="MODEL")
+    explaining.add_argument("model", metavar="MODEL", help="an ONNX file")
     explaining.add_argument("--html", metavar="OUT", required=True, help="the page")
     explaining.add_argument("--target", choices=TARGETS, default="cpu", help="what the model is meant for")
     explaining.add_argument(
@@ -95,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     examining.add_argument("--ascend", action="store_true", help="also run both operators on the Ascend device")
     command("demo", _demo, "Build, check and serve a tiny model; compare with the eager call.")
     return parser
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    """What every command takes that writes a model."""
+    parser.add_argument("model", metavar="MODEL", help="an ONNX file")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="where the result goes; may be MODEL")
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -154,8 +162,13 @@ def _prepare_atc(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    page = explain_page(arguments.model, target=arguments.target, lengths=arguments.lengths)
-    replace_file(Path(arguments.html), page.encode())
+    source, target = Path(arguments.model), Path(arguments.html)
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise NotWritableError(f"{target}: is the model")
+    page = explain_page(source, target=arguments.target, lengths=arguments.lengths)
+    if target.is_file():
+        require_no_weights(load(source), source, target)
+    replace_file(target, page.encode())
     return OK
 
 

@@ -7,7 +7,7 @@ test has not asked for.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +28,7 @@ def assert_valid_nsa_model(
     fail_on: str = "warning",
     min_nodes: int = 1,
     run: bool = False,
+    ignore: Collection[str] = (),
 ) -> Report:
     """Fail the test if `nsa_onnx.check` finds something wrong with a model, and show what.
 
@@ -37,20 +38,21 @@ def assert_valid_nsa_model(
         fail_on: ``warning`` or ``error``, the mildest severity that fails the test.
         min_nodes: NSA nodes that the model must have at least; an export that lost them all is clean otherwise.
         run: also run each NSA node in onnxruntime and compare it with a float64 reference.
+        ignore: ids of rules whose findings are left out.
 
     Returns:
         The report, for further assertions.
 
     Raises:
         AssertionError: something is wrong with the model, or it is none.
-        ValueError: ``target`` or ``fail_on`` is unknown.
+        ValueError: ``target``, ``fail_on`` or a rule is unknown.
     """
     __tracebackhide__ = True
     from .check import Severity, UnreadableModelError, check
 
     severity = Severity(fail_on)
     try:
-        report = check(model, target=target, run=run)
+        report = check(model, target=target, run=run, ignore=ignore)
     except UnreadableModelError as error:
         raise AssertionError(f"no model that nsa_onnx can check: {error}") from error
     if report.fails(severity):

@@ -251,3 +251,67 @@ def test_a_reader_that_leaves_is_no_error(good):
     code = f"{sys.executable} -m nsa_onnx.cli check {good} | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout.strip(), done.stderr) == ("0", "")
+
+
+@pytest.fixture
+def weighted(tmp_path):
+    """A model, and the file of its weights."""
+    model = models.compress([40, 100])
+    big = TensorProto(name="big", data_type=TensorProto.FLOAT16, dims=[8], data_location=TensorProto.EXTERNAL)
+    big.external_data.add(key="location", value="weights.bin")
+    model.graph.initializer.append(big)
+    onnx.save(model, tmp_path / "m.onnx")
+    (tmp_path / "weights.bin").write_bytes(b"w" * 16)
+    return tmp_path / "m.onnx", tmp_path / "weights.bin"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("expand", "-o"),
+        ("infer-shapes", "-o"),
+        ("prepare-atc", "-o"),
+        ("fuse", "-o"),
+        ("explain", "--html"),
+        ("check", "--format", "json="),
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("through", ["name", "link"])
+def test_no_output_replaces_the_models_weights(capsys, weighted, tmp_path, command, through):
+    model, weights = weighted
+    if through == "link":
+        os.link(weights, tmp_path / "other")
+    target = weights if through == "name" else tmp_path / "other"
+    name, *options = command
+    options = [f"{options[-1]}{target}"] if name == "check" else [options[0], str(target)]
+    options = ["--format", *options] if name == "check" else options
+    status, out, err = run(capsys, name, model, *options)
+    assert (status, out) == (2, "")
+    assert err.startswith("nsa-onnx: ") and f"{target}: holds weights of {model}: write to another file" in err
+    assert weights.read_bytes() == b"w" * 16
+
+
+def test_explain_does_not_replace_the_model(capsys, good):
+    before = good.read_bytes()
+    assert run(capsys, "explain", good, "--html", good) == (2, "", f"nsa-onnx: {good}: is the model\n")
+    assert good.read_bytes() == before
+
+
+def test_rules_can_be_ignored(capsys, bad):
+    assert run(capsys, "check", bad, "--ignore", "nsa015")[0] == 0
+    assert nsa_onnx.check(bad, ignore=["NSA015"]).ok
+    with pytest.raises(SystemExit) as stopped:
+        main(["check", str(bad), "--ignore", "NSA999"])
+    assert stopped.value.code == 2
+    assert "no rule has the id 'NSA999'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="ignore must hold ids of rules, got 'NSA999'"):
+        nsa_onnx.check(bad, ignore=["NSA999"])
+
+
+def test_fuse_and_prepare_atc_take_a_path(good):
+    from nsa_onnx.atc import prepare_atc
+    from nsa_onnx.fuse import fuse
+
+    assert fuse(good).model == onnx.load(good)
+    assert prepare_atc(good).model.graph.node[0].op_type == "NsaCompress"

@@ -7,6 +7,8 @@ not trust in `model`, how a report is printed in `report`.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from onnx import ModelProto
@@ -31,20 +33,26 @@ __all__ = [
 ]
 
 
-def check(model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu", run: bool = False) -> Report:
+def check(
+    model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu", run: bool = False, ignore: Collection[str] = ()
+) -> Report:
     """Look for everything that is wrong with a model's NSA nodes. Weights are not loaded.
 
     Args:
         model: path of an ONNX file, or the model itself.
         target: what the model is meant for; one of `TARGETS`.
         run: also run each NSA node in onnxruntime, on generated input, and compare it with a float64 reference.
+        ignore: ids of rules whose findings are left out.
 
     Raises:
         UnreadableModelError: (a ValueError) the file cannot be read as a model.
-        ValueError: the target is unknown.
+        ValueError: the target or a rule is unknown.
         RunUnavailableError: (a RuntimeError) nodes were to be run, and onnxruntime or our library is missing.
     """
-    return examine(model, target=target, run=run)[1]
+    if unknown := [one for one in ignore if one not in RULES]:
+        raise ValueError(f"ignore must hold ids of rules, got {unknown[0]!r}")
+    report = examine(model, target=target, run=run)[1]
+    return replace(report, findings=tuple(one for one in report.findings if one.rule not in ignore))
 
 
 def examine(

@@ -11,16 +11,16 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from .._files import replace_file
-from . import TARGETS, check
+from .._files import NotWritableError, replace_file, require_no_weights
+from . import RULES, TARGETS, check
 from .documentation import explain, list_rules
 from .formats import FORMATS, Context, Outcome, Unreadable
-from .model import UnreadableModelError
+from .model import UnreadableModelError, load
 from .report import Report, Severity, clean
 from .run import RunUnavailableError, require_onnxruntime
 
@@ -46,6 +46,12 @@ def parse_output(value: str) -> Output:
     if equals and not file:
         raise argparse.ArgumentTypeError(f"{value!r}: a file name is missing after '='")
     return Output(name, file)
+
+
+def _rule_id(value: str) -> str:
+    if value.upper() not in RULES:
+        raise argparse.ArgumentTypeError(f"no rule has the id {value!r}; see --list-rules")
+    return value.upper()
 
 
 class _Tell(argparse.Action):
@@ -104,6 +110,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also run each NSA node in onnxruntime, on generated input, and compare",
     )
+    parser.add_argument(
+        "--ignore", metavar="ID", type=_rule_id, action="append", default=[], help="leave a rule out; may be repeated"
+    )
     parser.add_argument("--list-rules", action=_Tell, nargs=0, help="list the rules, look at no model")
     parser.add_argument("--explain", action=_Tell, metavar="ID", help="explain a rule: --explain NSA012")
 
@@ -122,8 +131,8 @@ def run(arguments: argparse.Namespace, version: str) -> int:
             return UNUSABLE
     found = list(find_models(arguments.models, arguments.target))
     outputs: Sequence[Output] = arguments.outputs or [Output("text")]
-    if (model := _overwritten(outputs, found)) is not None:
-        _tell(f"--format: {model} is one of the models")
+    if (lost := _overwritten(outputs, found)) is not None:
+        _tell(f"--format: {lost}")
         return UNUSABLE
     outcomes = _check_all(found, arguments)
     fail_on = Severity(arguments.fail_on)
@@ -199,9 +208,21 @@ def _in_folder(folder: str, target: str) -> Iterator[str | Unreadable]:
 
 
 def _overwritten(outputs: Sequence[Output], found: Sequence[str | Unreadable]) -> str | None:
-    """A model that an output would replace."""
-    models = {os.path.realpath(one): one for one in found if isinstance(one, str)}
-    return next((models[path] for output in outputs if (path := os.path.realpath(output.file)) in models), None)
+    """What an output would replace that is not a report: a model, or a model's weights."""
+    models = [one for one in found if isinstance(one, str)]
+    by_path = {os.path.realpath(one): one for one in models}
+    for output in outputs:
+        if (model := by_path.get(os.path.realpath(output.file))) is not None:
+            return f"{model} is one of the models"
+        if not os.path.isfile(output.file):
+            continue
+        for model in models:
+            with suppress(UnreadableModelError):  # which is told when its turn comes
+                try:
+                    require_no_weights(load(Path(model)), Path(model), Path(output.file))
+                except NotWritableError as error:
+                    return str(error)
+    return None
 
 
 def _check_all(found: Sequence[str | Unreadable], arguments: argparse.Namespace) -> list[Outcome]:
@@ -219,7 +240,7 @@ def _check_all(found: Sequence[str | Unreadable], arguments: argparse.Namespace)
 
 def _check_one(path: str, arguments: argparse.Namespace) -> Outcome:
     try:
-        return check(path, target=arguments.target, run=arguments.run_nodes)
+        return check(path, target=arguments.target, run=arguments.run_nodes, ignore=arguments.ignore)
     except UnreadableModelError as error:
         return Unreadable(path, arguments.target, str(error))
     except Exception as error:  # a fault of the checker: the gate stays shut, the other models are looked at

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from .rules import RULES, TARGETS, Rule
+from .rules.running import COMPUTES
 
 _INDENT = "    "
 
@@ -50,6 +51,8 @@ def _explanation(rule: Rule) -> Iterator[str]:
 
 
 def _targets(rule: Rule) -> str:
+    if rule.id == COMPUTES:
+        return "only with --run"
     return "" if set(rule.targets) == set(TARGETS) else f"only with --target {' or '.join(rule.targets)}"
 
 

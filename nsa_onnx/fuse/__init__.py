@@ -7,6 +7,7 @@ alike but is not stays. What looks alike and stays is reported with the reason. 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,18 +89,27 @@ def candidates(
         return ()
 
 
-def fuse(model: ModelProto, *, allow_rounding: bool = False, folder: Path | None = None) -> FuseResult:
+def fuse(
+    model: str | os.PathLike[str] | ModelProto, *, allow_rounding: bool = False, folder: Path | None = None
+) -> FuseResult:
     """Replace the compressions that can be proven. The model that is given stays as it is.
 
     Args:
-        model: trusted in nothing; its external data need not be loaded.
+        model: path of an ONNX file, or the model itself. Trusted in nothing; its external data need not be loaded.
         allow_rounding: also replace what rounds products or partial sums to 16 bits, or accumulates in float64. The
             result then differs in the last places: NsaCompress accumulates in float32 and rounds once.
-        folder: of the model's external data, where exporters put indices and weights; without it, none is read.
+        folder: of the model's external data, where exporters put indices and weights; the file's own for a path.
+            Without it, none is read.
 
     Raises:
+        UnreadableModelError: (a ValueError) the file cannot be read as a model.
         ValueError: the model imports another version of our domain.
     """
+    if not isinstance(model, ModelProto):
+        from ..check.model import load  # here, because the checker's rules search with this module
+
+        folder = Path(model).parent if folder is None else folder
+        model = load(Path(model))
     wrong = [entry.version for entry in model.opset_import if entry.domain == spec.DOMAIN]
     if any(version != spec.OPSET_VERSION for version in wrong):
         raise ValueError(f"the model imports {spec.DOMAIN} version {wrong[0]}, fuse writes {spec.OPSET_VERSION}")

@@ -19,9 +19,7 @@ DESCRIPTION = "Replace the compression written in standard operators by NsaCompr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL -o OUT and the options."""
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("-o", "--output", metavar="OUT", required=True)
+    """The options, beside MODEL and -o OUT."""
     parser.add_argument(
         "--allow-rounding",
         action="store_true",
@@ -48,6 +46,9 @@ def run(arguments: argparse.Namespace, model: ModelProto) -> int:
     report = check(result.model)
     if _errors(report) - _errors(check(model)):
         raise ValueError(f"the result has errors that the model has not: {report.to_text()}")
+    if arguments.verify and result.fused:
+        _verify(arguments, model, result.model, result.fused)
+    write_model(result.model, Path(arguments.model), Path(arguments.output))
     for candidate in result.fused:
         print(f"fused {_where(candidate)}: {_window(candidate)}")
     for candidate in result.left:
@@ -56,9 +57,6 @@ def run(arguments: argparse.Namespace, model: ModelProto) -> int:
         print("nothing to fuse" + ("" if result.left else ": no compression was found in standard operators"))
     if not result.complete:
         print("the model is too large to be looked at as a whole: there may be more")
-    if arguments.verify and result.fused:
-        _verify(arguments, model, result.model, result.fused)
-    write_model(result.model, Path(arguments.model), Path(arguments.output))
     return 0
 
 

@@ -37,6 +37,27 @@ def prefill(records: Sequence[Record]) -> Iterator[str]:
         if with_peers:
             yield _peers("Our node's speed over each peer's; in brackets the peer's GB/s", with_peers)
 
+    yield from _scaling(records)
+
+
+def _scaling(records: Sequence[Record]) -> Iterator[str]:
+    """What more threads bring, to the node and to the read."""
+    by_threads = {
+        threads: {(r["dtype"], *_case(r)): r for r in records if r["threads"] == threads}
+        for threads in sorted({r["threads"] for r in records})
+    }
+    if len(by_threads) < 2:
+        return
+    (few, alone), *_, (many, together) = by_threads.items()
+    rows = []
+    for key in alone.keys() & together.keys():
+        before, after = alone[key]["contenders"], together[key]["contenders"]
+        limits = (together[key]["limit"], alone[key]["limit"])
+        read = after[limits[0]]["gb_per_s"] / before[limits[1]]["gb_per_s"]
+        rows.append([*key, f"{after[NODE]['gb_per_s'] / before[NODE]['gb_per_s']:.2f}", f"{read:.2f}"])
+    title = f"Speed with {many} threads over that with {few}"
+    yield table(title, ["dtype", "L/S", "input", "MB", "node", "read"], sorted(rows), left=3)
+
 
 def _case(record: Record) -> list[str]:
     where = f"[{record['tokens']}, {record['heads']}, {record['dim']}]"

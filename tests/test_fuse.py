@@ -967,7 +967,7 @@ def test_the_command_writes_and_tells(capsys, saved, tmp_path):
     out = tmp_path / "out.onnx"
     status, text, _ = command(capsys, saved(gathered()), "-o", out, "--verify")
     assert status == 0
-    fused, ran = text.splitlines()
+    ran, fused = text.splitlines()
     assert fused == "fused 'y' (windows times weight, summed): block 32, stride 16, 1 segment"
     assert ran.startswith("ran   'y': equal")
     assert op_types(onnx.load(out)) == ["NsaCompress"]

@@ -21,7 +21,17 @@ from ._files import NotWritableError, replace_file, require_no_weights, write_mo
 from .atc import AtcError, prepare_atc
 from .check import TARGETS, UnreadableModelError, check
 from .check import command as check_command
-from .check.model import MAX_FUNCTION_CALLS, embedded, function_calls, load, propagates_safely, without_weights
+from .check.model import (
+    MAX_FUNCTION_CALLS,
+    MAX_INFERRED_DIMS,
+    embedded,
+    function_calls,
+    inferred_dims,
+    load,
+    propagates_safely,
+    without_weights,
+)
+from .check.report import clean
 from .eager import nsa_compress
 from .explain import MAX_DRAWN_LENGTH
 from .explain import explain as explain_page
@@ -59,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: object, status: int) -> int:
-    print(f"nsa-onnx: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"nsa-onnx: {clean(' '.join(str(error).split()))}", file=sys.stderr)
     return status
 
 
@@ -120,6 +130,8 @@ def _infer_shapes(arguments: argparse.Namespace) -> int:
     model = _load(arguments)
     if function_calls(model) > MAX_FUNCTION_CALLS:
         raise _CommandError(f"{arguments.model}: functions call one another more than {MAX_FUNCTION_CALLS} times")
+    if inferred_dims(model) > MAX_INFERRED_DIMS:
+        raise _CommandError(f"{arguments.model}: shapes may have more than {MAX_INFERRED_DIMS} dims in all")
     folder = Path(arguments.model).parent
     for tensor in model.graph.initializer:
         tensor.CopyFrom(embedded(tensor, folder))  # inference reads no other file
@@ -157,7 +169,7 @@ def _prepare_atc(arguments: argparse.Namespace) -> int:
         return _fail(f"{source}: {error}", UNUSABLE)
     write_model(prepared.model, source, Path(arguments.output))
     for line in [*prepared.changes, *(f"note: {note}" for note in prepared.notes)] or ["nothing to change"]:
-        print(" ".join(line.split()))  # names in it may hold line breaks
+        print(clean(" ".join(line.split())))  # names in it may hold line breaks
     return OK
 
 

@@ -43,8 +43,15 @@ SMALL_BYTES = 64 * 2**10
 MAX_FUNCTION_CALLS = 10_000
 # Entries of onnx's data propagation, of 140 bytes each. A few dozen Concats of Concats would fill the memory.
 MAX_PROPAGATED = 1_000_000
-# Elements that the shape of a value may have.
+# Elements that the shape of a value may have where constants or shapes make it.
 MAX_RANK = 1000
+# Dims that onnx infers in all: 100 bytes each. Gather(x, x) doubles the rank of x, and nothing in onnx bounds it.
+MAX_INFERRED_DIMS = 4_000_000
+# Operators that make as many dims as one of their inputs has elements, and those that make as many as all have dims.
+_RANK_FROM_VALUES = frozenset(
+    {"Reshape", "Expand", "Unsqueeze", "ConstantOfShape", "Col2Im", "MaxUnpool", "AffineGrid"}
+)
+_RANK_FROM_RANKS = frozenset({"Gather", "GatherND", "OneHot", "Unsqueeze", "ConcatFromSequence", "StringSplit"})
 # Of one kind of mistake, as many are reported per node, then their number: a batch has thousands of lengths.
 MAX_ALIKE = 8
 
@@ -497,6 +504,8 @@ def _infer(light: ModelProto) -> tuple[dict[str, TypeProto], Sequence[tuple[str,
     """Types of the main graph's values from its inputs alone, what was seen of our nodes, and what went wrong."""
     if function_calls(light) > MAX_FUNCTION_CALLS:
         return {}, (), f"functions call one another more than {MAX_FUNCTION_CALLS} times"
+    if inferred_dims(light) > MAX_INFERRED_DIMS:
+        return {}, (), f"the shapes of its values may have more than {MAX_INFERRED_DIMS} dims in all"
     error = ""
     # Data propagation sees lengths that functions compute from constants, but is the less robust of the two.
     for data_prop in (True, False) if propagates_safely(light) else (False,):
@@ -657,6 +666,8 @@ def _propagated(
             size, cost = size * factor, size * each
         elif tensor is not None:
             size = cost = _size(tensor.dims)
+        elif node.op_type in _RANK_FROM_VALUES and MAX_RANK < max(inputs, default=0) < math.inf:
+            size = cost = math.inf  # data would become a shape that inference alone does not make
         elif node.op_type in ("Shape", "Size"):
             size = cost = float(MAX_RANK)  # whatever the input's size, of which nothing is read
         elif node.op_type not in _propagating_ops() | _NO_LONGER:
@@ -671,6 +682,87 @@ def _propagated(
                 sizes[constant.name] = max(_size(constant.dims), sizes.get(constant.name, 1.0))
             pending.append(iter(graph.node))
     return largest, total
+
+
+def inferred_dims(proto: ModelProto) -> float:
+    """A bound of the dims that onnx infers without data propagation, of all values together. No function may recur."""
+    constants = {tensor.name: _size(tensor.dims) for tensor in proto.graph.initializer if tensor.data_type in _INTEGERS}
+    functions = {(function.domain, function.name): function for function in proto.functions}
+    costs: dict[Op, tuple[float, float]] = {}
+    for key in _calls_by_function(proto):
+        costs[key] = _dims(functions[key].node, functions[key].value_info, {}, {}, costs, of_function=True)
+    values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
+    ranks = {tensor.name: float(len(tensor.dims)) for tensor in proto.graph.initializer}
+    return _dims(proto.graph.node, values, ranks, constants, costs, of_function=False)[1]
+
+
+_INTEGERS = frozenset({TensorProto.INT64, TensorProto.INT32})
+
+
+def _dims(
+    nodes: Iterable[NodeProto],
+    values: Iterable[ValueInfoProto],
+    ranks: dict[str, float],
+    constants: dict[str, float],
+    costs: Mapping[Op, tuple[float, float]],
+    *,
+    of_function: bool,
+) -> tuple[float, float]:
+    """Bounds of the highest rank of the nodes' values, and of the dims of all of them.
+
+    Args:
+        values: what is declared.
+        ranks, constants: ranks of values, and elements of those that are constants; get what the nodes make.
+        costs: result for each function with inputs of one dim; the work grows with them at most in proportion.
+    """
+
+    def declare(declared: Iterable[ValueInfoProto]) -> None:
+        for value in declared:
+            rank = float(len(value.type.tensor_type.shape.dim))
+            ranks[value.name] = max(rank, ranks.get(value.name, 1.0))
+
+    declare(values)
+    highest = total = 1.0
+    pending = [iter(nodes)]
+    while pending:
+        node = next(pending[-1], None)
+        if node is None:
+            pending.pop()
+            continue
+        inputs = [max(1.0, ranks.get(name, 1.0)) for name in node.input]
+        rank = sum(inputs) if node.op_type in _RANK_FROM_RANKS else max(inputs, default=1.0)
+        if node.op_type == "Gather" and not of_function and len(inputs) == 2 and inputs[1] < 2:
+            rank -= 1  # a scalar or a list of indices adds no dim; what a caller gives may have more
+        lengths = [float(len(attribute.ints)) for attribute in node.attribute]
+        if node.op_type in _RANK_FROM_VALUES:
+            lengths += [constants.get(name, 0.0) for name in node.input]
+        tensor = _constant_node_tensor(node)
+        if (node.domain, node.op_type) in costs:
+            factor, each = costs[(node.domain, node.op_type)]
+            given = max(inputs + [constants.get(name, 0.0) for name in node.input], default=1.0)
+            rank, total = given * factor, total + given * each
+        elif tensor is not None:
+            rank = max(1.0, float(len(tensor.dims)))
+            constants[node.output[0]] = _size(tensor.dims)
+        elif node.domain == spec.DOMAIN or node.op_type in ("Shape", "Size"):
+            rank = 4.0
+        else:
+            rank = max(rank, *lengths, 1.0)
+        inner = subgraphs(node)
+        if inner:
+            rank = max(rank, highest) + 1
+        highest, total = max(highest, rank), total + rank * max(1, len(node.output))
+        for name in node.output:
+            ranks[name] = max(rank, ranks.get(name, 1.0))
+        for graph in inner:
+            declare((*graph.input, *graph.value_info, *graph.output))
+            for value in graph.input:
+                ranks[value.name] = max(rank, ranks[value.name])
+            for constant in graph.initializer:
+                ranks[constant.name] = max(float(len(constant.dims)), ranks.get(constant.name, 1.0))
+                constants[constant.name] = _size(constant.dims)
+            pending.append(iter(graph.node))
+    return highest, total
 
 
 def _size(dims: Iterable[int]) -> float:

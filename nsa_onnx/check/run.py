@@ -444,6 +444,8 @@ def _sizes(facts: NodeFacts, block: int, page: int, most_pages: int, most_slots:
         batch = batch if constants else min(batch, MAX_BATCH, most_pages)
         each = min(each, most_pages // max(batch, 1))
         pages = each * batch
+    if each * batch > MAX_ELEMENTS:
+        raise _NotRunError(f"{plural(batch, 'sequence')} of {each} pages, at most {MAX_ELEMENTS} pages are run")
     return _Paged(pages, each, batch, min(_first(slots, default=batch + 2), most_slots))
 
 

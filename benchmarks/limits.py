@@ -101,7 +101,7 @@ def copy_seconds(source: int, target: int, size: int, threads: int, repeats: int
     return float(_library().nsa_bench_copy(source, target, size, threads, repeats))
 
 
-def operations_per_second(target: str, threads: int, turns: int = 300_000) -> float:
+def operations_per_second(target: str, threads: int, turns: int = 10_000_000) -> float:
     """Floating point operations, a multiply-add being two, that all threads together do in a second: the best of 5."""
     operations = ctypes.c_double()
     arguments = target.encode(), threads, turns, ctypes.byref(operations)

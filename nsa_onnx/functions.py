@@ -29,9 +29,10 @@ _TABLE_INDEX = INPUT_NAMES[spec.INFER_OP].index("block_table")
 
 # One token of every window per turn: the order of the sum is the contract's, so the result is the kernel's to the
 # bit. The alternative, gathering whole windows for one ReduceSum, leaves the order to the runtime and is worse in
-# everything else (T = 16384, N = 4, D = 128, float16, onnxruntime 1.32 on 2 cores; extra memory, ulps off):
-#   block/stride 32/16:  loop 6.2 ms,  < 20 MB, 0;  ReduceSum 13.8 ms,  280 MB, 16
-#   block/stride 128/16: loop 24.5 ms, < 20 MB, 0;  ReduceSum 46.9 ms, 1265 MB, 27
+# everything else (T = 16384, N = 4, D = 128, float16, onnxruntime 1.32 on 2 cores; extra memory, ulps off; measured by
+# `python -m benchmarks --sections figures`):
+#   block/stride 32/16:  loop 6.0 ms,  11 MiB, 0;  ReduceSum 14.6 ms, 166 MiB, 12
+#   block/stride 128/16: loop 23.3 ms, 10 MiB, 0;  ReduceSum 52.0 ms, 654 MiB, 40
 #
 # Expects the constants below, all_tokens [block, windows] (rows of `values`) and values [*, N, D]; gives
 # sum [windows, N, D] in float32.

@@ -7,7 +7,6 @@ project is tested.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from . import spec
 from .check.model import MAX_FUNCTION_CALLS, NsaNode, UnreadableModelError, function_calls, load, read
 from .check.rules.targets import batch, vendor_violations
 from .functions import DEFAULT_OPSET, standard_opset, subgraphs
-from .schema import INPUT_NAMES, SCHEMAS
+from .schema import INPUT_NAMES, SCHEMAS, elements
 
 # The name of the standard operators' domain that the parser looks up; elsewhere it is the same as "".
 STANDARD = "ai.onnx"
@@ -467,7 +466,7 @@ def _make_raw(tensor: TensorProto) -> bool:
         return False
     source, layout = _RAW_ONLY[tensor.data_type]
     data = getattr(tensor, source)
-    if not len(data) or len(data) != math.prod(tensor.dims):
+    if not len(data) or len(data) != elements(tensor.dims):
         return False
     tensor.raw_data = np.array(data, np.int64).astype(layout).tobytes()
     tensor.ClearField(source)

@@ -10,8 +10,7 @@ node (`NodeFacts`, `violations`) serves the graph checker; the limits themselves
 from __future__ import annotations
 
 import atexit
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -110,6 +109,19 @@ def tensor_facts(type_proto: TypeProto | None) -> TensorFacts:
     return TensorFacts(dtype_name(tensor.elem_type), shape)
 
 
+def elements(dims: Iterable[int]) -> float:
+    """How many elements dims make, which may be any number of any integers; infinite if it is too much for a float.
+
+    Exact up to 2**53. `math.prod` would work for hours on a million large dims.
+    """
+    result = 1.0
+    for dim in dims:
+        if dim == 0:
+            return 0.0
+        result *= dim
+    return result
+
+
 def attribute_value(attribute: AttributeProto) -> object:
     """An int as int; anything else as something that `nsa_onnx.spec` will not take for one."""
     if attribute.ref_attr_name:
@@ -152,7 +164,7 @@ def integer_values(tensor: TensorProto, raw_data: bytes | None = None) -> Intege
     else:
         values = np.frombuffer(raw, layout).astype(np.int64)
     shape = tuple(tensor.dims)
-    if any(dim < 0 for dim in shape) or math.prod(shape) != values.size:
+    if any(dim < 0 for dim in shape) or elements(shape) != values.size:
         return None
     try:
         return values.reshape(shape)

@@ -6,7 +6,6 @@ before, and a model gets a budget of nodes and elements. What exceeds it is unkn
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper
 
 from ..functions import is_standard
+from ..schema import elements
 
 if TYPE_CHECKING:
     from .model import Scope
@@ -37,7 +37,7 @@ def _largest(arrays: Sequence[Array]) -> float:
 
 def _room(shape: Sequence[int]) -> float:
     """Elements of an array, a dim of 0 counted for 1: an operation may take such a dim away."""
-    return float(math.prod(max(1, int(dim)) for dim in shape))
+    return elements(max(1, int(dim)) for dim in shape)
 
 
 def _broadcast(arrays: Sequence[Array]) -> float:

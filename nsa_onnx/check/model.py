@@ -25,6 +25,7 @@ from ..schema import (
     NodeFacts,
     TensorFacts,
     attribute_value,
+    elements,
     integer_values,
     observing,
     tensor_facts,
@@ -446,7 +447,7 @@ def embedded(tensor: TensorProto, folder: Path | None) -> TensorProto:
     """The tensor, with its data inside if that is a few integers in the model's folder: lengths, a table."""
     if tensor.data_location != TensorProto.EXTERNAL:
         return tensor
-    small = all(dim >= 0 for dim in tensor.dims) and 8 * math.prod(tensor.dims) <= SMALL_BYTES
+    small = all(dim >= 0 for dim in tensor.dims) and 8 * elements(tensor.dims) <= SMALL_BYTES
     if not small or tensor.data_type not in (TensorProto.INT64, TensorProto.INT32):
         return tensor
     try:
@@ -472,9 +473,10 @@ def external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     size = _ITEM_BYTES.get(tensor.data_type, 4)
-    length = size * math.prod(tensor.dims) if all(dim >= 0 for dim in tensor.dims) else 0
-    if length > MAX_CONSTANT_BYTES:
+    needed = size * elements(tensor.dims) if all(dim >= 0 for dim in tensor.dims) else 0
+    if needed > MAX_CONSTANT_BYTES:
         return None
+    length = int(needed)
     offset_text = entries.get("offset", "0")
     if not offset_text.isdecimal() or len(offset_text) > 18:
         raise ValueError(f"external data {location!r}: the offset must be a number of bytes, got {offset_text!r}")
@@ -767,7 +769,7 @@ def _dims(
 
 def _size(dims: Iterable[int]) -> float:
     """Elements, dims of 0 and unknown ones counted for 1: Gather can take such a dim away."""
-    return float(math.prod(max(1, dim) for dim in dims))
+    return elements(max(1, dim) for dim in dims)
 
 
 @cache

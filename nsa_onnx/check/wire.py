@@ -46,13 +46,13 @@ def scan(file: BinaryIO, size: int) -> int:
     fields, at = 0, 0
     open_: list[tuple[int, Any]] = [(size, _known(ModelProto.DESCRIPTOR))]
     while open_:
+        if fields > MAX_FIELDS:
+            raise WireError(f"its messages have more than {MAX_FIELDS} fields")
         end, known = open_[-1]
         if at == end:
             open_.pop()
             continue
         fields += 1
-        if fields > MAX_FIELDS:
-            raise WireError(f"its messages have more than {MAX_FIELDS} fields")
         tag, at = reader.varint(at, end)
         number, kind = tag >> 3, tag & 7
         if not number:

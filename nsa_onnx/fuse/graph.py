@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import ChainMap, Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,13 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
 from ..functions import is_standard, subgraphs
-from ..schema import integer_values
+from ..schema import elements, integer_values
 from .operators import FLOAT, SHORT
 from .proof import Root
 from .terms import MAX_ELEMENTS, Dim, Dynamic, Integers
+
+# No tensor of a compression has more dims; a shape of a million is not looked at.
+MAX_RANK = 64
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Graph:
         """A constant's integers."""
         if name not in self.folded:
             tensor = self.constant(name)
-            small = tensor is not None and all(d >= 0 for d in tensor.dims) and math.prod(tensor.dims) <= MAX_ELEMENTS
+            small = tensor is not None and all(d >= 0 for d in tensor.dims) and elements(tensor.dims) <= MAX_ELEMENTS
             self.folded[name] = integer_values(inside(tensor, self.folder)) if tensor is not None and small else None
         return self.folded[name]
 
@@ -64,9 +66,13 @@ class Graph:
         """A value as a root, if its type and shape are known well enough."""
         tensor = self.constant(name)
         if tensor is not None:
+            if len(tensor.dims) > MAX_RANK:
+                return None
             return Root(name, tuple(tensor.dims), tensor.data_type) if all(d >= 0 for d in tensor.dims) else None
         type_proto = self.types.get(name)
         if type_proto is None or not type_proto.tensor_type.HasField("shape"):
+            return None
+        if len(type_proto.tensor_type.shape.dim) > MAX_RANK:
             return None
         shape: list[Dim] = []
         for dim in type_proto.tensor_type.shape.dim:
@@ -167,7 +173,7 @@ def weight_values(tensor: TensorProto | None, folder: Path | None) -> npt.NDArra
     """A constant weight's numbers, flat; None if they are not in the file or make no sense."""
     if tensor is None or tensor.data_type not in (FLOAT, *SHORT):
         return None
-    if any(dim < 0 for dim in tensor.dims) or math.prod(tensor.dims) > MAX_ELEMENTS:
+    if any(dim < 0 for dim in tensor.dims) or elements(tensor.dims) > MAX_ELEMENTS:
         return None
     tensor = inside(tensor, folder)
     if tensor.data_location == TensorProto.EXTERNAL:

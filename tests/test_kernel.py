@@ -279,6 +279,7 @@ def test_all_targets_agree_on_decode_with_many_threads():
 @targets
 def test_a_host_that_flushes_subnormals_gets_the_same_bits(name):
     import torch
+
     x = np.full((16, 1, 16), 2.0**-130, DTYPES[1])
     w = np.ones((16, 1), DTYPES[1])
     try:

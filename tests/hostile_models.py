@@ -316,6 +316,10 @@ def calls(depth, width):
     return made
 
 
+def huge_input(model):
+    model.graph.input.append(models.value("z", np.float16, (2**62, 2**62)))
+
+
 def propagating(node, size=30_000_000, more=()):
     inputs = [models.value("x", TensorProto.FLOAT, (size,))]
     return models.model([node, *more], inputs, [models.value("y", TensorProto.FLOAT, None)])
@@ -389,6 +393,11 @@ def hand_made():
         "dims do not fit": edited(compress, lambda m: m.graph.initializer[0].dims.append(2**62)),
         "a product of dims beyond float": edited(compress, lambda m: m.graph.initializer[0].dims.extend([2**62] * 40)),
         "100000 dims": edited(compress, lambda m: m.graph.initializer[0].dims.extend([2**62] * 100_000)),
+        "no channels": models.compress([40, 100], x=(100, 4, 0), y=(3, 4, 0)),
+        "no channels to decode": models.infer(x=("P", 64, 4, 0), cache=("S", 4, 0)),
+        "the shape of more than NumPy counts": edited(
+            chain("Relu", 1), lambda m: [m.graph.node.insert(0, node("Shape", ["z"], ["s"])), huge_input(m)]
+        ),
         "dims below zero": edited(compress, lambda m: m.graph.initializer[0].dims.__setitem__(0, -(2**63))),
         "lengths at the end of int64": models.compress([2**63 - 1] * 3, x=(2**62, 4, 16)),
         "lengths below zero": models.compress([-(2**63), 2**63 - 1], x=(2**62, 4, 16)),

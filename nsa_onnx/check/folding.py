@@ -169,7 +169,10 @@ def _stand_in(scope: Scope, name: str) -> Array | None:
     dims = known.tensor_type.shape.dim
     if not all(dim.HasField("dim_value") and dim.dim_value >= 0 for dim in dims):
         return None
-    return np.broadcast_to(np.int8(0), [dim.dim_value for dim in dims])
+    try:
+        return np.broadcast_to(np.int8(0), [dim.dim_value for dim in dims])
+    except ValueError:  # more dims or elements than NumPy counts
+        return None
 
 
 def _evaluate(node: NodeProto, inputs: Sequence[Array | None], opset: int) -> Sequence[object]:

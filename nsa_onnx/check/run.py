@@ -346,7 +346,7 @@ def _heads_and_dim(facts: NodeFacts, rank: int) -> tuple[int, int]:
 def _compress_input(facts: NodeFacts, attributes: Mapping[str, int]) -> _Input:
     block, stride = (attributes[name] for name in _WINDOW)
     heads, dim = _heads_and_dim(facts, 3)
-    most = max(block, MAX_ELEMENTS // (heads * dim))
+    most = max(block, MAX_ELEMENTS // max(1, heads * dim))
     lengths = facts.constants.get("actual_seq_len")
     if lengths is not None:
         if len(lengths) > MAX_SEQUENCES:
@@ -394,7 +394,8 @@ class _Paged:
 def _infer_input(facts: NodeFacts, attributes: Mapping[str, int]) -> _Input:
     block, stride, page = (attributes[name] for name in _ATTRIBUTES[spec.INFER_OP])
     heads, dim = _heads_and_dim(facts, 4)
-    most = max(1, MAX_ELEMENTS // (page * heads * dim)), max(1, MAX_ELEMENTS // (heads * dim))
+    row = max(1, heads * dim)  # D may be 0
+    most = max(1, MAX_ELEMENTS // (page * row)), max(1, MAX_ELEMENTS // row)
     sizes = _sizes(facts, block, page, *most)
     table = _table(facts, sizes)
     lengths, slots = facts.constants.get("actual_seq_len"), facts.constants.get("slot_mapping")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx.parser
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto
 
 from . import spec
 from .schema import INPUT_NAMES, SCHEMAS
@@ -358,6 +358,35 @@ def subgraphs(node: NodeProto) -> list[GraphProto]:
             found.append(attribute.g)
         found.extend(attribute.graphs)
     return found
+
+
+def nodes_below(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """The nodes and those of their subgraphs, however deep. A node comes before what is in it."""
+    pending = [iter(nodes)]
+    while pending:
+        node = next(pending[-1], None)
+        if node is None:
+            pending.pop()
+            continue
+        yield node
+        pending.extend(iter(graph.node) for graph in subgraphs(node))
+
+
+def constant_tensor(node: NodeProto) -> TensorProto | None:
+    """The value of a Constant, if it is a tensor or integers; None for any other node."""
+    if node.op_type != "Constant" or not is_standard(node) or len(node.output) != 1:
+        return None
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            return None
+        if attribute.name == "value" and attribute.HasField("t"):
+            tensor: TensorProto = attribute.t
+            return tensor
+        if attribute.name in ("value_ints", "value_int"):
+            scalar = attribute.name == "value_int"
+            values = [attribute.i] if scalar else attribute.ints
+            return TensorProto(data_type=TensorProto.INT64, dims=[] if scalar else [len(values)], int64_data=values)
+    return None
 
 
 def _require_sound(scope: _Scope) -> None:

@@ -18,7 +18,7 @@ import onnx.serialization
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from .. import spec
-from ..functions import standard_opset, subgraphs
+from ..functions import constant_tensor, nodes_below, standard_opset, subgraphs
 from ..schema import (
     INPUT_NAMES,
     Integers,
@@ -293,26 +293,10 @@ def _add_nodes(scope: Scope) -> None:
         for name in node.output:
             scope.producers[name] = None if name in scope.producers else node
         scope.names.update(name for name in node.output if name)
-        tensor = _constant_node_tensor(node)
+        tensor = constant_tensor(node)
         if tensor is not None:
             scope.constants[node.output[0]] = tensor
             scope.types.setdefault(node.output[0], _tensor_type(tensor))
-
-
-def _constant_node_tensor(node: NodeProto) -> TensorProto | None:
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
-        return None
-    for attribute in node.attribute:
-        if attribute.ref_attr_name:
-            return None
-        if attribute.name == "value" and attribute.HasField("t"):
-            tensor: TensorProto = attribute.t
-            return tensor
-        if attribute.name in ("value_ints", "value_int"):
-            scalar = attribute.name == "value_int"
-            values = [attribute.i] if scalar else attribute.ints
-            return TensorProto(data_type=TensorProto.INT64, dims=[] if scalar else [len(values)], int64_data=values)
-    return None
 
 
 def _tensor_type(tensor: TensorProto) -> TypeProto:
@@ -659,7 +643,7 @@ def _propagated(
         if node is None:
             pending.pop()
             continue
-        tensor = _constant_node_tensor(node)
+        tensor = constant_tensor(node)
         inputs = [sizes.get(name, 1.0) for name in node.input]
         size = sum(inputs) if node.op_type == "Concat" else max(inputs, default=1.0)
         cost = max(size, sum(inputs))
@@ -725,12 +709,7 @@ def _dims(
 
     declare(values)
     highest = total = 1.0
-    pending = [iter(nodes)]
-    while pending:
-        node = next(pending[-1], None)
-        if node is None:
-            pending.pop()
-            continue
+    for node in nodes_below(nodes):
         inputs = [max(1.0, ranks.get(name, 1.0)) for name in node.input]
         rank = sum(inputs) if node.op_type in _RANK_FROM_RANKS else max(inputs, default=1.0)
         if node.op_type == "Gather" and not of_function and len(inputs) == 2 and inputs[1] < 2:
@@ -738,7 +717,7 @@ def _dims(
         lengths = [float(len(attribute.ints)) for attribute in node.attribute]
         if node.op_type in _RANK_FROM_VALUES:
             lengths += [constants.get(name, 0.0) for name in node.input]
-        tensor = _constant_node_tensor(node)
+        tensor = constant_tensor(node)
         if (node.domain, node.op_type) in costs:
             factor, each = costs[(node.domain, node.op_type)]
             given = max(inputs + [constants.get(name, 0.0) for name in node.input], default=1.0)
@@ -763,7 +742,6 @@ def _dims(
             for constant in graph.initializer:
                 ranks[constant.name] = max(float(len(constant.dims)), ranks.get(constant.name, 1.0))
                 constants[constant.name] = _size(constant.dims)
-            pending.append(iter(graph.node))
     return highest, total
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from onnx import NodeProto, TypeProto
 from .. import spec
 from ..check import Finding, Report
 from ..check.model import Model, NsaNode, Scope, node_name, text
-from ..functions import subgraphs
+from ..functions import nodes_below, subgraphs
 from ..schema import INPUT_NAMES, SCHEMAS, Integers, Unknown, tensor_facts
 from .markup import clean
 
@@ -190,9 +190,9 @@ def subjects(model: Model, report: Report, lengths: Sequence[int] | None) -> tup
 
 def places(model: Model, found: Sequence[Subject]) -> list[Place]:
     """The graphs and functions that hold NSA nodes, in the order of the nodes."""
-    calls = Counter((text(n.domain), text(n.op_type)) for n in _below(model.proto.graph.node))
+    calls = Counter((text(n.domain), text(n.op_type)) for n in nodes_below(model.proto.graph.node))
     for function in model.proto.functions:
-        calls.update((text(n.domain), text(n.op_type)) for n in _below(function.node))
+        calls.update((text(n.domain), text(n.op_type)) for n in nodes_below(function.node))
     functions = {f"function {f.domain}.{f.name}": calls[(f.domain, f.name)] for f in model.proto.functions}
     grouped: dict[int, list[Subject]] = defaultdict(list)
     for subject, node in zip(found, model.nodes, strict=False):
@@ -231,18 +231,6 @@ def _distribute(model: Model, report: Report) -> tuple[dict[int, list[Finding]],
 
 # --------------------------------------------------------------------------------------------------
 # The neighbourhood
-
-
-def _below(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """The nodes and those of their subgraphs."""
-    pending = [iter(nodes)]
-    while pending:
-        node = next(pending[-1], None)
-        if node is None:
-            pending.pop()
-            continue
-        yield node
-        pending.extend(iter(graph.node) for graph in subgraphs(node))
 
 
 # Ends of one edge that are shown.
@@ -286,7 +274,7 @@ class _Graph:
     def _consume(self, node: NodeProto, position: int, wanted: set[str]) -> None:
         """Edges from our nodes to this one, and to the nodes of its subgraphs."""
         own = True
-        for inner in _below([node]):
+        for inner in nodes_below([node]):
             for name in wanted.intersection(inner.input):
                 self.counts[name] += 1
                 if len(self.consumers[name]) < _MAX_ENDS:

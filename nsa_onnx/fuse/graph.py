@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
-from ..functions import is_standard, subgraphs
+from ..functions import constant_tensor, subgraphs
 from ..schema import elements, integer_values
 from .operators import FLOAT, SHORT
 from .proof import Root
@@ -136,7 +136,7 @@ def _graph(
                 graph.consumers.setdefault(name, []).append(index)
         for name in captured(node):
             graph.uses[name] += 2  # never the only use
-        tensor_value = _constant_tensor(node)
+        tensor_value = constant_tensor(node)
         if tensor_value is not None:
             own[node.output[0]] = tensor_value
     return graph
@@ -151,22 +151,6 @@ def captured(node: NodeProto) -> Iterator[str]:
         for inner in graph.node:
             yield from inner.input
             pending.extend(subgraphs(inner))
-
-
-def _constant_tensor(node: NodeProto) -> TensorProto | None:
-    if node.op_type != "Constant" or not is_standard(node) or len(node.output) != 1:
-        return None
-    for attribute in node.attribute:
-        if attribute.ref_attr_name:
-            return None
-        if attribute.name == "value" and attribute.HasField("t"):
-            tensor: TensorProto = attribute.t
-            return tensor
-        if attribute.name in ("value_int", "value_ints"):
-            scalar = attribute.name == "value_int"
-            numbers = [attribute.i] if scalar else list(attribute.ints)
-            return TensorProto(data_type=TensorProto.INT64, dims=[] if scalar else [len(numbers)], int64_data=numbers)
-    return None
 
 
 def weight_values(tensor: TensorProto | None, folder: Path | None) -> npt.NDArray[np.generic] | None:

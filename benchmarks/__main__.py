@@ -18,7 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nsa_onnx import _native, spec
+from nsa_onnx import spec
+from nsa_onnx.runtime import native
 
 from . import contenders, growth, limits, machine, memory, prefill, report
 from .contenders import Case
@@ -67,7 +68,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    threads = sorted({1, _native.default_threads()})
+    threads = sorted({1, native.default_threads()})
     add("--quick", action="store_true", help="a rough picture in less than a minute")
     add("--sections", type=_listed(SECTIONS), default=list(SECTIONS), metavar="NAMES", help=", ".join(SECTIONS))
     add("--shapes", type=_listed(None, _shape), metavar="L/S[@NxD],...", help=f"default: {','.join(SHAPES)}")
@@ -185,7 +186,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole run as one record."""
     limits.build()
     run: dict[str, Any] = {"machine": machine.describe(), "threads": arguments.threads, "rounds": arguments.rounds}
-    target = _native.cpu_target()
+    target = native.cpu_target()
     operations = {str(n): limits.operations_per_second(target, n) / 1e9 for n in arguments.threads}
     run["machine"]["gflops"] = operations
     plans = list(_plans(arguments)) if "prefill" in arguments.sections else []

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 import nsa_onnx
-from nsa_onnx import _native, spec
+from nsa_onnx import spec
+from nsa_onnx.runtime import native
 
 from . import limits, memory
 
@@ -83,7 +84,7 @@ def _timed(call: Callable[[], Any]) -> tuple[Callable[[int], float], Callable[[]
 def _read(form: str) -> Callable[[Case, Any, Any], Made]:
     def make(case: Case, x: Any, w: Any) -> Made:
         runs = limits.shares(x.ctypes.data, x.nbytes, case.threads)
-        return Made(limits.Reading(runs, _native.cpu_target(), case.threads, form), lambda: None)
+        return Made(limits.Reading(runs, native.cpu_target(), case.threads, form), lambda: None)
 
     return make
 
@@ -105,7 +106,7 @@ def _eager(case: Case, x: Any, w: Any) -> Made:
     """`nsa_onnx.nsa_compress`; it allocates its output in every call."""
 
     def call() -> Any:
-        _native.default_threads = lambda: case.threads
+        native.default_threads = lambda: case.threads
         return nsa_onnx.nsa_compress(x, w, case.block, case.stride, actual_seq_len=[case.tokens])
 
     return Made(*_timed(call))

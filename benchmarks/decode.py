@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from nsa_onnx import _native, spec
+from nsa_onnx import spec
+from nsa_onnx.runtime import native
 
 from . import graphs, limits, machine, memory
 
@@ -132,7 +133,7 @@ def scattered(threads: int, rounds: int, megabytes: int, batch: int = 256) -> di
     sets = len(shuffled) // (batch * Pool.LOGICAL)
     steps = [pool.step(batch, seed, len(pool.cache), part) for seed, part in enumerate(np.array_split(shuffled, sets))]
     calls = [_bound(running, step) for step in steps]
-    target = _native.cpu_target()
+    target = native.cpu_target()
     reads = {f: [limits.Reading(pool.runs(step), target, threads, f) for step in steps] for f in limits.READ_FORMS}
     calls[0]()
     _check(pool, steps[0])

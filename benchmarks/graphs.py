@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from nsa_onnx import _native, functions, spec
+from nsa_onnx import functions, spec
+from nsa_onnx.runtime import native
 
 ONNX_TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 Shape = Iterable[int | str]
@@ -31,7 +32,7 @@ def session(graph: Any, threads: int, library: bool = True) -> ort.InferenceSess
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     if library:
-        options.register_custom_ops_library(str(_native.library_path()))
+        options.register_custom_ops_library(str(native.library_path()))
     return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nsa_onnx import _native
+from nsa_onnx.runtime import native
 
 from . import limits, memory
 
@@ -65,9 +65,9 @@ class _Memory:
 
 
 def _compress(point: Point, x: Any, w: Any, ends: Any, y: Any, threads: int) -> float:
-    buffers = [_native.Buffer(array.ctypes.data, array.shape) for array in (x, w, y)]
+    buffers = [native.Buffer(array.ctypes.data, array.shape) for array in (x, w, y)]
     begin = time.perf_counter()
-    _native.compress(point.dtype, *buffers[:2], point.block, point.stride, ends, buffers[2], threads)
+    native.compress(point.dtype, *buffers[:2], point.block, point.stride, ends, buffers[2], threads)
     return time.perf_counter() - begin
 
 
@@ -95,7 +95,7 @@ def measure(sweep: Sequence[dict[str, Any]], threads: int, rounds: int) -> list[
         y = held.output[: rows * point.heads * point.dim].reshape(rows, point.heads, point.dim)
         w = memory.weights(point.block, point.heads, point.dtype)
         runs = limits.shares(x.ctypes.data, x.nbytes, threads)
-        reads = [limits.Reading(runs, _native.cpu_target(), threads, form) for form in limits.READ_FORMS]
+        reads = [limits.Reading(runs, native.cpu_target(), threads, form) for form in limits.READ_FORMS]
         calls.append(((point, x, w, ends, y, threads), reads, x.nbytes + y.nbytes))
     times = [[(_warm(*a), [read() for read in reads]) for a, reads, _ in calls] for _ in range(rounds + 1)][1:]
     results = []

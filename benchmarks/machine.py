@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nsa_onnx import _native
+from nsa_onnx.runtime import native
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -45,7 +45,7 @@ def describe() -> dict[str, Any]:
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "caches": {f"L{level}": size for level, size in sorted(cache_bytes().items())},
-        "cpu_target": _native.cpu_target(),
+        "cpu_target": native.cpu_target(),
         "versions": {name: metadata.version(name) for name in ("nsa_onnx", "onnxruntime", "torch", "numpy")},
     }
 

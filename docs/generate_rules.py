@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nsa_onnx.check.documentation import markdown
+from nsa_onnx.checker.documentation import markdown
 
 OUTPUT = Path(__file__).with_name("rules.md")
 

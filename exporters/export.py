@@ -27,7 +27,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from nsa_onnx import schema, spec
-from nsa_onnx.check import Report, Severity, check
+from nsa_onnx.checker import Report, Severity, check
 
 from . import dynamo as dynamo_exporter
 from . import torch_npu

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from nsa_onnx import _native, eager, spec
+from nsa_onnx import eager, spec
+from nsa_onnx.runtime import native
 
 Lengths = Sequence[int] | Tensor
 
@@ -116,8 +117,8 @@ def _host_lengths(actual_seq_len: Lengths) -> npt.NDArray[np.int64]:
 # Python: `_disable_dynamo`, as torch.library.custom_op does.
 
 
-def _buffer(tensor: Tensor) -> _native.Buffer:
-    return _native.Buffer(tensor.data_ptr(), tuple(tensor.shape))
+def _buffer(tensor: Tensor) -> native.Buffer:
+    return native.Buffer(tensor.data_ptr(), tuple(tensor.shape))
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ def compress_cpu(
     rows = sum(run.rows for run in spec.compress_plan(ends, compress_block_size, compress_stride))
     output = input.new_empty((rows, *input.shape[1:]))
     x, w = _dense(input), _dense(weight)
-    _native.compress(
+    native.compress(
         _dtype(input),
         _buffer(x),
         _buffer(w),
@@ -175,7 +176,7 @@ def infer_cpu_(
     lengths = _host_lengths(actual_seq_len)
     x, w, slots, dense = map(_dense, (input, weight, slot_mapping, cache))
     table = None if block_table is None else _dense(block_table)
-    _native.compress_infer(
+    native.compress_infer(
         _dtype(input),
         _buffer(x),
         _buffer(w),

@@ -16,28 +16,28 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .check import Report as Report
-    from .check import check as check
+    from .checker import Report as Report
+    from .checker import check as check
     from .eager import nsa_compress as nsa_compress
     from .eager import nsa_compress_infer as nsa_compress_infer
+    from .runtime.session import create_session as create_session
+    from .runtime.session import get_library_path as get_library_path
+    from .runtime.session import session_options as session_options
     from .schema import register as register
-    from .session import create_session as create_session
-    from .session import get_library_path as get_library_path
-    from .session import session_options as session_options
     from .spec import compressed_length as compressed_length
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "Report": "check",
-    "check": "check",
+    "Report": "checker",
+    "check": "checker",
     "compressed_length": "spec",
-    "create_session": "session",
-    "get_library_path": "session",
+    "create_session": "runtime.session",
+    "get_library_path": "runtime.session",
     "nsa_compress": "eager",
     "nsa_compress_infer": "eager",
     "register": "schema",
-    "session_options": "session",
+    "session_options": "runtime.session",
 }
 __all__ = list(_MODULES)
 
@@ -53,12 +53,6 @@ class _Package(ModuleType):
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *_MODULES})
-
-    def __setattr__(self, name: str, value: object) -> None:
-        # `check` is also the name of the subpackage, which its import puts here: the function is what stays.
-        if name == "check" and isinstance(value, ModuleType):
-            value = value.check
-        super().__setattr__(name, value)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -17,11 +17,9 @@ from onnx import ModelProto
 from onnx.shape_inference import infer_shapes
 
 from . import __version__, spec
-from ._files import NotWritableError, replace_file, require_no_weights, write_model
-from .atc import AtcError, prepare_atc
-from .check import TARGETS, UnreadableModelError, check
-from .check import command as check_command
-from .check.model import (
+from .checker import TARGETS, UnreadableModelError, check
+from .checker import command as check_command
+from .checker.model import (
     MAX_FUNCTION_CALLS,
     MAX_INFERRED_DIMS,
     embedded,
@@ -31,13 +29,15 @@ from .check.model import (
     propagates_safely,
     without_weights,
 )
-from .check.report import clean
+from .checker.report import clean
 from .eager import nsa_compress
 from .explain import MAX_DRAWN_LENGTH
 from .explain import explain as explain_page
 from .functions import expand
 from .fuse import command as fuse_command
-from .session import compress_model, create_session, doctor
+from .graph.writing import NotWritableError, replace_file, require_no_weights, write_model
+from .runtime.session import compress_model, create_session, doctor
+from .targets.atc import AtcError, prepare_atc
 
 OK, FOUND, UNUSABLE = 0, 1, 2
 

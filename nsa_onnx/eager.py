@@ -15,7 +15,8 @@ from typing import Any, NoReturn, cast
 import numpy as np
 import numpy.typing as npt
 
-from . import _native, spec
+from . import spec
+from .runtime import native
 
 Ints = Sequence[int]
 
@@ -64,8 +65,8 @@ def _views(**arrays: Any) -> dict[str, npt.NDArray[Any]]:
     return {name: _to_numpy(name, value) if _is_tensor(value) else value for name, value in arrays.items()}
 
 
-def _buffer(array: npt.NDArray[Any]) -> _native.Buffer:
-    return _native.Buffer(array.ctypes.data, array.shape)
+def _buffer(array: npt.NDArray[Any]) -> native.Buffer:
+    return native.Buffer(array.ctypes.data, array.shape)
 
 
 def _dense(view: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -124,7 +125,7 @@ def nsa_compress(
     x, w = map(_dense, views.values())
     rows = _rows(x.shape, lengths, int(compress_block_size), int(compress_stride))
     output = _aligned_empty((rows, *x.shape[1:]), x.dtype)
-    _native.compress(
+    native.compress(
         described[0].dtype,  # type: ignore[attr-defined]
         _buffer(x),
         _buffer(w),
@@ -132,7 +133,7 @@ def nsa_compress(
         int(compress_stride),
         lengths,
         _buffer(output),
-        _native.default_threads(),
+        native.default_threads(),
     )
     return _like(output, input) if _is_tensor(input) else output
 
@@ -244,7 +245,7 @@ def nsa_compress_infer(
     dense = {name: _dense(view) for name, view in views.items()}
     table = dense.get("block_table")
     refuse_overlap(views["cache"].shape, views["cache"].strides)
-    _native.compress_infer(
+    native.compress_infer(
         described["input"].dtype,  # type: ignore[attr-defined]
         _buffer(dense["input"]),
         _buffer(dense["weight"]),
@@ -255,7 +256,7 @@ def nsa_compress_infer(
         None if table is None else _buffer(table),
         lengths,
         _buffer(dense["cache"]),
-        _native.default_threads(),
+        native.default_threads(),
     )
     if not np.may_share_memory(dense["cache"], views["cache"]):
         slots = written_slots(dense["slot_mapping"], lengths, int(compress_block_size), int(compress_stride))

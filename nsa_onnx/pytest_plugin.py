@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from onnxruntime import InferenceSession
 
-    from .check import Report
+    from .checker import Report
 
 __all__ = ["assert_valid_nsa_model", "nsa_session"]
 
@@ -48,7 +48,7 @@ def assert_valid_nsa_model(
         ValueError: ``target``, ``fail_on`` or a rule is unknown.
     """
     __tracebackhide__ = True
-    from .check import Severity, UnreadableModelError, check
+    from .checker import Severity, UnreadableModelError, check
 
     severity = Severity(fail_on)
     try:
@@ -79,7 +79,7 @@ def nsa_session() -> Callable[..., InferenceSession]:
     """
 
     def make(model: str | os.PathLike[str] | bytes | ModelProto, **arguments: Any) -> InferenceSession:
-        from .session import create_session
+        from .runtime.session import create_session
 
         # A test that asked for providers or a device has said where to run.
         if not arguments.keys() & {"device", "providers"}:

@@ -1,4 +1,4 @@
-// The CPU kernels behind a C interface, for Python's eager calls (nsa_onnx/_native.py).
+// The CPU kernels behind a C interface, for Python's eager calls (nsa_onnx/runtime/native.py).
 //
 // Every function validates its arguments against the whole contract of nsa_onnx/spec.py before the
 // first byte is written; on failure it returns 1, leaves all memory untouched and puts the message

@@ -97,8 +97,9 @@ def complaint(status, stdout, stderr, out, is_check):
 def api(path):
     """The Python functions, on a model that has been parsed: nothing but the errors that they promise."""
     import nsa_onnx
-    from nsa_onnx import atc, functions, fuse
+    from nsa_onnx import functions, fuse
     from nsa_onnx.explain import explain
+    from nsa_onnx.targets import atc
 
     try:
         model = onnx.load(path, load_external_data=False)
@@ -205,7 +206,7 @@ def external(model, location="weights.bin", offset="0", length=None):
 
 def good_models():
     """Small models by name, each of which a command has much to do with."""
-    from nsa_onnx.check import RULES
+    from nsa_onnx.checker import RULES
     from nsa_onnx.functions import expand
 
     compress = models.compress([40, 100], x=(100, 4, 16), y=(3, 4, 16))

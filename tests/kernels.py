@@ -8,16 +8,16 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 
-from nsa_onnx import _native
+from nsa_onnx.runtime import native
 
 DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-LIBRARY = _native._library()
+LIBRARY = native._library()
 TARGETS = LIBRARY.nsa_cpu_targets().decode().split(",")
 
 
 def buffer(array):
     assert array.flags.c_contiguous
-    return _native.Buffer(array.ctypes.data, array.shape)
+    return native.Buffer(array.ctypes.data, array.shape)
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def compress(x, w, stride, seq, threads=1):
     segments = np.diff([0, *seq])
     rows = sum(max(0, 1 + (int(length) - block) // stride) for length in segments)
     out = np.full((rows, *x.shape[1:]), 7, x.dtype)
-    _native.compress(x.dtype.name, buffer(x), buffer(w), block, stride, seq, buffer(out), threads)
+    native.compress(x.dtype.name, buffer(x), buffer(w), block, stride, seq, buffer(out), threads)
     return out
 
 
@@ -46,7 +46,7 @@ def infer(x, w, slots, stride, table, lengths, cache, threads=1):
     slots = np.asarray(slots, np.int32)
     table = None if table is None else np.ascontiguousarray(table, dtype=np.int32)
     pages = None if table is None else buffer(table)
-    _native.compress_infer(
+    native.compress_infer(
         *(x.dtype.name, buffer(x), buffer(w), buffer(slots), len(w), stride, x.shape[1]),
         *(pages, lengths, buffer(out), threads),
     )

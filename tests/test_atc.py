@@ -10,11 +10,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import nsa_onnx
 from nsa_onnx import spec
-from nsa_onnx.atc import MAX_CONSTANT_PAGES, AtcError, prepare_atc
-from nsa_onnx.check import UnreadableModelError
+from nsa_onnx.checker import UnreadableModelError
 from nsa_onnx.cli import main
 from nsa_onnx.functions import expand
-from nsa_onnx.session import session_options
+from nsa_onnx.runtime.session import session_options
+from nsa_onnx.targets.atc import MAX_CONSTANT_PAGES, AtcError, prepare_atc
 
 
 def subgraphs(node):

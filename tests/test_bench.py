@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import contenders, limits, memory, prefill
 from benchmarks.worker import Worker, WorkerError
-from nsa_onnx import _native
+from nsa_onnx.runtime import native
 
 ROOT = Path(__file__).resolve().parents[1]
 # The slow ones to prepare are left out here: a compiler that runs for seconds, a body that is tested elsewhere.
@@ -126,7 +126,7 @@ def test_the_read_limit_reads_every_byte():
     total = int(words.sum(dtype=np.uint64)) % (1 << 32)
     for form in limits.READ_FORMS:
         for threads in (1, 2, 3):
-            for target in _native.cpu_targets():
+            for target in native.cpu_targets():
                 read = limits.Reading(limits.shares(words.ctypes.data, words.nbytes, threads), target, threads, form)
                 assert read() > 0 and read.sum.value == total, (form, threads, target)
                 assert read(3) > 0 and read.sum.value == 3 * total % (1 << 32)

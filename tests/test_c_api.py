@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels import DTYPES, LIBRARY, bits
 
-from nsa_onnx import _native, spec
+from nsa_onnx import spec
+from nsa_onnx.runtime import native
 
 MAX, MIN = 2**63 - 1, -(2**63)
 ERROR_SIZE = 400
@@ -24,7 +25,7 @@ def array(data, shape=None):
         address = data
     else:
         address, shape = data.ctypes.data, data.shape if shape is None else shape
-    return _native._Array(address, (ctypes.c_int64 * len(shape))(*shape), len(shape))
+    return native._Array(address, (ctypes.c_int64 * len(shape))(*shape), len(shape))
 
 
 def pointer(values):
@@ -177,9 +178,9 @@ def test_the_good_calls_of_the_next_tests_are_good():
         ({"x": array(None, (64, 2, 16))}, "input has no data"),
         ({"w": array(None, (32, 2))}, "weight has no data"),
         ({"out": array(None, (3, 2, 16))}, "output has no data"),
-        ({"x": _native._Array(ADDRESS, None, 3)}, "input has no shape"),
-        ({"x": _native._Array(ADDRESS, None, -1)}, "input has rank -1"),
-        ({"x": _native._Array(ADDRESS, None, MAX)}, f"input must have rank 3 [T, N, D], got rank {MAX}"),
+        ({"x": native._Array(ADDRESS, None, 3)}, "input has no shape"),
+        ({"x": native._Array(ADDRESS, None, -1)}, "input has rank -1"),
+        ({"x": native._Array(ADDRESS, None, MAX)}, f"input must have rank 3 [T, N, D], got rank {MAX}"),
         ({"x": array(ADDRESS, (-1, 2, 16))}, "input.shape[0] must be >= 0, got -1"),
         ({"x": array(ADDRESS, (64, 2, -16))}, "input.shape[2] must be >= 0, got -16"),
         ({"x": array(ADDRESS, (MAX, 2, 16))}, "input has more bytes than an int64 can count"),
@@ -299,7 +300,7 @@ def test_the_version_is_the_packages():
 
 def test_nothing_else_is_exported():
     listing = subprocess.run(
-        ["nm", "-D", "--defined-only", str(_native.library_path())], capture_output=True, text=True, check=True
+        ["nm", "-D", "--defined-only", str(native.library_path())], capture_output=True, text=True, check=True
     ).stdout
     names = {line.split()[-1] for line in listing.splitlines()}
     assert names == {
@@ -312,7 +313,7 @@ def test_nothing_else_is_exported():
 def test_the_library_needs_nothing_but_the_systems_c_library():
     """Its C++ runtime is inside: a host that loaded an older libstdc++ first can still load it."""
     listing = subprocess.run(
-        ["readelf", "-d", str(_native.library_path())], capture_output=True, text=True, check=True
+        ["readelf", "-d", str(native.library_path())], capture_output=True, text=True, check=True
     ).stdout
     needed = [line.split("[")[1].rstrip("]") for line in listing.splitlines() if "(NEEDED)" in line]
     assert needed

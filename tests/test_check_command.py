@@ -17,9 +17,9 @@ import pytest
 import yaml
 from onnx import TensorProto
 
-from nsa_onnx.check import TARGETS, Finding, Report, Severity
-from nsa_onnx.check import command as checking_command
-from nsa_onnx.check.formats import FORMATS
+from nsa_onnx.checker import TARGETS, Finding, Report, Severity
+from nsa_onnx.checker import command as checking_command
+from nsa_onnx.checker.formats import FORMATS
 from nsa_onnx.cli import main
 
 pytest_plugins = ["pytester"]
@@ -305,7 +305,7 @@ def test_a_terminal_without_unicode_is_no_error():
 PEAK = """
 import re, sys
 from pathlib import Path
-from nsa_onnx.check.formats import FORMATS
+from nsa_onnx.checker.formats import FORMATS
 from nsa_onnx.cli import main
 status = main(["check", *sys.argv[1:]])
 sys.stdout.flush()

@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from nsa_onnx.check import RULES
-from nsa_onnx.check.documentation import explain, list_rules, markdown
+from nsa_onnx.checker import RULES
+from nsa_onnx.checker.documentation import explain, list_rules, markdown
 from nsa_onnx.cli import main
 
 ROOT = Path(__file__).parents[1]

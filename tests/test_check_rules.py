@@ -12,12 +12,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from nsa_onnx import spec
-from nsa_onnx.atc import prepare_atc
-from nsa_onnx.check import RULES, TARGETS, Severity, UnreadableModelError, check
-from nsa_onnx.check import folding as limits
-from nsa_onnx.check.rules.examples import compress, infer, infer_node
+from nsa_onnx.checker import RULES, TARGETS, Severity, UnreadableModelError, check
+from nsa_onnx.checker.rules.examples import compress, infer, infer_node
 from nsa_onnx.functions import MIN_OPSET, expand
 from nsa_onnx.fuse import candidates
+from nsa_onnx.graph import folding as limits
+from nsa_onnx.targets.atc import prepare_atc
 
 
 def parsed(text):

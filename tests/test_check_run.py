@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from nsa_onnx import spec
-from nsa_onnx.check import Severity, check
-from nsa_onnx.check import run as running
-from nsa_onnx.check.model import read
+from nsa_onnx.checker import Severity, check
+from nsa_onnx.checker import run as running
+from nsa_onnx.checker.model import read
 from nsa_onnx.cli import main
 from nsa_onnx.schema import violations
 
@@ -384,7 +384,7 @@ def test_without_onnxruntime_that_is_said(tmp_path, command):
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
         "from nsa_onnx import cli, check\n"
-        "from nsa_onnx.check import RunUnavailableError\n"
+        "from nsa_onnx.checker import RunUnavailableError\n"
         f"try: print({command})\n"
         "except RunUnavailableError as error: print(error)"
     )

@@ -310,8 +310,8 @@ def test_rules_can_be_ignored(capsys, bad):
 
 
 def test_fuse_and_prepare_atc_take_a_path(good):
-    from nsa_onnx.atc import prepare_atc
     from nsa_onnx.fuse import fuse
+    from nsa_onnx.targets.atc import prepare_atc
 
     assert fuse(good).model == onnx.load(good)
     assert prepare_atc(good).model.graph.node[0].op_type == "NsaCompress"

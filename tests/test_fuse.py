@@ -24,9 +24,9 @@ import nsa_onnx
 from nsa_onnx import fuse as fusion
 from nsa_onnx.cli import main
 from nsa_onnx.fuse import candidates, fuse
-from nsa_onnx.fuse.operators import OPERATORS, Call
-from nsa_onnx.fuse.proof import UnprovenError, segments
-from nsa_onnx.fuse.terms import RefusalError, X, dense, root
+from nsa_onnx.recognise.operators import OPERATORS, Call
+from nsa_onnx.recognise.proof import UnprovenError, segments
+from nsa_onnx.recognise.terms import Budget, RefusalError, X, dense, root
 
 BLOCK, STRIDE, HEADS, DIM, TOKENS = 32, 16, 2, 16, 112
 HALF, BFLOAT16 = np.dtype(np.float16), models.BFLOAT16
@@ -820,7 +820,7 @@ def test_mutated_models_are_an_answer_or_a_clean_error():
 
 
 def test_what_costs_too_much_is_said_to_be_incomplete(monkeypatch):
-    monkeypatch.setattr(fusion, "Budget", lambda: fusion.terms.Budget(visits=3))
+    monkeypatch.setattr(fusion, "Budget", lambda: Budget(visits=3))
     result = fuse(gathered())
     assert not result.complete
     assert not result.fused
@@ -1014,8 +1014,8 @@ def test_indices_and_weights_in_external_files_are_read(capsys, tmp_path):
 
 
 def test_a_result_with_new_errors_is_not_written(capsys, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr("nsa_onnx.fuse.proof.segments", lambda starts, tokens, block: (16, (64, 32)))
-    monkeypatch.setattr("nsa_onnx.fuse.proof._check_contract", lambda *_: None)
+    monkeypatch.setattr("nsa_onnx.recognise.proof.segments", lambda starts, tokens, block: (16, (64, 32)))
+    monkeypatch.setattr("nsa_onnx.recognise.proof._check_contract", lambda *_: None)
     out = tmp_path / "out.onnx"
     status, _, err = command(capsys, saved(gathered()), "-o", out)
     assert (status, "errors that the model has not" in err, out.exists()) == (1, True, False)
@@ -1040,7 +1040,7 @@ def test_without_onnxruntime_nothing_is_said_to_be_verified(capsys, saved, tmp_p
 
 def test_a_wrong_result_is_not_written(capsys, saved, tmp_path, monkeypatch):
     """Were the proof ever wrong, --verify would say so."""
-    monkeypatch.setattr("nsa_onnx.fuse.proof._weight_places", lambda *_: np.arange(64).reshape(2, 32).T)
+    monkeypatch.setattr("nsa_onnx.recognise.proof._weight_places", lambda *_: np.arange(64).reshape(2, 32).T)
     out = tmp_path / "out.onnx"
     status, text, err = command(capsys, saved(gathered()), "-o", out, "--verify")
     assert (status, "both models ran, and their results differ" in err) == (1, True)

@@ -24,9 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsa_onnx import check
-from nsa_onnx.check import UnreadableModelError, wire
-from nsa_onnx.check.rules import RULE_OF_ROW
-from nsa_onnx.session import session_options
+from nsa_onnx.checker import UnreadableModelError
+from nsa_onnx.checker.rules import RULE_OF_ROW
+from nsa_onnx.graph import wire
+from nsa_onnx.runtime.session import session_options
 
 KEPT = Path(__file__).parent.parent / "build" / "fuzz"
 FUZZ_SECONDS = float(os.environ.get("NSA_ONNX_FUZZ_SECONDS", "10"))

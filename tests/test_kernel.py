@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels import DTYPES, LIBRARY, TARGETS, bits, buffer, compress, infer, target
 
-from nsa_onnx import _native
+from nsa_onnx.runtime import native
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 targets = pytest.mark.parametrize("name", TARGETS)
@@ -259,7 +259,7 @@ def test_a_large_output_has_the_same_bits_wherever_it_lies(dtype, heads, dim):
             at = (-memory.ctypes.data) % 64 + offset
             out = memory[at : at + expected.nbytes].view(dtype).reshape(rows, heads, dim)
             with target(name):
-                _native.compress(dtype.name, buffer(x), buffer(w), 16, 16, [len(x)], buffer(out), 3)
+                native.compress(dtype.name, buffer(x), buffer(w), 16, 16, [len(x)], buffer(out), 3)
             assert np.array_equal(bits(out).ravel(), expected), (name, offset)
             assert np.all(memory[:at] == 0xA5) and np.all(memory[at + expected.nbytes :] == 0xA5), (name, offset)
 
@@ -301,7 +301,7 @@ def test_no_window_gives_no_row(name):
 
 @pytest.mark.parametrize("wanted", [*TARGETS, "auto", "AVX2", "no such target", ""])
 def test_the_environment_variable_chooses_a_target_or_leaves_the_best(wanted):
-    code = "import nsa_onnx._native as n; print(n._library().nsa_cpu_target().decode())"
+    code = "import nsa_onnx.runtime.native as n; print(n._library().nsa_cpu_target().decode())"
     environment = {**os.environ, "NSA_ONNX_CPU_TARGET": wanted}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     expected = wanted if wanted in TARGETS else TARGETS[0]

@@ -10,10 +10,10 @@ import onnxruntime
 import ort_cases
 import pytest
 
-from nsa_onnx import _native
+from nsa_onnx.runtime import native
 
 ROOT = Path(__file__).parent.parent
-LIBRARY = str(_native.library_path())
+LIBRARY = str(native.library_path())
 OLDEST = "1.21.1"
 cases = pytest.mark.parametrize("name", ort_cases.CASES)
 

@@ -16,11 +16,11 @@ SITE_PACKAGES = Path(numpy.__file__).parents[1]
 USE = """
 import pathlib, sys
 import numpy as np
-import nsa_onnx, nsa_onnx.exporters, nsa_onnx._native
+import nsa_onnx, nsa_onnx.exporters, nsa_onnx.runtime.native
 x = np.ones((64, 2, 16), np.float16)
 y = nsa_onnx.nsa_compress(x, np.ones((32, 2), np.float16), 32, 16, actual_seq_len=[64])
 assert y.shape == (3, 2, 16) and (y == 32).all()
-assert nsa_onnx.__version__ == nsa_onnx._native.version()
+assert nsa_onnx.__version__ == nsa_onnx.runtime.native.version()
 assert pathlib.Path(nsa_onnx.get_library_path()).is_file()
 print(pathlib.Path(nsa_onnx.__file__).resolve())
 """

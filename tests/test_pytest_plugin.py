@@ -10,7 +10,7 @@ import nsa_models as models
 import onnx
 import pytest
 
-from nsa_onnx.check import UnreadableModelError
+from nsa_onnx.checker import UnreadableModelError
 from nsa_onnx.pytest_plugin import assert_valid_nsa_model
 
 pytest_plugins = ["pytester"]
@@ -132,7 +132,7 @@ def test_a_run_of_pytest_that_does_not_use_it_imports_nothing_for_it(folder):
 
         def test_nothing():
             assert "nsa_onnx.pytest_plugin" in sys.modules
-            assert not {"numpy", "onnx", "onnxruntime", "torch", "nsa_onnx.check"} & sys.modules.keys()
+            assert not {"numpy", "onnx", "onnxruntime", "torch", "nsa_onnx.checker"} & sys.modules.keys()
         """,
     )
     result.assert_outcomes(passed=1)

@@ -14,8 +14,8 @@ import xmlschema
 from jsonschema import Draft7Validator, ValidationError
 from stored_schemas import stored_schema
 
-from nsa_onnx.check import RULES, Finding, NodeRun, Report, Severity, check
-from nsa_onnx.check.formats import FORMATS, Context, Unreadable, relative_path
+from nsa_onnx.checker import RULES, Finding, NodeRun, Report, Severity, check
+from nsa_onnx.checker.formats import FORMATS, Context, Unreadable, relative_path
 
 CONTEXT = Context("1.2.3")
 HOSTILE = [

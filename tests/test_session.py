@@ -17,8 +17,8 @@ import oracle
 import pytest
 
 import nsa_onnx
-from nsa_onnx import _native, session
 from nsa_onnx.functions import expand
+from nsa_onnx.runtime import native, session
 
 SEQ = [40, 100, 230]
 
@@ -181,7 +181,7 @@ def test_the_doctor_notices_wrong_results_and_failures(monkeypatch):
     def missing():
         raise RuntimeError("libnsa_onnx_ort.so is not at /nowhere")
 
-    monkeypatch.setattr(_native, "library_path", missing)
+    monkeypatch.setattr(native, "library_path", missing)
     diagnosis = session.doctor()
     assert "not at /nowhere" in diagnosis.library
     assert "not at /nowhere" in diagnosis.runs["onnxruntime"]
@@ -201,8 +201,8 @@ def test_the_doctor_says_whether_the_forced_instruction_set_is_in_use(wanted, st
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (status, "")
     assert line in done.stdout
-    in_use = wanted if wanted == "scalar" else _native.cpu_targets()[0]
-    assert f"\ncpu target        {in_use} (of {', '.join(_native.cpu_targets())})\n" in done.stdout
+    in_use = wanted if wanted == "scalar" else native.cpu_targets()[0]
+    assert f"\ncpu target        {in_use} (of {', '.join(native.cpu_targets())})\n" in done.stdout
 
 
 def test_the_doctor_needs_no_onnxruntime(monkeypatch):
@@ -215,6 +215,6 @@ def test_the_doctor_needs_no_onnxruntime(monkeypatch):
 
 
 def test_checking_imports_neither_torch_nor_onnxruntime():
-    code = "import sys, nsa_onnx.cli, nsa_onnx.session; print({'torch', 'onnxruntime'} & set(sys.modules))"
+    code = "import sys, nsa_onnx.cli, nsa_onnx.runtime.session; print({'torch', 'onnxruntime'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from onnx import ModelProto
 
-from ..check import UnreadableModelError, examine
+from ..checker import UnreadableModelError, examine
 from .facts import MAX_DRAWN_LENGTH, places, subjects
 from .page import render, title_of
 

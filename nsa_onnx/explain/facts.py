@@ -12,8 +12,8 @@ import numpy as np
 from onnx import NodeProto, TypeProto
 
 from .. import spec
-from ..check import Finding, Report
-from ..check.model import Model, NsaNode, Scope, node_name, text
+from ..checker import Finding, Report
+from ..checker.model import Model, NsaNode, Scope, node_name, text
 from ..functions import nodes_below, subgraphs
 from ..schema import INPUT_NAMES, SCHEMAS, Integers, Unknown, tensor_facts
 from .markup import clean

@@ -11,8 +11,8 @@ from pathlib import PurePath
 
 from onnx import ModelProto
 
-from ..check import Finding, Report, Severity
-from ..check.rules import RULES
+from ..checker import Finding, Report, Severity
+from ..checker.rules import RULES
 from .drawing import draw_decode, draw_prefill, next_write
 from .facts import Decode, Edge, Neighbour, Place, Prefill, Subject
 from .markup import Html, byte_size, clean, count, join, number, plain, raw, tag

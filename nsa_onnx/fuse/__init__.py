@@ -15,10 +15,10 @@ from pathlib import Path
 from onnx import ModelProto, TypeProto
 
 from .. import spec
-from .graph import graphs
-from .pattern import Found, Options, search
+from ..recognise.graph import graphs
+from ..recognise.pattern import Found, Options, search
+from ..recognise.terms import Budget, ExhaustedError
 from .rewrite import opset, replace_all
-from .terms import Budget, ExhaustedError
 
 __all__ = ["Candidate", "FuseResult", "candidates", "fuse"]
 
@@ -106,7 +106,7 @@ def fuse(
         ValueError: the model imports another version of our domain.
     """
     if not isinstance(model, ModelProto):
-        from ..check.model import load  # here, because the checker's rules search with this module
+        from ..checker.model import load  # here, because the checker's rules search with this module
 
         folder = Path(model).parent if folder is None else folder
         model = load(Path(model))
@@ -141,7 +141,7 @@ def _search(model: ModelProto, types: Mapping[str, TypeProto] | None, options: O
 
 def _types(model: ModelProto, folder: Path | None) -> Mapping[str, TypeProto]:
     # Imported late: the checker's rules use `candidates`.
-    from ..check.model import read
+    from ..checker.model import read
 
     return read(model, folder).inferred
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from .._files import write_model
-from ..check import Report, RunUnavailableError, Severity, check
-from ..check.run import require_onnxruntime
+from ..checker import Report, RunUnavailableError, Severity, check
+from ..checker.run import require_onnxruntime
+from ..graph.writing import write_model
 from . import Candidate, fuse
 from .compare import compare
 

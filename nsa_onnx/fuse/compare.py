@@ -143,7 +143,7 @@ def _made_up(value: Any, seed: int) -> npt.NDArray[Any]:
 
 
 def _run(model: ModelProto, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, Floats]:
-    from ..session import create_session
+    from ..runtime.session import create_session
 
     try:
         import onnxruntime

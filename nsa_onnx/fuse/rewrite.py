@@ -13,10 +13,10 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from .. import spec
 from ..functions import standard_opset, subgraphs
-from .graph import captured, weight_values
-from .pattern import Found, Options
-from .proof import Compression, numpy_type
-from .terms import Dim, Dynamic, Integers
+from ..recognise.graph import captured, weight_values
+from ..recognise.pattern import Found, Options
+from ..recognise.proof import Compression, numpy_type
+from ..recognise.terms import Dim, Dynamic, Integers
 
 
 class Names:

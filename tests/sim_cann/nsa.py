@@ -822,11 +822,11 @@ def placement():
 
 def placement_is_asserted():
     """A node that the provider does not take is an error, not a node on the CPU."""
-    from nsa_onnx import _ascend
+    from nsa_onnx.runtime import cann
 
     Simulator()
     made = nsa_onnx.create_session(models.compress(), device="cpu", options=recording())
-    error = raised(lambda: _ascend._require_placement(made, PROVIDER))
+    error = raised(lambda: cann._require_placement(made, PROVIDER))
     assert "NsaCompress 'nsa' is on CPUExecutionProvider" in str(error), error
 
 
@@ -902,7 +902,7 @@ def graph_mode():
 
 
 def doctor():
-    from nsa_onnx.session import doctor
+    from nsa_onnx.runtime.session import doctor
 
     found = doctor(ascend=True)
     text = found.to_text()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import spec
+from .. import spec
 
 LIBRARY_NAME = "libnsa_onnx_ort.so"
 # Environment variable that forces an instruction set; the library reads it when its kernels are first asked for.

@@ -19,6 +19,8 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 
 from .. import spec
 from ..functions import constant_tensor, nodes_below, standard_opset, subgraphs
+from ..graph.folding import MAX_ELEMENTS, Array, Folder, runs
+from ..graph.wire import MAX_UNSCANNED_BYTES, WireError, scan
 from ..schema import (
     INPUT_NAMES,
     Integers,
@@ -31,8 +33,6 @@ from ..schema import (
     tensor_facts,
     violations,
 )
-from .folding import MAX_ELEMENTS, Array, Folder, runs
-from .wire import MAX_UNSCANNED_BYTES, WireError, scan
 
 # Protobuf cannot hold more in one message, so a larger file is no model.
 MAX_FILE_BYTES = 2**31 - 1

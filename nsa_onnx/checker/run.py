@@ -71,7 +71,7 @@ class _Outcome:
 
 def require_onnxruntime() -> None:
     """Raise RunUnavailableError if nodes cannot be run here."""
-    from ..session import session_options
+    from ..runtime.session import session_options
 
     try:
         session_options()
@@ -204,7 +204,7 @@ def _nsa_node(op_type: str, inputs: Sequence[str], attributes: Mapping[str, int]
 def _compute(model: ModelProto, values: Mapping[str, npt.NDArray[Any]]) -> Floats:
     import onnxruntime
 
-    from ..session import create_session
+    from ..runtime.session import create_session
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails is told by the exception

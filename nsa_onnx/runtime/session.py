@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper
 
-from . import _ascend, _native, spec
-from .eager import nsa_compress
+from .. import spec
+from ..eager import nsa_compress
+from . import cann, native
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
@@ -29,7 +30,7 @@ _REGISTERED_KEY = "nsa_onnx.library_registered"
 
 
 def _onnxruntime() -> Any:
-    if problem := _ascend.import_problem():
+    if problem := cann.import_problem():
         raise RuntimeError(problem)
     try:
         import onnxruntime
@@ -44,7 +45,7 @@ def get_library_path() -> str:
     Raises:
         RuntimeError: the package was imported without having been built.
     """
-    return str(_native.library_path())
+    return str(native.library_path())
 
 
 def session_options(base: SessionOptions | None = None) -> SessionOptions:
@@ -75,10 +76,10 @@ def _entry(options: SessionOptions, key: str) -> str | None:
 
 def _choose_backend(options: SessionOptions, backend: str) -> None:
     """Ask for a backend. The library reads the entry when it is registered, and not again."""
-    chosen = _entry(options, _ascend.BACKEND_KEY)
+    chosen = _entry(options, cann.BACKEND_KEY)
     if _entry(options, _REGISTERED_KEY) is not None and chosen != backend:
         raise ValueError(f"these options have served with ascend_backend {chosen!r}: make new ones for {backend!r}")
-    options.add_session_config_entry(_ascend.BACKEND_KEY, backend)
+    options.add_session_config_entry(cann.BACKEND_KEY, backend)
 
 
 def _serialized(model: ModelProto) -> bytes:
@@ -127,8 +128,8 @@ def create_session(
     """
     if device not in DEVICES:
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    if ascend_backend is not None and ascend_backend not in _ascend.BACKENDS:
-        raise ValueError(f"ascend_backend must be one of {', '.join(_ascend.BACKENDS)}, got {ascend_backend!r}")
+    if ascend_backend is not None and ascend_backend not in cann.BACKENDS:
+        raise ValueError(f"ascend_backend must be one of {', '.join(cann.BACKENDS)}, got {ascend_backend!r}")
     for name, given in (("ascend_backend", ascend_backend), ("provider_options", provider_options)):
         if given is not None and (device != "ascend" or providers is not None):
             raise ValueError(f"{name} is for device 'ascend' without providers, got {given!r}")
@@ -140,11 +141,11 @@ def create_session(
         _choose_backend(options, ascend_backend)
     session_options(options)
     if device == "ascend" and providers is None:
-        cann_options = _ascend.provider_options(provider_options)
-        return _ascend.create_session(onnxruntime, source, options, cann_options)
-    if device == "auto" and providers is None and _ascend.PROVIDER in onnxruntime.get_available_providers():
+        cann_options = cann.provider_options(provider_options)
+        return cann.create_session(onnxruntime, source, options, cann_options)
+    if device == "auto" and providers is None and cann.PROVIDER in onnxruntime.get_available_providers():
         try:
-            return _ascend.create_session(onnxruntime, source, options, _ascend.provider_options(None))
+            return cann.create_session(onnxruntime, source, options, cann.provider_options(None))
         except RuntimeError as error:
             warnings.warn(f"device 'auto' takes the CPU: {error}", RuntimeWarning, stacklevel=2)
     chosen = ["CPUExecutionProvider"] if providers is None else list(providers)
@@ -189,7 +190,7 @@ class Diagnosis:
     cpu_targets: tuple[str, ...]
     providers: tuple[str, ...]
     runs: dict[str, str]
-    ascend: _ascend.Diagnosis | None = None
+    ascend: cann.Diagnosis | None = None
     cpu_target_wanted: str = ""
 
     @property
@@ -209,7 +210,7 @@ class Diagnosis:
         rows.append(("cpu target", f"{self.cpu_target or 'unknown'} (of {', '.join(self.cpu_targets) or 'none'})"))
         if self.cpu_target_wanted:
             advice = "as asked for" if self._has_wanted_target else "not in use: name one of those above, or auto"
-            rows.append(("  wanted", f"{_native.TARGET_VARIABLE}={self.cpu_target_wanted!r}, {advice}"))
+            rows.append(("  wanted", f"{native.TARGET_VARIABLE}={self.cpu_target_wanted!r}, {advice}"))
         rows.append(("providers", ", ".join(self.providers) or "none"))
         rows.extend((f"run: {name}", outcome) for name, outcome in self.runs.items())
         rows.extend(self.ascend.rows() if self.ascend else [])
@@ -229,7 +230,7 @@ def doctor(*, ascend: bool = False) -> Diagnosis:
     targets: tuple[str, ...] = ()
     try:
         library = get_library_path()
-        library_version, target, targets = _native.version(), _native.cpu_target(), tuple(_native.cpu_targets())
+        library_version, target, targets = native.version(), native.cpu_target(), tuple(native.cpu_targets())
     except (OSError, RuntimeError) as error:
         library = f"{library} ({error})".strip()
     providers: tuple[str, ...] = ()
@@ -241,15 +242,15 @@ def doctor(*, ascend: bool = False) -> Diagnosis:
         except RuntimeError as error:
             runs["onnxruntime"] = str(error)
     found = _diagnose_ascend() if ascend else None
-    wanted = os.environ.get(_native.TARGET_VARIABLE, "")
+    wanted = os.environ.get(native.TARGET_VARIABLE, "")
     return Diagnosis(versions, library, library_version, target, targets, providers, runs, found, wanted)
 
 
-def _diagnose_ascend() -> _ascend.Diagnosis:
+def _diagnose_ascend() -> cann.Diagnosis:
     try:
-        return _ascend.diagnose(_onnxruntime(), create_session)
+        return cann.diagnose(_onnxruntime(), create_session)
     except (OSError, RuntimeError) as error:
-        return _ascend.Diagnosis("unknown", "", False, {}, str(error), ())
+        return cann.Diagnosis("unknown", "", False, {}, str(error), ())
 
 
 def _version(distribution: str) -> str | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from .._files import NotWritableError, replace_file, require_no_weights
+from ..graph.writing import NotWritableError, replace_file, require_no_weights
 from . import RULES, TARGETS, check
 from .documentation import explain, list_rules
 from .formats import FORMATS, Context, Outcome, Unreadable

@@ -18,7 +18,7 @@ from ..functions import is_standard
 from ..schema import elements
 
 if TYPE_CHECKING:
-    from .model import Scope
+    from ..checker.model import Scope
 
 Array = npt.NDArray[Any]
 

@@ -17,11 +17,11 @@ import numpy as np
 import onnx.inliner
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from . import spec
-from .check.model import MAX_FUNCTION_CALLS, NsaNode, UnreadableModelError, function_calls, load, read
-from .check.rules.targets import batch, vendor_violations
-from .functions import DEFAULT_OPSET, standard_opset, subgraphs
-from .schema import INPUT_NAMES, SCHEMAS, elements
+from .. import spec
+from ..checker.model import MAX_FUNCTION_CALLS, NsaNode, UnreadableModelError, function_calls, load, read
+from ..checker.rules.targets import batch, vendor_violations
+from ..functions import DEFAULT_OPSET, standard_opset, subgraphs
+from ..schema import INPUT_NAMES, SCHEMAS, elements
 
 # The name of the standard operators' domain that the parser looks up; elsewhere it is the same as "".
 STANDARD = "ai.onnx"

@@ -172,7 +172,7 @@ def inside(tensor: TensorProto, folder: Path | None) -> TensorProto:
     """The tensor, with its data in it if that lies in a file of the model's folder and is not too large."""
     if tensor.data_location != TensorProto.EXTERNAL or folder is None:
         return tensor
-    from ..check.model import external_bytes  # imported late: the checker's rules use fusion
+    from ..checker.model import external_bytes  # imported late: the checker's rules use fusion
 
     try:
         data = external_bytes(tensor, folder)

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper
 
-from . import _native, spec
+from .. import spec
+from . import native
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
@@ -247,7 +248,7 @@ def diagnose(onnxruntime: Any, make: Any) -> Diagnosis:
         onnxruntime: the imported module.
         make: ``nsa_onnx.create_session``.
     """
-    backends = _native.ascend_backends()
+    backends = native.ascend_backends()
     runs: list[Run] = []
     problem = ""
     usable = [name for name, state in backends.items() if state == "ok"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnx import ModelProto, TensorProto
 
-from .functions import subgraphs
+from ..functions import subgraphs
 
 
 class NotWritableError(ValueError):

@@ -1,0 +1,1 @@
+"""Finds the operators in graphs of standard ones, with the proof."""

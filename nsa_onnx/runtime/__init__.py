@@ -1,0 +1,1 @@
+"""Running models: the native library, onnxruntime sessions, the CANN environment, the doctor."""

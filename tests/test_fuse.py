@@ -21,9 +21,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import nsa_onnx
-from nsa_onnx import fuse as fusion
 from nsa_onnx.cli import main
 from nsa_onnx.fuse import candidates, fuse
+from nsa_onnx.recognise import search
 from nsa_onnx.recognise.operators import OPERATORS, Call
 from nsa_onnx.recognise.proof import UnprovenError, segments
 from nsa_onnx.recognise.terms import Budget, RefusalError, X, dense, root
@@ -820,7 +820,7 @@ def test_mutated_models_are_an_answer_or_a_clean_error():
 
 
 def test_what_costs_too_much_is_said_to_be_incomplete(monkeypatch):
-    monkeypatch.setattr(fusion, "Budget", lambda: Budget(visits=3))
+    monkeypatch.setattr(search, "Budget", lambda: Budget(visits=3))
     result = fuse(gathered())
     assert not result.complete
     assert not result.fused

@@ -19,6 +19,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, 
 
 from .. import spec
 from ..functions import constant_tensor, nodes_below, standard_opset, subgraphs
+from ..graph.external import external_bytes
 from ..graph.folding import MAX_ELEMENTS, Array, Folder, runs
 from ..graph.wire import MAX_UNSCANNED_BYTES, WireError, scan
 from ..schema import (
@@ -36,8 +37,6 @@ from ..schema import (
 
 # Protobuf cannot hold more in one message, so a larger file is no model.
 MAX_FILE_BYTES = 2**31 - 1
-# Index constants beyond this are taken as unknown, not read: no batch has so many sequences.
-MAX_CONSTANT_BYTES = 64 * 2**20
 # Initializers up to here may matter to shape inference; larger ones are weights, which it need not see.
 SMALL_BYTES = 64 * 2**10
 # onnx infers a function anew for every call, so nested calls can multiply without bound.
@@ -441,45 +440,6 @@ def embedded(tensor: TensorProto, folder: Path | None) -> TensorProto:
     if data is None:
         return tensor
     return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
-
-
-_ITEM_BYTES: dict[int, int] = {TensorProto.INT64: 8, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
-
-
-def external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
-    """The data of an external tensor in the model's own folder; None if it is not external or not to be read.
-
-    Raises:
-        ValueError: there is no such data, or it would be read from outside of the folder.
-    """
-    if tensor.data_location != TensorProto.EXTERNAL or folder is None:
-        return None
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    size = _ITEM_BYTES.get(tensor.data_type, 4)
-    needed = size * elements(tensor.dims) if all(dim >= 0 for dim in tensor.dims) else 0
-    if needed > MAX_CONSTANT_BYTES:
-        return None
-    length = int(needed)
-    offset_text = entries.get("offset", "0")
-    if not offset_text.isdecimal() or len(offset_text) > 18:
-        raise ValueError(f"external data {location!r}: the offset must be a number of bytes, got {offset_text!r}")
-    offset = int(offset_text)
-    try:
-        base = folder.resolve()
-        path = (base / location).resolve()  # links followed, so that none leads out of the folder
-        if not location or not path.is_relative_to(base):
-            raise ValueError(f"external data {location!r} is outside of the model's folder")
-        if not path.is_file():
-            raise ValueError(f"external data {location!r}: no such file")
-        with path.open("rb") as file:
-            file.seek(offset)
-            data: bytes = file.read(length)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"external data {location!r}: {error}") from error
-    if len(data) != length:
-        raise ValueError(f"external data {location!r} has {len(data)} bytes at {offset}, {length} are needed")
-    return data
 
 
 # --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
 from ..functions import constant_tensor, subgraphs
+from ..graph.external import external_bytes
 from ..schema import elements, integer_values
 from .operators import FLOAT, SHORT
 from .proof import Root
@@ -172,8 +173,6 @@ def inside(tensor: TensorProto, folder: Path | None) -> TensorProto:
     """The tensor, with its data in it if that lies in a file of the model's folder and is not too large."""
     if tensor.data_location != TensorProto.EXTERNAL or folder is None:
         return tensor
-    from ..checker.model import external_bytes  # imported late: the checker's rules use fusion
-
     try:
         data = external_bytes(tensor, folder)
     except ValueError:  # a rule of the checker says why

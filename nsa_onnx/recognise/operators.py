@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto
 
+from ..schema import integer_values
 from .terms import (
     INDEX,
     MAX_RANK,
@@ -262,8 +263,6 @@ def _constant_of_shape(call: Call) -> Value:
         raise RefusalError("ConstantOfShape that is not followed")
     fill = 0
     if value is not None:
-        from ..schema import integer_values
-
         numbers = integer_values(value.t)
         if numbers is None or numbers.size != 1:
             raise RefusalError("ConstantOfShape of no integers")

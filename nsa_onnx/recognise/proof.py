@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import onnx.helper
 
 from .. import spec
 from .operators import DOUBLE, FLOAT, HALF, SHORT
@@ -309,6 +310,4 @@ def _representable(values: WeightValues, dtype: int) -> bool:
 def numpy_type(dtype: int) -> npt.DTypeLike:
     if dtype == HALF:
         return np.float16
-    import onnx.helper
-
     return onnx.helper.tensor_dtype_to_np_dtype(dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ... import spec
+from ...recognise.search import candidates
 from ..model import Model
 from ..report import Finding, Severity
 from .examples import integers, model
@@ -46,10 +47,8 @@ def _decomposed(model: Model) -> Iterator[Finding]:
     right, needs many times the memory and time, and no kernel of ours runs. Only what is proven to be the same is
     reported, up to the rounding of partial sums.
     """
-    from ... import fuse  # it imports the checker's own modules
-
-    found = [one for one in fuse.candidates(model.proto, model.inferred, allow_rounding=True) if not one.reason]
-    exact = {one.output for one in fuse.candidates(model.proto, model.inferred) if not one.reason} if found else set()
+    found = [one for one in candidates(model.proto, model.inferred, allow_rounding=True) if not one.reason]
+    exact = {one.output for one in candidates(model.proto, model.inferred) if not one.reason} if found else set()
     for one in found:
         window = f"compress_block_size = {one.compress_block_size}, compress_stride = {one.compress_stride}"
         message = f"{one.output!r} is {spec.COMPRESS_OP} with {window}, written in standard operators ({one.form})"

@@ -16,7 +16,6 @@ from onnx import ModelProto
 from .. import spec
 from ..checker.model import load, read
 from ..recognise import search
-from ..recognise.pattern import Options
 from ..recognise.search import Candidate, candidate
 from .rewrite import replace_all
 
@@ -78,10 +77,9 @@ def fuse(
         raise ValueError(f"the model imports {spec.DOMAIN} version {wrong[0]}, fuse writes {spec.OPSET_VERSION}")
     copy = ModelProto()
     copy.CopyFrom(model)
-    options = Options(allow_rounding, folder)
-    found, complete = search.search_model(copy, read(copy, folder).inferred, options)
-    proven = [one for one in found if one.compression is not None]
-    fused = tuple(candidate(one) for one in proven)
-    left = tuple(candidate(one) for one in found if one.compression is None)
-    replace_all(copy, proven, options)
+    found, complete = search.search_model(copy, read(copy, folder).inferred, folder)
+    told = [candidate(one, allow_rounding) for one in found]
+    replace_all(copy, [one for one, it in zip(found, told, strict=True) if not it.reason], folder)
+    fused = tuple(it for it in told if not it.reason)
+    left = tuple(it for it in told if it.reason)
     return FuseResult(copy, fused, left, complete)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from .. import spec
 from ..functions import standard_opset, subgraphs
 from ..recognise.graph import captured, weight_values
-from ..recognise.pattern import Found, Options
-from ..recognise.proof import Compression, numpy_type
-from ..recognise.terms import Dim, Dynamic, Integers
+from ..recognise.pattern import Found
+from ..recognise.positions import Dim, Dynamic, Integers
+from ..recognise.precision import FLOAT, rounded_to
+from ..recognise.proof import scaled_weight
+from ..recognise.results import Compression, Root
 
 
-class Names:
+class FreshNames:
     """Names that no value, initializer or node of the model has."""
 
     def __init__(self, model: ModelProto) -> None:
@@ -39,17 +42,17 @@ class Names:
         return name
 
 
-def replace_all(model: ModelProto, found: Sequence[Found], options: Options) -> None:
+def replace_all(model: ModelProto, found: Sequence[Found], folder: Path | None) -> None:
     """Replace in place. The graphs of ``found`` must be the model's own.
 
     Opsets stay as they are, but for our domain, which is imported.
     """
-    names = Names(model)
+    names = FreshNames(model)
     by_graph: dict[int, list[Found]] = {}
     for one in found:
         by_graph.setdefault(id(one.graph.proto), []).append(one)
     for group in by_graph.values():
-        _replace_in(group[0].graph.proto, group, names, options, opset(model))
+        _replace_in(group[0].graph.proto, group, names, folder, opset(model))
     if found and all(entry.domain != spec.DOMAIN for entry in model.opset_import):
         model.opset_import.add(domain=spec.DOMAIN, version=spec.OPSET_VERSION)
 
@@ -67,13 +70,15 @@ def _all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
             pending.extend(subgraphs(node))
 
 
-def _replace_in(graph: GraphProto, found: Sequence[Found], names: Names, options: Options, version: int) -> None:
+def _replace_in(
+    graph: GraphProto, found: Sequence[Found], names: FreshNames, folder: Path | None, version: int
+) -> None:
     at = {one.graph.producers[one.value]: one for one in found}
     nodes: list[NodeProto] = []
     dead: set[str] = set()
     for index, node in enumerate(graph.node):
         if index in at:
-            builder = _Builder(graph, names, at[index], options, version)
+            builder = _Builder(graph, names, at[index], folder, version)
             nodes.extend(builder.build())
             dead.update(node.input)
         else:
@@ -140,9 +145,9 @@ def _without_dead(graph: GraphProto, nodes: Sequence[NodeProto], dead: set[str])
 class _Builder:
     """The nodes that take the place of one value's."""
 
-    def __init__(self, graph: GraphProto, names: Names, found: Found, options: Options, version: int):
+    def __init__(self, graph: GraphProto, names: FreshNames, found: Found, folder: Path | None, version: int):
         assert found.compression is not None
-        self._graph, self._names, self._found, self._options = graph, names, found, options
+        self._graph, self._names, self._found, self._folder = graph, names, found, folder
         self._version = version
         self._compression: Compression = found.compression
         self._nodes: list[NodeProto] = []
@@ -150,29 +155,60 @@ class _Builder:
     def build(self) -> list[NodeProto]:
         it = self._compression
         heads_and_dim = (it.heads, it.dim)
-        x = it.x.name
-        if len(it.x.shape) != 3 or it.x.shape[1:] != heads_and_dim:
+        x = it.roots.x.name
+        if it.roots.x.shape[1:] != heads_and_dim:
             x = self._node("Reshape", "tokens", [x, self._integers("tokens_shape", [-1, *heads_and_dim])])
         weight = self._weight()
         lengths = self._lengths(x)
-        direct = len(it.output_shape) == 3
-        output = self._found.value if direct else self._names.fresh(f"{self._found.value}_windows")
-        name = self._names.fresh(f"{self._found.name}_nsa_compress")
-        self._nodes.append(
-            helper.make_node(
-                spec.COMPRESS_OP,
-                [x, weight, lengths],
-                [output],
-                name=name,
-                domain=spec.DOMAIN,
-                compress_block_size=it.block,
-                compress_stride=it.stride,
-            )
+        result = self._node(
+            spec.COMPRESS_OP,
+            "nsa_compress",
+            [x, weight, lengths],
+            domain=spec.DOMAIN,
+            compress_block_size=it.block,
+            compress_stride=it.stride,
         )
-        if not direct:
-            shape = self._integers("shape", _reshape_target(it.output_shape))
-            self._nodes.append(helper.make_node("Reshape", [output, shape], [self._found.value], name=f"{name}_shape"))
+        result = self._with_bias(result, weight)
+        if it.has_own_shape:
+            result = self._node("Reshape", "in_shape", [result, self._integers("shape", _reshape_target(it.shape))])
+        if it.order is not None:
+            self._node("Transpose", "in_order", [result], perm=list(it.order))
+        self._nodes[-1].output[0] = self._found.value
         return self._nodes
+
+    def _with_bias(self, result: str, weight: str) -> str:
+        """The weighted sum of the position bias added, and the type that the value has."""
+        it = self._compression
+        dtype = it.roots.x.dtype
+        if it.bias_places is not None and it.roots.bias is not None:
+            column = self._node("Reshape", "weight_column", [weight, self._integers("column", [it.block, it.heads, 1])])
+            products = self._node(
+                "Mul", "bias_products", [self._float(self._bias(it.bias_places)), self._float(column)]
+            )
+            result = self._node("Add", "biased", [self._float(result), self._summed(products)])
+            dtype = FLOAT
+        return result if dtype == it.dtype else self._node("Cast", "in_type", [result], to=it.dtype)
+
+    def _bias(self, places: Integers) -> str:
+        """The bias as [block, N, D]."""
+        assert self._compression.roots.bias is not None
+        name = self._compression.roots.bias.name
+        shape = list(places.shape)
+        size = math.prod(dim for dim in self._compression.roots.bias.shape if not isinstance(dim, Dynamic))
+        if size == places.size and np.array_equal(places.reshape(-1), np.arange(places.size)):
+            return self._node("Reshape", "bias", [name, self._integers("bias_shape", shape)])
+        flat = self._node("Reshape", "bias_flat", [name, self._integers("bias_shape", [-1])])
+        indices = self._integers("bias_places", places.reshape(-1).tolist(), shape)
+        return self._node("Gather", "bias", [flat, indices], axis=0)
+
+    def _float(self, name: str) -> str:
+        return self._node("Cast", "float32", [name], to=FLOAT)
+
+    def _summed(self, products: str) -> str:
+        """The sum over the first axis."""
+        if self._version < 13:
+            return self._node("ReduceSum", "bias_sum", [products], axes=[0], keepdims=0)
+        return self._node("ReduceSum", "bias_sum", [products, self._integers("tokens_axis", [0])], keepdims=0)
 
     def _lengths(self, x: str) -> str:
         it = self._compression
@@ -184,32 +220,47 @@ class _Builder:
     def _weight(self) -> str:
         """The weight as [block, N] of the input's type: as it is, reshaped, or as a new constant."""
         it = self._compression
-        places, shape = it.weight_places, it.weight_places.shape
-        size = math.prod(dim for dim in it.w.shape if not isinstance(dim, Dynamic))
+        w, places, dtype = it.roots.w, it.weight_places, it.roots.x.dtype
+        if w is None or places is None:
+            return self._new_constant("weight", rounded_to(np.full((it.block, it.heads), float(it.scale)), dtype))
+        if it.scale == 1 and w.dtype == dtype and (moved := self._moved_weight(w, places)) is not None:
+            return moved
+        numbers = weight_values(self._found.graph.constant(w.name), self._folder)
+        if numbers is not None:
+            return self._new_constant("weight", rounded_to(scaled_weight(numbers, it.scale)[places], dtype))
+        weight = self._moved_weight(w, places)
+        if weight is None:
+            flat = self._node("Reshape", "weight_flat", [w.name, self._integers("weight_shape", [-1])])
+            indices = self._integers("weight_places", places.reshape(-1).tolist(), list(places.shape))
+            weight = self._node("Gather", "weight", [flat, indices], axis=0)
+        if it.scale == 1:
+            return weight
+        name = self._new_constant("scale", rounded_to(np.array(float(it.scale)), dtype))
+        return self._node("Mul", "weight_scaled", [weight, name])
+
+    def _moved_weight(self, w: Root, places: Integers) -> str | None:
+        """The whole root as [block, N], if it only has to be reshaped or transposed."""
+        shape = places.shape
         counted: Integers = np.arange(places.size, dtype=np.int64)
-        whole = size == places.size and it.w.dtype == it.dtype
-        if whole and np.array_equal(places.reshape(-1), counted):
-            if it.w.shape == shape:
-                return it.w.name
-            return self._node("Reshape", "weight", [it.w.name, self._integers("weight_shape", list(shape))])
-        if whole and np.array_equal(places.T.reshape(-1), counted):
-            name = it.w.name
-            if it.w.shape != shape[::-1]:
+        if math.prod(dim for dim in w.shape if not isinstance(dim, Dynamic)) != places.size:
+            return None
+        if np.array_equal(places.reshape(-1), counted):
+            if w.shape == shape:
+                return w.name
+            return self._node("Reshape", "weight", [w.name, self._integers("weight_shape", list(shape))])
+        if np.array_equal(places.T.reshape(-1), counted):
+            name = w.name
+            if w.shape != shape[::-1]:
                 name = self._node("Reshape", "weight_rows", [name, self._integers("weight_shape", list(shape[::-1]))])
             return self._node("Transpose", "weight", [name], perm=[1, 0])
-        numbers = weight_values(self._found.graph.constant(it.w.name), self._options.folder)
-        if numbers is not None:
-            return self._constant_weight(numbers[places].astype(numpy_type(it.dtype)))
-        flat = self._node("Reshape", "weight_flat", [it.w.name, self._integers("weight_shape", [-1])])
-        indices = self._integers("weight_places", places.reshape(-1).tolist(), list(shape))
-        return self._node("Gather", "weight", [flat, indices], axis=0)
+        return None
 
-    def _constant_weight(self, numbers: npt.NDArray[np.generic]) -> str:
-        name = self._names.fresh(f"{self._found.value}_weight")
+    def _new_constant(self, what: str, numbers: npt.NDArray[np.generic]) -> str:
+        """An initializer of the input's type."""
+        name = self._names.fresh(f"{self._found.value}_{what}")
         raw = np.ascontiguousarray(numbers).tobytes()
-        self._graph.initializer.append(
-            TensorProto(name=name, data_type=self._compression.dtype, dims=numbers.shape, raw_data=raw)
-        )
+        dtype = self._compression.roots.x.dtype
+        self._graph.initializer.append(TensorProto(name=name, data_type=dtype, dims=numbers.shape, raw_data=raw))
         return name
 
     def _integers(self, what: str, values: Sequence[int], shape: Sequence[int] | None = None) -> str:

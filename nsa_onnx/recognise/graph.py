@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap, Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, nump
 from ..functions import constant_tensor, subgraphs
 from ..graph.external import external_bytes
 from ..schema import elements, integer_values
-from .operators import FLOAT, SHORT
-from .proof import Root
-from .terms import MAX_ELEMENTS, Dim, Dynamic, Integers
+from .call import Scalar
+from .positions import MAX_ELEMENTS, Dim, Dynamic, Integers
+from .precision import FLOAT, SHORT
+from .results import Root
 
 # No tensor of a compression has more dims; a shape of a million is not looked at.
 MAX_RANK = 64
@@ -35,6 +38,7 @@ class Graph:
     uses: Counter[str] = field(default_factory=Counter)
     outputs: set[str] = field(default_factory=set)
     folded: dict[str, Integers | None] = field(default_factory=dict)
+    scalars: dict[str, Scalar | None] = field(default_factory=dict)
     is_sound: bool = True
     folder: Path | None = None
 
@@ -62,6 +66,13 @@ class Graph:
             small = tensor is not None and all(d >= 0 for d in tensor.dims) and elements(tensor.dims) <= MAX_ELEMENTS
             self.folded[name] = integer_values(inside(tensor, self.folder)) if tensor is not None and small else None
         return self.folded[name]
+
+    def scalar(self, name: str) -> Scalar | None:
+        """A constant of one element that is no integer."""
+        if name not in self.scalars:
+            tensor = self.constant(name)
+            self.scalars[name] = None if tensor is None else _scalar(tensor, self.folder)
+        return self.scalars[name]
 
     def root(self, name: str) -> Root | None:
         """A value as a root, if its type and shape are known well enough."""
@@ -152,6 +163,16 @@ def captured(node: NodeProto) -> Iterator[str]:
         for inner in graph.node:
             yield from inner.input
             pending.extend(subgraphs(inner))
+
+
+def _scalar(tensor: TensorProto, folder: Path | None) -> Scalar | None:
+    if len(tensor.dims) > MAX_RANK or any(dim != 1 for dim in tensor.dims):
+        return None
+    numbers = weight_values(tensor, folder)
+    if numbers is None or numbers.size != 1:
+        return None
+    number = float(numbers[0])
+    return Scalar(Fraction(number) if math.isfinite(number) else None, tensor.data_type, len(tensor.dims))
 
 
 def weight_values(tensor: TensorProto | None, folder: Path | None) -> npt.NDArray[np.generic] | None:

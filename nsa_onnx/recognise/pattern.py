@@ -1,47 +1,44 @@
-"""Where a graph may hold the compression: products, what leads to them, and what is made of them."""
+"""Where a graph may hold the compression: products and sums, what leads to them, and what is made of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from onnx import NodeProto
-
-from ..functions import is_standard
+from .evaluation import Values, evaluate
 from .graph import Graph, weight_values
-from .operators import FLOAT, MOVEMENTS, OPERATORS, PRODUCTS, SHORT, SUMS, Call, Numbers, Value, split
-from .proof import Compression, Root, UnprovenError, prove
-from .terms import LEAST_WINDOW, Budget, Dynamic, RefusalError, Terms, W, X, root
+from .positions import Budget, Dynamic, RefusalError
+from .proof import prove
+from .results import Compression, Root, Roots, UnprovenError
+from .roots import (
+    Operands,
+    biases,
+    data_inputs,
+    dominators,
+    known_roots,
+    moves,
+    multiplies,
+    operands,
+    sums,
+)
+from .terms import LEAST_WINDOW, Terms, W, X
 
-# Results and roots that are tried for one product.
+# Results that are tried for one product or sum.
 _MAX_FINALS = 12
-_MAX_ROOTS = 6
+_PROVEN = 6
 
 _FORMS = {
+    "AveragePool": "average pooling",
     "Conv": "grouped convolution",
     "Einsum": "einsum over windows",
     "MatMul": "windows times weight in a matrix product",
     "Mul": "windows times weight, summed",
+    "ReduceMean": "mean of windows",
+    "ReduceSum": "sum of windows",
 }
-
-
-def _data_inputs(node: NodeProto) -> Sequence[str]:
-    return list(node.input) if node.op_type == "Concat" else list(node.input[:1])
-
-
-def _multiplies(node: NodeProto) -> bool:
-    return is_standard(node) and node.op_type in PRODUCTS and len(node.input) >= 2 and len(node.output) == 1
-
-
-def _moves(node: NodeProto) -> bool:
-    return is_standard(node) and (node.op_type in MOVEMENTS or node.op_type == "Split")
-
-
-# --------------------------------------------------------------------------------------------------
-# Candidates
 
 
 @dataclass(frozen=True)
@@ -70,14 +67,15 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Options:
-    """How far a search goes."""
+class _Attempt:
+    """The best that is known of a chain: proven, or how far the proof got."""
 
-    allow_rounding: bool = False
-    folder: Path | None = None
+    found: Found | None
+    stage: int
+    nodes: frozenset[int]
 
 
-def search(graph: Graph, budget: Budget, options: Options) -> Iterator[Found]:
+def search(graph: Graph, budget: Budget, folder: Path | None) -> Iterator[Found]:
     """The compressions of one graph, and what looks like one.
 
     Raises:
@@ -86,35 +84,40 @@ def search(graph: Graph, budget: Budget, options: Options) -> Iterator[Found]:
     if not graph.is_sound:  # a value that is made twice
         return
     done: set[int] = set()
-    for index, node in enumerate(graph.nodes):
-        if index in done or not _multiplies(node):
-            continue
-        budget.visit()
-        chain = _forward(graph, index, budget)
-        if node.op_type == "Mul" and not any(_is_sum(graph, value) for value in chain):
-            continue
-        with budget.counting():
-            found, products = _attempt(graph, index, chain, budget, options)
-        if found is not None:
-            done |= products
-            yield found
+    for pooling in (False, True):
+        for index, node in enumerate(graph.nodes):
+            if index in done or not (sums(node) if pooling else multiplies(graph, node)):
+                continue
+            budget.visit()
+            chain = _forward(graph, index, budget)
+            if node.op_type == "Mul" and not any(_is_sum(graph, value) for value in chain):
+                continue
+            with budget.counting():
+                attempt = _attempt(graph, index, chain, budget, folder)
+            if attempt.found is not None:
+                done |= attempt.nodes
+                yield attempt.found
 
 
 def _is_sum(graph: Graph, value: str) -> bool:
     node = graph.producer(value)
-    return node is not None and node.op_type in SUMS
+    return node is not None and sums(node)
 
 
 def _forward(graph: Graph, index: int, budget: Budget) -> list[str]:
-    """Values made from a product by moving and summing alone, the product's own first."""
+    """Values made from a product or sum by moving, scaling and summing alone, its own first."""
     chain = [graph.nodes[index].output[0]]
+    summed = sums(graph.nodes[index])
     while chain[-1] not in graph.outputs and len(chain) < _MAX_FINALS:
         budget.visit()
+        summed = summed or _is_sum(graph, chain[-1])
+        if summed and graph.is_final(chain[-1]):  # beyond, this one would have to stay
+            break
         following = None
         for consumer in graph.consumers.get(chain[-1], [])[:_MAX_FINALS]:
             node = graph.nodes[consumer]
-            follows = is_standard(node) and (node.op_type in MOVEMENTS or node.op_type in SUMS)
-            if follows and len(node.output) == 1 and chain[-1] in _data_inputs(node):
+            follows = moves(graph, node) or sums(node)
+            if follows and len(node.output) == 1 and chain[-1] in data_inputs(graph, node):
                 following = node.output[0]
                 break
         if following is None:
@@ -123,33 +126,40 @@ def _forward(graph: Graph, index: int, budget: Budget) -> list[str]:
     return chain
 
 
-def _attempt(
-    graph: Graph, index: int, chain: Sequence[str], budget: Budget, options: Options
-) -> tuple[Found | None, set[int]]:
+def _attempt(graph: Graph, index: int, chain: Sequence[str], budget: Budget, folder: Path | None) -> _Attempt:
     """The outermost value of the chain that is a compression, or the best reason why none is."""
-    best: Found | None = None
-    best_stage = -1
+    pooling = sums(graph.nodes[index])
+    best = _Attempt(None, -1, frozenset({index}))
     for last in reversed(range(len(chain))):
-        products = _products(graph, chain[last], budget)
-        if products is None:
+        walked = _between(graph, chain[last], pooling, budget)
+        if walked is None:
             continue
-        found, stage = _prove_one_of(graph, chain[: last + 1], products, budget, options)
+        bases, nodes = walked
+        found, stage = _prove_one_of(graph, chain[: last + 1], bases, budget, folder)
         if found is not None and found.compression is not None:
-            shared = _shared(graph, found.value, budget)
+            shared = _shared(graph, found.value, pooling, budget)
             if shared is None:
-                return found, products
+                return _Attempt(found, stage, nodes)
             reason = f"{shared!r}, which it is computed from, is also used elsewhere and would have to stay"
-            found, stage = Found(graph, found.value, found.form, reason), 6
-        if found is not None and stage > best_stage:
-            best, best_stage = found, stage
-        if len(products) == 1:
+            found, stage = Found(graph, found.value, found.form, reason), _PROVEN
+        if found is not None and stage > best.stage:
+            best = _Attempt(found, stage, nodes)
+        if len(bases) == 1:
             break  # the values before have been tried along with this one
-    return best, {index}
+    return best
 
 
-def _products(graph: Graph, value: str, budget: Budget) -> set[int] | None:
-    """The products that a value is made of by moving and summing alone; None if there is anything else."""
-    products: set[int] = set()
+def _between(graph: Graph, value: str, pooling: bool, budget: Budget) -> tuple[set[int], frozenset[int]] | None:
+    """The products that a value is made of by moving and summing alone, and all nodes on the way.
+
+    Args:
+        pooling: whether the sums next to the value are looked for instead.
+
+    Returns:
+        None if the value is made of anything else, too.
+    """
+    bases: set[int] = set()
+    nodes: set[int] = set()
     seen = {value}
     pending = [value]
     while pending:
@@ -158,22 +168,21 @@ def _products(graph: Graph, value: str, budget: Budget) -> set[int] | None:
         if index is None:
             return None
         node = graph.nodes[index]
-        if not is_standard(node):
-            return None
-        if _multiplies(node):
-            products.add(index)
+        nodes.add(index)
+        if sums(node) if pooling else multiplies(graph, node):
+            bases.add(index)
             continue
-        if node.op_type not in SUMS and not _moves(node):
+        if not (moves(graph, node) or sums(node)):
             return None
-        for name in _data_inputs(node):
+        for name in data_inputs(graph, node):
             if name not in seen:
                 seen.add(name)
                 pending.append(name)
-    return products
+    return bases, frozenset(nodes)
 
 
-def _shared(graph: Graph, final: str, budget: Budget) -> str | None:
-    """A value between the products and the result that something else needs, too."""
+def _shared(graph: Graph, final: str, pooling: bool, budget: Budget) -> str | None:
+    """A value between the products, or the pooling, and the result that something else needs, too."""
     pending, seen = [final], {final}
     while pending:
         budget.visit()
@@ -181,77 +190,138 @@ def _shared(graph: Graph, final: str, budget: Budget) -> str | None:
         if name != final and graph.is_final(name):
             return name
         node = graph.producer(name)
-        if node is not None and node.op_type not in PRODUCTS:
-            new = [source for source in _data_inputs(node) if source not in seen]
-            seen.update(new)
-            pending.extend(new)
+        if node is None or multiplies(graph, node) or (pooling and sums(node)):
+            continue
+        new = [source for source in data_inputs(graph, node) if source not in seen]
+        seen.update(new)
+        pending.extend(new)
     return None
 
 
+# --------------------------------------------------------------------------------------------------
+# Roots, and a proof for one of them
+
+
 def _prove_one_of(
-    graph: Graph, chain: Sequence[str], products: set[int], budget: Budget, options: Options
+    graph: Graph, chain: Sequence[str], bases: set[int], budget: Budget, folder: Path | None
 ) -> tuple[Found | None, int]:
-    """Try the roots of the products, and with each the values of the chain, outermost first."""
-    sides = _sides(graph, products, budget)
-    if sides is None:
-        return None, -1
-    xs, ws = (_roots(graph, names) for names in sides)
-    form = _FORMS[graph.nodes[min(products)].op_type] + (", per segment" if len(products) > 1 else "")
-    best: UnprovenError | None = None
-    best_value, near, i, j = chain[-1], False, 0, 0
-    while i < len(xs) and j < len(ws):
-        x, w = xs[i], ws[j]
-        values = evaluate(graph, chain[-1], x, w, budget)
-        near = near or _looks_like_windows(graph, products, values)
-        outcome = _prove_any(graph, chain, values, x, w, options)
-        if isinstance(outcome, tuple):
-            value, compression = outcome
-            return Found(graph, value, form, "", compression), 6
-        value, error = outcome.value, outcome.error
-        if best is None or error.stage > best.stage:
-            best, best_value = error, value
-        weak = max((v.windows for v in values.values() if isinstance(v, Terms)), default=0)
-        near = near or (weak > 0 and error.stage >= 2)
-        i, j = (i, j + 1) if error.side == W else (i + 1, j)
-        if not error.side and error.stage >= 4:
-            break
-    if best is None or not near:
-        return None, -1
-    return Found(graph, best_value, form, str(best)), best.stage
+    """Try the roots of the products, and with each the values of the chain."""
+    best: tuple[Found | None, int] = (None, -1)
+    form = _FORMS[graph.nodes[min(bases)].op_type] + (", per segment" if len(bases) > 1 else "")
+    for sides in operands(graph, bases, budget):
+        trial = _Trial(graph, chain, bases, sides, budget, folder)
+        trial.run()
+        if trial.proven is not None:
+            value, compression = trial.proven
+            return Found(graph, value, form, "", compression), _PROVEN
+        if best[0] is None and trial.error is not None and trial.is_near:
+            best = Found(graph, trial.failed, form, str(trial.error)), trial.error.stage
+    return best
 
 
-@dataclass(frozen=True)
-class _Failure:
-    value: str
-    error: UnprovenError
+class _Trial:
+    """The roots of one side for the tokens and the other for the weight, tried one after the other."""
 
+    def __init__(
+        self,
+        graph: Graph,
+        chain: Sequence[str],
+        bases: set[int],
+        sides: Operands,
+        budget: Budget,
+        folder: Path | None,
+    ) -> None:
+        self._graph, self._chain, self._bases, self._sides = graph, chain, bases, sides
+        self._budget, self._folder = budget, folder
+        self._materialised: set[str] = set()
+        self.proven: tuple[str, Compression] | None = None
+        self.error: UnprovenError | None = None
+        self.failed = chain[-1]
+        self.is_near = False
 
-def _prove_any(
-    graph: Graph, chain: Sequence[str], values: Mapping[str, Value | RefusalError], x: Root, w: Root, options: Options
-) -> tuple[str, Compression] | _Failure:
-    """Outermost first; a value of rank 3 first, because it needs no Reshape."""
-    numbers = partial(weight_values, graph.constant(w.name), options.folder)
-    failure: _Failure | None = None
-    for rank_3 in (True, False):
-        for value in reversed(chain):
-            terms = values.get(value)
-            if isinstance(terms, RefusalError):
-                error = UnprovenError(str(terms))
-            elif not isinstance(terms, Terms) or (len(terms.shape) == 3) != rank_3:
+    def run(self) -> None:
+        """Roots without a bias first: they are exact."""
+        graph, names = self._graph, self._sides.x
+        direct = known_roots(graph, dominators(graph, names, self._budget))
+        ws: Sequence[Root | None] = [None]
+        if self._sides.w:
+            ws = known_roots(graph, dominators(graph, self._sides.w, self._budget))
+        added = known_roots(graph, biases(graph, names, self._budget))[:1]
+        if added:
+            known = {root.name for root in direct}
+            through = dominators(graph, names, self._budget, adds=True)
+            behind = [root for root in known_roots(graph, through) if root.name not in known]
+            for x in behind[:1]:
+                self._note_windows(x, evaluate(graph, self._chain[-1], Roots(x, None, added[0]), self._budget))
+            self._each(direct, ws, None)
+            if self.proven is None:
+                self._each(behind, ws, added[0])
+        else:
+            self._each(direct, ws, None)
+
+    def _each(self, xs: Sequence[Root], ws: Sequence[Root | None], bias: Root | None) -> None:
+        """The nearer roots of the side that the proof complains of."""
+        i = j = 0
+        while i < len(xs) and j < len(ws) and self.proven is None:
+            x, w = xs[i], ws[j]
+            if x.name in self._materialised:
+                i += 1
                 continue
-            else:
-                try:
-                    return value, prove(terms, x, w, numbers, allow_rounding=options.allow_rounding)
-                except UnprovenError as unproven:
-                    error = unproven
-            if failure is None or error.stage > failure.error.stage:
-                failure = _Failure(value, error)
-    return failure or _Failure(chain[-1], UnprovenError("it cannot be followed"))
+            values = evaluate(self._graph, self._chain[-1], Roots(x, w, bias), self._budget)
+            self._note_windows(x, values)
+            error = self._prove_any(values, Roots(x, w, bias))
+            if error is None:
+                return
+            i, j = (i, j + 1) if error.side == W else (i + 1, j)
+            if not error.side and error.stage >= 4:
+                return
+
+    def _note_windows(self, x: Root, values: Values) -> None:
+        """Windows that are copies of tokens are no root: replacing what follows them saves nothing."""
+        size = _elements(values[x.name])
+        for name, value in values.items():
+            if _is_windows(value) or _elements(value) > size:
+                self._materialised.add(name)
+        copied = any(name in self._materialised for name in self._sides.x)
+        self.is_near = self.is_near or copied or _looks_like_windows(self._graph, self._bases, values)
+
+    def _prove_any(self, values: Values, roots: Roots) -> UnprovenError | None:
+        """Prefer what is exact, then what needs no Reshape, then what is made last."""
+        numbers = partial(weight_values, self._graph.constant(roots.w.name) if roots.w else None, self._folder)
+        best: tuple[str, Compression] | None = None
+        failure: UnprovenError | None = None
+        for value in reversed(self._chain):
+            terms = values.get(value)
+            try:
+                if isinstance(terms, RefusalError):
+                    raise UnprovenError(str(terms))
+                if not isinstance(terms, Terms):
+                    raise UnprovenError("it cannot be followed")
+                proven = prove(terms, roots, numbers)
+            except UnprovenError as error:
+                if failure is None or error.stage > failure.stage:
+                    failure = error
+                if self.error is None or error.stage > self.error.stage:
+                    self.error, self.failed = error, value
+                continue
+            if best is None or _rank(proven) < _rank(best[1]):
+                best = value, proven
+            if _rank(proven) == (False, False):
+                break
+        self.proven = best
+        windows = any(isinstance(value, Terms) and value.windows for value in values.values())
+        if failure is not None and failure.stage >= 2 and (windows or roots.w is None):
+            self.is_near = True
+        return None if best is not None else failure
 
 
-def _looks_like_windows(graph: Graph, products: set[int], values: Mapping[str, Value | RefusalError]) -> bool:
+def _rank(compression: Compression) -> tuple[bool, bool]:
+    return bool(compression.inexact), compression.has_own_shape
+
+
+def _looks_like_windows(graph: Graph, bases: set[int], values: Mapping[str, object]) -> bool:
     """Whether a person would take this for the compression, proven or not."""
-    for index in products:
+    for index in bases:
         node = graph.nodes[index]
         if node.op_type == "Conv":
             numbers = {a.name: list(a.ints) for a in node.attribute if a.name in ("kernel_shape", "strides")}
@@ -260,148 +330,20 @@ def _looks_like_windows(graph: Graph, products: set[int], values: Mapping[str, V
             if group > 1 and wide and max(numbers.get("strides", [1]), default=1) > 1:
                 return True
             continue
-        for name in node.input:
-            terms = values.get(name)
-            if (isinstance(terms, Terms) and terms.windows > 1) or (isinstance(terms, RefusalError) and terms.windows):
+        for name in (*node.input, *node.output):
+            if _is_windows(values.get(name)):
                 return True
     return False
 
 
-# --------------------------------------------------------------------------------------------------
-# Roots
+def _elements(value: object) -> float:
+    """Elements of a tensor that is made of tokens alone; 0 if it is none, or their number is not known."""
+    if not isinstance(value, Terms) or X not in value.factors or W in value.factors or value.summed:
+        return 0
+    known = [dim for dim in value.shape if not isinstance(dim, Dynamic)]
+    return math.prod(known) if len(known) == len(value.shape) else 0
 
 
-def _sides(graph: Graph, products: set[int], budget: Budget) -> tuple[list[str], list[str]] | None:
-    """Values that all of x, and all of the weight, comes from, farthest from the products first."""
-    operands: tuple[list[str], list[str]] = ([], [])
-    for index in sorted(products):
-        node = graph.nodes[index]
-        first, second = node.input[0], node.input[1]
-        if node.op_type != "Conv" and _size(graph, first, budget) < _size(graph, second, budget):
-            first, second = second, first
-        operands[0].append(first)
-        operands[1].append(second)
-    xs, ws = (_dominators(graph, names, budget) for names in operands)
-    return (xs, ws) if xs and ws else None
-
-
-def _ancestors(graph: Graph, names: Iterable[str], budget: Budget) -> tuple[dict[str, Sequence[str]], list[str]]:
-    """What values are moved from: inputs of each moved value, and the values that are not moved from others."""
-    edges: dict[str, Sequence[str]] = {}
-    leaves: list[str] = []
-    pending = list(dict.fromkeys(names))
-    seen = set(pending)
-    while pending:
-        budget.visit()
-        name = pending.pop()
-        node = graph.producer(name)
-        if node is None or graph.constant(name) is not None or not _moves(node):
-            leaves.append(name)
-            continue
-        edges[name] = [source for source in _data_inputs(node) if source]
-        for source in edges[name]:
-            if source not in seen:
-                seen.add(source)
-                pending.append(source)
-    return edges, leaves
-
-
-def _size(graph: Graph, name: str, budget: Budget) -> float:
-    """Elements that an operand is moved from; infinite where unknown."""
-    total = 0.0
-    for leaf in _ancestors(graph, [name], budget)[1]:
-        known = graph.root(leaf)
-        if known is None or any(isinstance(dim, Dynamic) for dim in known.shape):
-            return math.inf
-        total += math.prod(dim for dim in known.shape if not isinstance(dim, Dynamic))
-    return total
-
-
-def _dominators(graph: Graph, names: Sequence[str], budget: Budget) -> list[str]:
-    """The values through which every way from the leaves to the operands leads, farthest first."""
-    edges, leaves = _ancestors(graph, names, budget)
-    ordered = [*leaves, *sorted(edges, key=lambda name: graph.producers[name])]
-    at = {name: position for position, name in enumerate(ordered)}
-    reach = [0] * len(ordered)
-    for name, sources in edges.items():
-        for source in sources:
-            reach[at[source]] = max(reach[at[source]], at[name])
-    for name in names:
-        reach[at[name]] = len(ordered)
-    result: list[str] = []
-    farthest = len(leaves) - 1  # all ways start at the leaves
-    for position, name in enumerate(ordered):
-        if farthest <= position:
-            result.append(name)
-        farthest = max(farthest, reach[position])
-    return result
-
-
-def _roots(graph: Graph, names: Sequence[str]) -> list[Root]:
-    """Those whose type is known; of 16 bits if there are such."""
-    known = [found for name in names if (found := graph.root(name)) is not None]
-    short = [found for found in known if found.dtype in SHORT]
-    # A float32 constant may be a 16-bit weight that an exporter has folded: its numbers tell.
-    constant = [found for found in known if found.dtype == FLOAT and graph.constant(found.name) is not None]
-    return (short or constant or known)[:_MAX_ROOTS]
-
-
-# --------------------------------------------------------------------------------------------------
-# Evaluation
-
-
-def evaluate(graph: Graph, final: str, x: Root, w: Root, budget: Budget) -> dict[str, Value | RefusalError]:
-    """Follow all values between the roots and a result."""
-    values: dict[str, Value | RefusalError] = {}
-    for role, known in ((X, x), (W, w)):
-        try:
-            if x.name == w.name:
-                raise RefusalError("the input and the weight are one tensor")
-            values[known.name] = root(role, known.shape, known.dtype)
-        except RefusalError as refusal:
-            values[known.name] = refusal
-    for index in sorted(_needed(graph, final, values, budget)):
-        node = graph.nodes[index]
-        inputs = [_input(graph, name, values) for name in node.input]
-        try:
-            for value in inputs[:2] if node.op_type == "Conv" else inputs:  # of a bias, that it is there
-                if isinstance(value, RefusalError):
-                    raise value
-            call = Call(node, [Numbers(()) if isinstance(value, RefusalError) else value for value in inputs])
-            results = split(call) if node.op_type == "Split" else [OPERATORS[node.op_type](call)]
-        except RefusalError as refusal:
-            refusal.windows |= any(isinstance(value, Terms) and value.windows > 1 for value in inputs)
-            values.update((name, refusal) for name in node.output)
-            continue
-        except (ArithmeticError, LookupError, TypeError, ValueError):  # what no valid model holds
-            values.update((name, RefusalError(f"{node.op_type} that makes no sense")) for name in node.output)
-            continue
-        values.update(zip(node.output, results, strict=False))
-    return values
-
-
-def _input(graph: Graph, name: str, values: Mapping[str, Value | RefusalError]) -> Value | RefusalError | None:
-    if not name:
-        return None
-    if name in values:
-        return values[name]
-    numbers = graph.integers(name)
-    return numbers if numbers is not None else RefusalError(f"{name!r} is neither constant nor followed")
-
-
-def _needed(graph: Graph, final: str, known: Mapping[str, object], budget: Budget) -> set[int]:
-    """Nodes between the known values and the result."""
-    nodes: set[int] = set()
-    pending = [final]
-    while pending:
-        name = pending.pop()
-        index = graph.producers.get(name)
-        if name in known or graph.constant(name) is not None or index is None or index in nodes:
-            continue
-        node = graph.nodes[index]
-        if not is_standard(node) or (node.op_type not in OPERATORS and node.op_type != "Split"):
-            continue
-        budget.visit()
-        nodes.add(index)
-        pending.extend(node.input)
-    return nodes
+def _is_windows(value: object) -> bool:
+    """Whether a value is windows read by indices or a strided kernel, or would have been."""
+    return (isinstance(value, Terms) and value.windows > 1) or (isinstance(value, RefusalError) and value.windows)

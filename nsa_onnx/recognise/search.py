@@ -10,8 +10,8 @@ from onnx import ModelProto, TypeProto
 
 from ..functions import standard_opset
 from .graph import graphs
-from .pattern import Found, Options, search
-from .terms import Budget, ExhaustedError
+from .pattern import Found, search
+from .positions import Budget, ExhaustedError
 
 # Older than this, Squeeze and ReduceSum mean other things than the proof reads into them.
 MIN_OPSET = 9
@@ -30,6 +30,7 @@ class Candidate:
         compress_block_size: of the window; 0 if it is not known.
         compress_stride: of the window; 0 if it is not known.
         actual_seq_len: prefix sums of the segments; empty where they are not constants.
+        inexact: how its arithmetic differs from NsaCompress; empty if it does not.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Candidate:
     compress_block_size: int = 0
     compress_stride: int = 0
     actual_seq_len: tuple[int, ...] = ()
+    inexact: str = ""
 
 
 def candidates(
@@ -54,31 +56,36 @@ def candidates(
         folder: of the external data; without it, none is read.
     """
     try:
-        found, _ = search_model(model, types, Options(allow_rounding, folder))
-        return tuple(candidate(one) for one in found)
+        found, _ = search_model(model, types, folder)
+        return tuple(candidate(one, allow_rounding) for one in found)
     except UnicodeError:  # names that are no text: others say so
         return ()
 
 
-def search_model(model: ModelProto, types: Mapping[str, TypeProto], options: Options) -> tuple[list[Found], bool]:
+def search_model(model: ModelProto, types: Mapping[str, TypeProto], folder: Path | None) -> tuple[list[Found], bool]:
     """All that is found, and whether all of the model was looked at."""
     found: list[Found] = []
     if (standard_opset(model.opset_import) or 0) < MIN_OPSET:
         return found, True
     budget = Budget()
     try:
-        for graph in graphs(model, types, options.folder):
-            for one in search(graph, budget, options):
+        for graph in graphs(model, types, folder):
+            for one in search(graph, budget, folder):
                 found.append(one)
     except ExhaustedError:
         return found, False
     return found, True
 
 
-def candidate(found: Found) -> Candidate:
+def candidate(found: Found, allow_rounding: bool) -> Candidate:
     """What people are told of a place."""
     it = found.compression
-    if it is None:
-        return Candidate(found.name, found.value, found.graph.place, found.form, found.reason)
+    reason = found.reason
+    if it is not None and it.inexact and not allow_rounding:
+        reason = f"{it.inexact}: --allow-rounding accepts that"
+    if it is None or reason:
+        return Candidate(found.name, found.value, found.graph.place, found.form, reason)
     lengths = it.lengths or ()
-    return Candidate(found.name, found.value, found.graph.place, found.form, "", it.block, it.stride, lengths)
+    return Candidate(
+        found.name, found.value, found.graph.place, found.form, "", it.block, it.stride, lengths, it.inexact
+    )

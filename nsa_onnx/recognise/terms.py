@@ -10,178 +10,51 @@ at most 16384 integers instead of 67 million pairs. What is not separable, or to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 
-Integers = npt.NDArray[np.int64]
+from .positions import (
+    Axis,
+    Dim,
+    Dynamic,
+    Integers,
+    Positions,
+    RefusalError,
+    Steps,
+    axis_length,
+    bounded,
+    merge,
+    normal_axis,
+    positions,
+    same_axis,
+    separated,
+    static,
+    stretched,
+)
 
-# One vector, or one constant. 2**22 int64 are 32 MiB.
-MAX_ELEMENTS = 2**22
 MAX_RANK = 32
-# What one model may cost in all: nodes looked at (each about 2 us), elements of vectors made (each about 20 ns).
-MAX_VISITS = 1_000_000
-MAX_POSITIONS = 2**26
 # Sums over fewer elements are none that a person would call windows of tokens.
 LEAST_WINDOW = 16
 
-X, W, INDEX = "x", "w", "index"
-
-
-class RefusalError(Exception):
-    """Why a value cannot be followed; the message is for people.
-
-    Attributes:
-        windows: whether it would have been windows.
-    """
-
-    windows = False
-
-
-class ExhaustedError(Exception):
-    """The model costs more than a model may."""
-
-
-class Budget:
-    """What one model may cost, whatever is in it; counted down while it is followed."""
-
-    def __init__(self, visits: int = MAX_VISITS, positions: int = MAX_POSITIONS) -> None:
-        self.visits = visits
-        self.positions = positions
-
-    def visit(self) -> None:
-        """One node is looked at."""
-        self.visits -= 1
-        if self.visits < 0:
-            raise ExhaustedError
-
-    def spend(self, elements: int) -> None:
-        """A vector is made."""
-        self.positions -= elements
-        if self.positions < 0:
-            raise ExhaustedError
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """All vectors made inside count."""
-        token = _budget.set(self)
-        try:
-            yield
-        finally:
-            _budget.reset(token)
-
-
-_budget: ContextVar[Budget | None] = ContextVar("budget", default=None)
-
-
-def bounded(elements: int) -> int:
-    """The number of elements, if a vector of so many may be made, which then counts."""
-    budget = _budget.get()
-    if budget is not None:
-        budget.spend(min(max(elements, 0), MAX_ELEMENTS))
-    if not 0 <= elements <= MAX_ELEMENTS:
-        raise RefusalError(f"{elements} elements in one axis are more than the {MAX_ELEMENTS} that are followed")
-    return elements
-
-
-@dataclass(frozen=True)
-class Dynamic:
-    """A dim that follows the unknown number of tokens T: ``max(0, ceil((T - offset) / step))``."""
-
-    offset: int = 0
-    step: int = 1
-
-
-Dim = int | Dynamic
-
-
-@dataclass(frozen=True)
-class Steps:
-    """The positions of an axis of unknown length: ``step * i``."""
-
-    step: int
-    length: Dynamic
-
-
-Axis = Integers | Steps
-
-
-def axis_length(axis: Axis) -> Dim:
-    return axis.length if isinstance(axis, Steps) else len(axis)
-
-
-def same_axis(first: Axis, second: Axis) -> bool:
-    if isinstance(first, Steps) or isinstance(second, Steps):
-        return first is second or (isinstance(first, Steps) and isinstance(second, Steps) and first == second)
-    return first is second or np.array_equal(first, second)
-
-
-@dataclass(frozen=True)
-class Positions:
-    """Flat positions: ``base`` plus one summand per axis. Each axis starts with 0, so equal means same numbers."""
-
-    base: int
-    axes: tuple[Axis, ...]
-
-
-def positions(base: int, axes: Sequence[Axis]) -> Positions:
-    """Normalised: each axis starts with 0."""
-    result: list[Axis] = []
-    for axis in axes:
-        if not isinstance(axis, Steps) and len(axis) and axis[0]:
-            base += int(axis[0])
-            axis = axis - axis[0]
-        result.append(axis)
-    return Positions(base, tuple(result))
-
-
-def separated(values: Integers) -> Positions:
-    """Dense values as positions.
-
-    Raises:
-        RefusalError: they are not a sum of one summand per axis.
-    """
-    if not values.size:
-        return Positions(0, tuple(np.zeros(size, np.int64) for size in values.shape))
-    bounded(values.size)
-    base = int(values.flat[0])
-    axes: list[Integers] = []
-    total = np.full((1,) * values.ndim, base, np.int64)
-    for k in range(values.ndim):
-        line = np.moveaxis(values, k, 0).reshape(values.shape[k], -1)[:, 0] - base
-        axes.append(line)
-        total = total + line.reshape([-1 if axis == k else 1 for axis in range(values.ndim)])
-    if not np.array_equal(total, values):
-        raise RefusalError("the indices do not form windows: they are no sum of one step per axis")
-    return Positions(base, tuple(axes))
-
-
-def dense(places: Positions) -> Integers:
-    """All positions as one array."""
-    bounded(math.prod(len(axis) for axis in places.axes if not isinstance(axis, Steps)))
-    total = np.full((1,) * len(places.axes), places.base, np.int64)
-    for k, axis in enumerate(places.axes):
-        if isinstance(axis, Steps):
-            raise RefusalError("an axis of unknown length")
-        total = total + axis.reshape([-1 if other == k else 1 for other in range(len(places.axes))])
-    return total
+X, W, BIAS, INDEX = "x", "w", "bias", "index"
 
 
 @dataclass(frozen=True)
 class Terms:
-    """A tensor each of whose elements is the sum, over ``summed`` axes, of a product of elements of the roots.
+    """A tensor each of whose elements is ``scale * sum((x + bias) * w)`` over the ``summed`` axes.
 
     Attributes:
         shape: of the tensor.
         summed: lengths of the axes that are summed over.
-        factors: by root (X, W), where its elements are taken: over the axes of ``shape``, then ``summed``. A tensor of
-            computed integers has one entry, INDEX, whose positions are the integers themselves.
+        factors: by root, where its elements are taken: over the axes of ``shape``, then ``summed``. The roots are X,
+            the tokens; W, their weight, without which each counts 1; BIAS, what is added to the tokens before they
+            are weighted. A tensor of computed integers has one entry, INDEX: its positions are the integers.
         dtype: the element type, as in ONNX.
-        origin: the element type of the root that a tensor without products is an exact copy of.
+        origin: the element type of the root that a mere copy is taken from.
+        scale: what all is multiplied by.
         rounded: whether a product or a sum has been rounded to 16 bits.
         windows: whether elements were read in windows: 2 by indices or a strided kernel, 1 by slices put together.
         inexact: how the arithmetic differs from one sum in float32 with one rounding; empty if it does not.
@@ -192,13 +65,15 @@ class Terms:
     dtype: int
     origin: int
     summed: tuple[int, ...] = ()
+    scale: Fraction = Fraction(1)
     rounded: bool = False
     inexact: str = ""
     windows: int = 0
 
     @property
-    def is_product(self) -> bool:
-        return len(self.factors) == 2
+    def is_computed(self) -> bool:
+        """Whether it is more than a copy of a root's elements."""
+        return len(self.factors) > 1 or bool(self.summed) or self.scale != 1
 
     def static_shape(self) -> tuple[int, ...]:
         if any(isinstance(dim, Dynamic) for dim in self.shape):
@@ -244,12 +119,6 @@ def _map_axes(terms: Terms, shape: Sequence[Dim], change: Callable[[list[Axis]],
     return replace(terms, shape=tuple(shape), factors=factors)
 
 
-def normal_axis(axis: int, rank: int) -> int:
-    if not -rank <= axis < rank:
-        raise RefusalError(f"axis {axis} of a tensor of rank {rank}")
-    return axis % rank
-
-
 def transpose(terms: Terms, perm: Sequence[int]) -> Terms:
     if sorted(perm) != list(range(len(terms.shape))):
         raise RefusalError("perm is no permutation")
@@ -284,15 +153,6 @@ def remove_axes(terms: Terms, places: Sequence[int] | None) -> Terms:
         raise RefusalError("Squeeze of an axis that is not of length 1")
     keep = [k for k in range(rank) if k not in drop]
     return _map_axes(terms, [terms.shape[k] for k in keep], lambda axes: (0, [axes[k] for k in keep]))
-
-
-def stretched(axis: Axis, length: Dim) -> Axis:
-    """An axis of length 1 repeated; one of the right length as it is."""
-    if axis_length(axis) == length:
-        return axis
-    if axis_length(axis) != 1:
-        raise RefusalError("shapes that do not broadcast")
-    return Steps(0, length) if isinstance(length, Dynamic) else np.zeros(bounded(length), np.int64)
 
 
 def expand(terms: Terms, shape: Sequence[Dim]) -> Terms:
@@ -361,7 +221,12 @@ def concat(parts: Sequence[Terms], axis: int) -> Terms:
     axis = normal_axis(axis, len(first.shape))
     full = [part for part in parts if all(dim != 0 for dim in part.shape)] or [first]
     for part in parts:
-        if part.factors.keys() != first.factors.keys() or part.dtype != first.dtype or part.summed != first.summed:
+        if (
+            part.factors.keys() != first.factors.keys()
+            or part.dtype != first.dtype
+            or part.summed != first.summed
+            or part.scale != first.scale
+        ):
             raise RefusalError("Concat of unlike parts")
         if len(part.shape) != len(first.shape) or isinstance(part.shape[axis], Dynamic):
             raise RefusalError("Concat of parts of unknown length")
@@ -399,7 +264,7 @@ def reshape(terms: Terms, target: Sequence[Dim]) -> Terms:
     """Another shape for the same elements in the same order; one dim of ``target`` may be -1."""
     shape = _resolved(terms.shape, target)
     if any(dim == 0 for dim in terms.shape):
-        return _map_axes(terms, shape, lambda axes: (0, [np.zeros(bounded(_static(d)), np.int64) for d in shape]))
+        return _map_axes(terms, shape, lambda axes: (0, [np.zeros(bounded(static(d)), np.int64) for d in shape]))
     groups = _groups(terms.shape, shape)
 
     def change(axes: list[Axis]) -> tuple[int, list[Axis]]:
@@ -410,29 +275,12 @@ def reshape(terms: Terms, target: Sequence[Dim]) -> Terms:
                 result.append(axes[old[0]])
                 continue
             merged = merge([axes[k] for k in old])
-            split = separated(merged.reshape([_static(shape[k]) for k in new]))
+            split = separated(merged.reshape([static(shape[k]) for k in new]))
             base += split.base
             result.extend(split.axes)
         return base, result
 
     return _map_axes(terms, shape, change)
-
-
-def _static(dim: Dim) -> int:
-    if isinstance(dim, Dynamic):
-        raise RefusalError("a Reshape of the dim of unknown length")
-    return dim
-
-
-def merge(axes: Sequence[Axis]) -> Integers:
-    """Several axes as one, in row-major order."""
-    result = np.zeros(1, np.int64)
-    for axis in axes:
-        if isinstance(axis, Steps):
-            raise RefusalError("a Reshape of the dim of unknown length")
-        bounded(len(result) * len(axis))
-        result = (result[:, None] + axis).reshape(-1)
-    return result
 
 
 def _resolved(old: Sequence[Dim], target: Sequence[Dim]) -> list[Dim]:
@@ -478,81 +326,14 @@ def _groups(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[list[int], lis
         size, other = 1, 1
         while (i < len(old) or j < len(new)) and (size != other or not (mine or theirs)):
             if i < len(old) and (size <= other or j == len(new)):
-                size *= _static(old[i])
+                size *= static(old[i])
                 mine.append(i)
                 i += 1
             else:
-                other *= _static(new[j])
+                other *= static(new[j])
                 theirs.append(j)
                 j += 1
         if size != other:
             raise RefusalError("Reshape to a shape of another size")
         groups.append((mine, theirs))
     return groups
-
-
-# --------------------------------------------------------------------------------------------------
-# Arithmetic
-
-
-def contract(first: Terms, labels: Sequence[str], second: Terms, others: Sequence[str], out: Sequence[str]) -> Terms:
-    """Multiply element by element over labelled axes; labels that are not in ``out`` are summed over.
-
-    Axes of length 1 broadcast. The element type's consequences are the caller's.
-    """
-    if len(first.factors) != 1 or len(second.factors) != 1 or first.factors.keys() == second.factors.keys():
-        raise RefusalError("a product that is not of one element of the input and one of the weight")
-    if first.dtype != second.dtype:
-        raise RefusalError("a product of two element types")
-    if len(set(labels)) != len(labels) or len(set(others)) != len(others):
-        raise RefusalError("a diagonal")
-    lengths: dict[str, Dim] = {}
-    for names, shape in ((labels, first.shape), (others, second.shape)):
-        for label, dim in zip(names, shape, strict=True):
-            if lengths.get(label, 1) == 1:
-                lengths[label] = dim
-            elif dim not in (1, lengths[label]):
-                raise RefusalError("shapes that do not broadcast")
-    over = [label for label in lengths if label not in out]
-    summed = [lengths[label] for label in over]
-    if any(isinstance(dim, Dynamic) for dim in summed):
-        raise RefusalError("a sum over the dim of unknown length")
-    factors: dict[str, Positions] = {}
-    for terms, names in ((first, labels), (second, others)):
-        ((role, factor),) = terms.factors.items()
-        have = dict(zip(names, factor.axes, strict=True))
-        nothing = np.zeros(1, np.int64)
-        axes = [stretched(have.get(label, nothing), lengths[label]) for label in (*out, *over)]
-        factors[role] = Positions(factor.base, tuple(axes))
-    return Terms(
-        tuple(lengths[label] for label in out),
-        factors,
-        first.dtype,
-        first.dtype,
-        tuple(_static(dim) for dim in summed),
-        inexact=first.inexact or second.inexact,
-        windows=max(first.windows, second.windows),
-    )
-
-
-def sum_over(terms: Terms, places: Sequence[int], keepdims: bool) -> Terms:
-    """ReduceSum of products."""
-    if not terms.is_product:
-        raise RefusalError("a sum before the product")
-    rank = len(terms.shape)
-    over = sorted({normal_axis(place, rank) for place in places})
-    order = [k for k in range(rank) if k not in over]
-    factors: dict[str, Positions] = {}
-    for role, factor in terms.factors.items():
-        axes, summed = terms.axes_of(role)
-        factors[role] = Positions(factor.base, (*(axes[k] for k in order), *(axes[k] for k in over), *summed))
-    lengths = [terms.shape[k] for k in over]
-    if any(isinstance(dim, Dynamic) for dim in lengths):
-        raise RefusalError("a sum over the dim of unknown length")
-    result = replace(
-        terms,
-        shape=tuple(terms.shape[k] for k in order),
-        factors=factors,
-        summed=(*(_static(dim) for dim in lengths), *terms.summed),
-    )
-    return insert_axes(result, over) if keepdims else result

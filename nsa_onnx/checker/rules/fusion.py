@@ -48,10 +48,9 @@ def _decomposed(model: Model) -> Iterator[Finding]:
     reported, up to the rounding of partial sums.
     """
     found = [one for one in candidates(model.proto, model.inferred, allow_rounding=True) if not one.reason]
-    exact = {one.output for one in candidates(model.proto, model.inferred) if not one.reason} if found else set()
     for one in found:
         window = f"compress_block_size = {one.compress_block_size}, compress_stride = {one.compress_stride}"
         message = f"{one.output!r} is {spec.COMPRESS_OP} with {window}, written in standard operators ({one.form})"
         rounding = "nsa-onnx fuse --allow-rounding puts the node in, which rounds only once"
-        hint = "" if one.output in exact else rounding
+        hint = rounding if one.inexact else ""
         yield note(message, node=one.name, place=one.place, hint=hint)

@@ -176,6 +176,8 @@ def infer_cpu_(
     lengths = _host_lengths(actual_seq_len)
     x, w, slots, dense = map(_dense, (input, weight, slot_mapping, cache))
     table = None if block_table is None else _dense(block_table)
+    if dense is not cache:  # slots and lengths are looked at twice, so they must not change in between
+        slots, lengths = slots.clone(), lengths.copy()
     native.compress_infer(
         _dtype(input),
         _buffer(x),

@@ -244,6 +244,9 @@ def nsa_compress_infer(
     views = _views(**given)
     dense = {name: _dense(view) for name, view in views.items()}
     table = dense.get("block_table")
+    apart = not np.may_share_memory(dense["cache"], views["cache"])
+    if apart:  # the slots are looked at twice, so they must not change in between
+        dense["slot_mapping"] = dense["slot_mapping"].copy()
     refuse_overlap(views["cache"].shape, views["cache"].strides)
     native.compress_infer(
         described["input"].dtype,  # type: ignore[attr-defined]
@@ -258,7 +261,7 @@ def nsa_compress_infer(
         _buffer(dense["cache"]),
         native.default_threads(),
     )
-    if not np.may_share_memory(dense["cache"], views["cache"]):
+    if apart:
         slots = written_slots(dense["slot_mapping"], lengths, int(compress_block_size), int(compress_stride))
         views["cache"][slots] = dense["cache"][slots]
     return cache

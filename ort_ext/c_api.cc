@@ -2,6 +2,7 @@
 #include "c_api.h"
 
 #include <algorithm>
+#include <array>
 #include <exception>
 #include <string>
 #include <vector>
@@ -43,21 +44,38 @@ std::string CheckAligned(const char* name, const void* data, int64_t item_size) 
   return Describe(name, "must lie at a multiple of " + std::to_string(item_size) + " bytes");
 }
 
-// What must hold before an array's shape or data can be read at all; its contract comes after.
-std::string CheckArray(const char* name, const NsaArray* array, int64_t rank, int64_t item_size) {
-  if (array == nullptr) return Describe(name, "must not be null");
-  if (array->rank < 0) return Describe(name, "has rank " + std::to_string(array->rank));
-  if (array->rank != rank) return {};  // refused by rank, nothing else is read
-  if (rank > 0 && array->shape == nullptr) return Describe(name, "has no shape");
+// An array of the caller as it was when it was looked at: rank and dims are read once, like
+// indices.
+struct Array {
+  void* data = nullptr;
+  int64_t rank = 0;
+  std::array<int64_t, 4> dims{};
+
+  Shape shape() const { return {dims.data(), rank}; }
+};
+
+// Copies what the caller says of an array, and checks what must hold before its data can be read at
+// all; its contract comes after. Of an array of another rank nothing but the rank is read: it will
+// be refused for that.
+std::string ReadArray(const char* name, const NsaArray* given, int64_t rank, int64_t item_size,
+                      Array* array) {
+  if (given == nullptr) return Describe(name, "must not be null");
+  const NsaArray copy = *given;
+  *array = {copy.data, copy.rank, {}};
+  if (copy.rank < 0) return Describe(name, "has rank " + std::to_string(copy.rank));
+  if (copy.rank != rank) return {};
+  if (rank > 0 && copy.shape == nullptr) return Describe(name, "has no shape");
+  std::copy_n(copy.shape, rank, array->dims.begin());
   int64_t bytes = item_size;
   bool overflow = false;
   for (int64_t i = 0; i < rank; ++i) {
-    if (array->shape[i] < 0) {
+    const int64_t dim = array->dims[i];
+    if (dim < 0) {
       return std::string(name) + ".shape[" + std::to_string(i) + "] must be >= 0, got " +
-             std::to_string(array->shape[i]);
+             std::to_string(dim);
     }
-    if (array->shape[i] == 0) bytes = 0, overflow = false;
-    if (bytes != 0) overflow = overflow || __builtin_mul_overflow(bytes, array->shape[i], &bytes);
+    if (dim == 0) bytes = 0, overflow = false;
+    if (bytes != 0) overflow = overflow || __builtin_mul_overflow(bytes, dim, &bytes);
   }
   if (overflow) return Describe(name, "has more bytes than an int64 can count");
   if (bytes != 0 && array->data == nullptr) return Describe(name, "has no data");
@@ -80,32 +98,27 @@ std::string CheckCommon(int dtype, int64_t threads, const int64_t* seq, int64_t 
   return CheckAligned("actual_seq_len", seq, sizeof *seq);
 }
 
-std::string CheckOutput(const NsaArray& output, const int64_t (&wanted)[3]) {
+std::string CheckOutput(const Array& output, const int64_t (&wanted)[3]) {
   if (output.rank != 3) {
     return "output must have rank 3 [T', N, D], got rank " + std::to_string(output.rank);
   }
   for (int axis = 0; axis < 3; ++axis) {
-    if (output.shape[axis] != wanted[axis]) {
+    if (output.dims[axis] != wanted[axis]) {
       return "output.shape[" + std::to_string(axis) + "] must equal " +
-             std::to_string(wanted[axis]) + ", got " + std::to_string(output.shape[axis]);
+             std::to_string(wanted[axis]) + ", got " + std::to_string(output.dims[axis]);
     }
   }
   return {};
 }
 
-std::string Compress(int dtype, const NsaArray& input, const NsaArray& weight, int64_t block,
+std::string Compress(int dtype, const Array& input, const Array& weight, int64_t block,
                      int64_t stride, const int64_t* actual_seq_len, int64_t segments,
-                     const NsaArray& output, int64_t threads) {
-  const CompressCall call{{input.shape, input.rank},
-                          {weight.shape, weight.rank},
-                          block,
-                          stride,
-                          actual_seq_len,
-                          segments};
+                     const Array& output, int64_t threads) {
   std::vector<RowRun> plan;
-  std::string error = PlanCompress(call, &plan);
+  std::string error =
+      PlanCompress({input.shape(), weight.shape(), block, stride, actual_seq_len, segments}, &plan);
   if (!error.empty()) return error;
-  const int64_t heads = input.shape[1], dim = input.shape[2], rows = PlannedRows(plan);
+  const int64_t heads = input.dims[1], dim = input.dims[2], rows = PlannedRows(plan);
   error = CheckOutput(output, {rows, heads, dim});
   if (!error.empty()) return error;
   const cpu::CompressData data{static_cast<const uint16_t*>(input.data),
@@ -121,8 +134,8 @@ std::string Compress(int dtype, const NsaArray& input, const NsaArray& weight, i
   return {};
 }
 
-std::string Infer(int dtype, const InferCall& call, const NsaArray& input, const NsaArray& weight,
-                  const NsaArray& cache, int64_t threads) {
+std::string Infer(int dtype, const InferCall& call, const Array& input, const Array& weight,
+                  const Array& cache, int64_t threads) {
   std::vector<SlotWrite> plan;
   const std::string error = PlanInfer(call, &plan);
   if (!error.empty()) return error;
@@ -147,13 +160,14 @@ int nsa_compress(int dtype, const NsaArray* input, const NsaArray* weight,
                  const int64_t* actual_seq_len, int64_t segments, const NsaArray* output,
                  int64_t threads, char* error, int64_t error_size) {
   return nsa::Guarded(error, error_size, [&] {
+    nsa::Array x, w, y;
     std::string message = nsa::FirstOf({nsa::CheckCommon(dtype, threads, actual_seq_len, segments),
-                                        nsa::CheckArray("input", input, 3, 2),
-                                        nsa::CheckArray("weight", weight, 2, 2),
-                                        nsa::CheckArray("output", output, 3, 2)});
+                                        nsa::ReadArray("input", input, 3, 2, &x),
+                                        nsa::ReadArray("weight", weight, 2, 2, &w),
+                                        nsa::ReadArray("output", output, 3, 2, &y)});
     if (!message.empty()) return message;
-    return nsa::Compress(dtype, *input, *weight, compress_block_size, compress_stride,
-                         actual_seq_len, segments, *output, threads);
+    return nsa::Compress(dtype, x, w, compress_block_size, compress_stride, actual_seq_len,
+                         segments, y, threads);
   });
 }
 
@@ -164,27 +178,29 @@ int nsa_compress_infer(int dtype, const NsaArray* input, const NsaArray* weight,
                        int64_t sequences, const NsaArray* cache, int64_t threads, char* error,
                        int64_t error_size) {
   return nsa::Guarded(error, error_size, [&] {
+    const bool has_table = block_table != nullptr;
+    nsa::Array x, w, slots, y, table;
     std::string message = nsa::FirstOf(
         {nsa::CheckCommon(dtype, threads, actual_seq_len, sequences),
-         nsa::CheckArray("input", input, 4, 2), nsa::CheckArray("weight", weight, 2, 2),
-         nsa::CheckArray("slot_mapping", slot_mapping, 1, 4), nsa::CheckArray("cache", cache, 3, 2),
-         block_table ? nsa::CheckArray("block_table", block_table, 2, 4) : std::string()});
+         nsa::ReadArray("input", input, 4, 2, &x), nsa::ReadArray("weight", weight, 2, 2, &w),
+         nsa::ReadArray("slot_mapping", slot_mapping, 1, 4, &slots),
+         nsa::ReadArray("cache", cache, 3, 2, &y),
+         has_table ? nsa::ReadArray("block_table", block_table, 2, 4, &table) : std::string()});
     if (!message.empty()) return message;
-    const nsa::InferCall call{
-        {input->shape, input->rank},
-        {weight->shape, weight->rank},
-        {slot_mapping->shape, slot_mapping->rank},
-        {cache->shape, cache->rank},
-        block_table ? nsa::Shape{block_table->shape, block_table->rank} : nsa::Shape{nullptr, 0},
-        compress_block_size,
-        compress_stride,
-        page_block_size,
-        static_cast<const int32_t*>(slot_mapping->data),
-        block_table ? static_cast<const int32_t*>(block_table->data) : nullptr,
-        actual_seq_len,
-        sequences,
-        block_table != nullptr};
-    return nsa::Infer(dtype, call, *input, *weight, *cache, threads);
+    const nsa::InferCall call{x.shape(),
+                              w.shape(),
+                              slots.shape(),
+                              y.shape(),
+                              table.shape(),
+                              compress_block_size,
+                              compress_stride,
+                              page_block_size,
+                              static_cast<const int32_t*>(slots.data),
+                              static_cast<const int32_t*>(table.data),
+                              actual_seq_len,
+                              sequences,
+                              has_table};
+    return nsa::Infer(dtype, call, x, w, y, threads);
   });
 }
 

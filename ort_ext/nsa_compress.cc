@@ -21,10 +21,11 @@ CompressNode::CompressNode(const OrtKernelInfo* info)
   RequireValidNode(spec::kCompressOp, CheckCompressAttributes(block, stride));
 }
 
-CompressInputs::CompressInputs(OrtKernelContext* context, const CompressNode& node)
+CompressInputs::CompressInputs(OrtKernelContext* context, const CompressNode& node,
+                               bool hands_on_lengths)
     : input(Input(context, Index::kInput)),
       weight(Input(context, Index::kWeight)),
-      actual_seq_len(Input(context, Index::kActualSeqLen)) {
+      actual_seq_len(Input(context, Index::kActualSeqLen, hands_on_lengths)) {
   RequireValid(CheckLengthsRank(actual_seq_len.shape()));
   RequireValid(PlanCompress({input.shape(), weight.shape(), node.block, node.stride,
                              actual_seq_len.as<int64_t>(), actual_seq_len.dims[0]},

@@ -28,7 +28,10 @@ struct CompressInputs {
   Tensor actual_seq_len;
   std::vector<RowRun> plan;
 
-  CompressInputs(OrtKernelContext* context, const CompressNode& node);
+  // `hands_on_lengths`: actual_seq_len is used beyond the plan, too, so it is a copy of the
+  // caller's.
+  CompressInputs(OrtKernelContext* context, const CompressNode& node,
+                 bool hands_on_lengths = false);
   std::array<int64_t, 3> output_dims() const;
 };
 

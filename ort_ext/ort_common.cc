@@ -27,11 +27,11 @@ bool IsAligned(const void* data, size_t item_size) {
 
 // External data lies at any offset of its file, and onnxruntime maps the file as it is: what is not
 // aligned there is copied. (Devices' memory, which we cannot read, is aligned by its allocator.)
-Tensor FromValue(const Ort::ConstValue& value) {
+Tensor FromValue(const Ort::ConstValue& value, bool copied = false) {
   const Ort::TensorTypeAndShapeInfo info = value.GetTensorTypeAndShapeInfo();
   Tensor tensor{info.GetShape(), value.GetTensorRawData(), nullptr};
   const size_t item_size = ItemSize(info.GetElementType());
-  if (IsAligned(tensor.data, item_size) ||
+  if ((IsAligned(tensor.data, item_size) && !copied) ||
       value.GetTensorMemoryInfo().GetDeviceType() != OrtMemoryInfoDeviceType_CPU) {
     return tensor;
   }
@@ -63,8 +63,8 @@ ONNXTensorElementDataType OnnxType(cpu::DType dtype) {
                                        : ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
 }
 
-Tensor Input(OrtKernelContext* context, size_t index) {
-  return FromValue(Ort::KernelContext(context).GetInput(index));
+Tensor Input(OrtKernelContext* context, size_t index, bool copied) {
+  return FromValue(Ort::KernelContext(context).GetInput(index), copied);
 }
 
 std::optional<Tensor> OptionalInput(OrtKernelContext* context, size_t index) {

@@ -62,7 +62,7 @@ ONNXTensorElementDataType OnnxType(cpu::DType dtype);
 struct Tensor {
   std::vector<int64_t> dims;
   const void* data;
-  std::unique_ptr<std::byte[]> copy;  // holds the data where onnxruntime's is not aligned
+  std::unique_ptr<std::byte[]> copy;  // holds the data where onnxruntime's cannot be used
 
   Shape shape() const { return {dims.data(), static_cast<int64_t>(dims.size())}; }
   template <class T>
@@ -71,7 +71,9 @@ struct Tensor {
   }
 };
 
-Tensor Input(OrtKernelContext* context, size_t index);
+// `copied`: for values in host memory that are read more than once, so that no other thread changes
+// them meanwhile.
+Tensor Input(OrtKernelContext* context, size_t index, bool copied = false);
 
 // The same for an optional input: nothing if the node has fewer inputs or an empty name there.
 std::optional<Tensor> OptionalInput(OrtKernelContext* context, size_t index);

@@ -38,19 +38,11 @@ std::string CheckDims(const spec::Limits& limits, int64_t heads, int64_t dim, co
   return CheckWindow(limits, block, stride);
 }
 
-// prefix_sum_violations
-std::string CheckPrefixSums(const int64_t* ends, int64_t segments, int64_t tokens) {
-  if (segments < 1) return Message(compress_row::kSeqEmpty, {segments});
-  for (int64_t i = 1; i < segments; ++i) {
-    if (ends[i] < ends[i - 1]) {
-      return Message(compress_row::kSeqDecreasing, {i, ends[i - 1], ends[i]});
-    }
-  }
-  // They do not decrease, so the first one is the first that can be below 1.
-  if (ends[0] < 1) return Message(compress_row::kSeqPositive, {0, ends[0]});
-  const int64_t last = segments - 1;
-  if (ends[last] != tokens) return Message(compress_row::kSeqLast, {last, tokens, ends[last]});
-  return {};
+// A value of the caller's memory, which another thread may be writing: what is checked is what is
+// used. Every index is read through this, and once.
+template <class T>
+T ReadOnce(const T* values, int64_t index) {
+  return __atomic_load_n(values + index, __ATOMIC_RELAXED);
 }
 
 bool Triggers(int64_t length, int64_t block, int64_t stride) {
@@ -66,15 +58,33 @@ int64_t LongestSequence(const InferCall& call) {
   return longest;
 }
 
-// The first two writing sequences, in order of the second, that share a slot; {-1, -1} if none do.
-// Sorted, not hashed: O(B log B) whatever the slots are.
-std::pair<int64_t, int64_t> FirstSharedSlot(const InferCall& call) {
-  std::vector<std::pair<int64_t, int64_t>> slots;
+// The windows that the step completes, all but what slots and table say: runs hold logical pages
+// for now.
+std::string ReadLengths(const InferCall& call, std::vector<SlotWrite>* writes) {
+  const int64_t longest = LongestSequence(call);
   for (int64_t b = 0; b < call.sequences; ++b) {
-    if (Triggers(call.actual_seq_len[b], call.block, call.stride)) {
-      slots.emplace_back(call.slot_mapping[b], b);
+    const int64_t length = ReadOnce(call.actual_seq_len, b);
+    if (length < 0 || length > longest) {
+      return Message(infer_row::kSeqRange, {b, longest, length});
+    }
+    if (!Triggers(length, call.block, call.stride)) continue;
+    SlotWrite& write = writes->emplace_back(SlotWrite{b, 0, 0, {}});
+    for (int64_t token = length - call.block; token < length;) {
+      const int64_t offset = token % call.page;
+      const int64_t tokens = std::min(call.page - offset, length - token);
+      write.runs[write.run_count++] = {token / call.page, offset, tokens};
+      token += tokens;
     }
   }
+  return {};
+}
+
+// The first two writing sequences, in order of the second, that share a slot; {-1, -1} if none do.
+// Sorted, not hashed: O(B log B) whatever the slots are.
+std::pair<int64_t, int64_t> FirstSharedSlot(const std::vector<SlotWrite>& writes) {
+  std::vector<std::pair<int64_t, int64_t>> slots;
+  slots.reserve(writes.size());
+  for (const SlotWrite& write : writes) slots.emplace_back(write.slot, write.sequence);
   std::sort(slots.begin(), slots.end());
   std::pair<int64_t, int64_t> shared{-1, -1};
   for (size_t i = 1, first = 0; i < slots.size(); ++i) {
@@ -87,48 +97,43 @@ std::pair<int64_t, int64_t> FirstSharedSlot(const InferCall& call) {
   return shared;
 }
 
-// infer_index_violations
-std::string CheckInferIndices(const InferCall& call) {
-  const int64_t longest = LongestSequence(call);
-  for (int64_t b = 0; b < call.sequences; ++b) {
-    const int64_t length = call.actual_seq_len[b];
-    if (length < 0 || length > longest) {
-      return Message(infer_row::kSeqRange, {b, longest, length});
-    }
-  }
-  const int64_t slots = call.cache[0];
+// Where the pages of a window lie: its runs get physical pages for logical ones.
+std::string ReadTable(const InferCall& call, SlotWrite* write) {
+  const int64_t first = write->sequence * call.max_pages();
   const int64_t block_num = call.input[0];
-  const std::pair<int64_t, int64_t> shared = FirstSharedSlot(call);
-  for (int64_t b = 0; b < call.sequences; ++b) {
-    const int64_t length = call.actual_seq_len[b];
-    if (!Triggers(length, call.block, call.stride)) continue;
-    const int64_t slot = call.slot_mapping[b];
-    if (slot < 0 || slot >= slots) return Message(infer_row::kSlotRange, {b, slots, slot});
-    if (b == shared.second) return Message(infer_row::kSlotDuplicate, {b, shared.first, slot});
-    if (!call.has_table) continue;
-    const int64_t last = (length - 1) / call.page;
-    for (int64_t p = (length - call.block) / call.page; p <= last; ++p) {
-      const int64_t page = call.block_table[b * call.max_pages() + p];
+  for (int64_t run = 0; run < write->run_count; ++run) {
+    const int64_t logical = write->runs[run].page;
+    int64_t page = first + logical;  // without a table, the sequence's own page
+    if (call.has_table) {
+      page = ReadOnce(call.block_table, page);
       if (page < 0 || page >= block_num) {
-        return Message(infer_row::kTableRange, {b, p, block_num, page});
+        return Message(infer_row::kTableRange, {write->sequence, logical, block_num, page});
       }
     }
+    write->runs[run].page = page;
   }
   return {};
 }
 
-SlotWrite PlanSlotWrite(const InferCall& call, int64_t b) {
-  const int64_t length = call.actual_seq_len[b];
-  SlotWrite write{b, call.slot_mapping[b], 0, {}};
-  for (int64_t token = length - call.block; token < length;) {
-    const int64_t offset = token % call.page;
-    const int64_t tokens = std::min(call.page - offset, length - token);
-    const int64_t entry = b * call.max_pages() + token / call.page;
-    write.runs[write.run_count++] = {call.has_table ? call.block_table[entry] : entry, offset,
-                                     tokens};
-    token += tokens;
+// infer_index_violations and infer_plan
+std::string PlanWrites(const InferCall& call, std::vector<SlotWrite>* writes) {
+  std::string error = ReadLengths(call, writes);
+  if (!error.empty()) return error;
+  for (SlotWrite& write : *writes) write.slot = ReadOnce(call.slot_mapping, write.sequence);
+  const int64_t slots = call.cache[0];
+  const std::pair<int64_t, int64_t> shared = FirstSharedSlot(*writes);
+  for (SlotWrite& write : *writes) {
+    const int64_t b = write.sequence;
+    if (write.slot < 0 || write.slot >= slots) {
+      return Message(infer_row::kSlotRange, {b, slots, write.slot});
+    }
+    if (b == shared.second) {
+      return Message(infer_row::kSlotDuplicate, {b, shared.first, write.slot});
+    }
+    error = ReadTable(call, &write);
+    if (!error.empty()) return error;
   }
-  return write;
+  return {};
 }
 
 }  // namespace
@@ -193,35 +198,41 @@ std::string CheckInferShapes(const InferCall& call) {
   return {};
 }
 
+// prefix_sum_violations and compress_plan
 std::string PlanCompress(const CompressCall& call, std::vector<RowRun>* plan) {
   std::string error = CheckCompressShapes(call);
-  if (error.empty()) error = CheckPrefixSums(call.actual_seq_len, call.segments, call.input[0]);
   if (!error.empty()) return error;
-  plan->clear();
-  int64_t row = 0, start = 0;
+  if (call.segments < 1) return Message(compress_row::kSeqEmpty, {call.segments});
+  std::vector<RowRun> runs;
+  int64_t row = 0, start = 0, first = 0;
   for (int64_t i = 0; i < call.segments; ++i) {
-    const int64_t length = call.actual_seq_len[i] - start;
-    if (length >= call.block) {
-      const int64_t rows = 1 + (length - call.block) / call.stride;
-      plan->push_back({row, rows, start});
+    const int64_t end = ReadOnce(call.actual_seq_len, i);
+    if (i == 0) first = end;
+    if (i > 0 && end < start) return Message(compress_row::kSeqDecreasing, {i, start, end});
+    // From below 1 on nothing is planned: what follows is only looked at for a decrease, which
+    // wins.
+    if (first >= 1 && end - start >= call.block) {
+      const int64_t rows = 1 + (end - start - call.block) / call.stride;
+      runs.push_back({row, rows, start});
       row += rows;
     }
-    start = call.actual_seq_len[i];
+    start = end;
   }
+  // They do not decrease, so the first one is the first that can be below 1.
+  if (first < 1) return Message(compress_row::kSeqPositive, {0, first});
+  const int64_t last = call.segments - 1;
+  if (start != call.input[0]) return Message(compress_row::kSeqLast, {last, call.input[0], start});
+  *plan = std::move(runs);
   return {};
 }
 
 std::string PlanInfer(const InferCall& call, std::vector<SlotWrite>* plan) {
   std::string error = CheckInferShapes(call);
-  if (error.empty()) error = CheckInferIndices(call);
   if (!error.empty()) return error;
-  plan->clear();
-  for (int64_t b = 0; b < call.sequences; ++b) {
-    if (Triggers(call.actual_seq_len[b], call.block, call.stride)) {
-      plan->push_back(PlanSlotWrite(call, b));
-    }
-  }
-  return {};
+  std::vector<SlotWrite> writes;
+  error = PlanWrites(call, &writes);
+  if (error.empty()) *plan = std::move(writes);
+  return error;
 }
 
 int64_t PlannedRows(const std::vector<RowRun>& plan) {

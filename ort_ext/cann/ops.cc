@@ -108,7 +108,7 @@ OrtStatusPtr CompressKernel::ComputeV2(OrtKernelContext* context) const noexcept
 }
 
 void CompressKernel::Compute(OrtKernelContext* context) const {
-  const ort::CompressInputs inputs(context, node_);
+  const ort::CompressInputs inputs(context, node_, /*hands_on_lengths=*/true);
   const std::array<int64_t, 3> dims = inputs.output_dims();
   void* output = ort::Output(context, {dims.data(), 3});
   if (dims[0] == 0) return;

@@ -24,7 +24,9 @@ from onnx import numpy_helper
 from torch.nn import functional
 
 import nsa_onnx
-from nsa_onnx.fuse import candidates, fuse
+from nsa_onnx.fuse import candidates, fuse, rewrite
+from nsa_onnx.fuse.compare import compare
+from nsa_onnx.recognise.graph import rebuilt
 
 TOKENS = 128
 STARTS = torch.arange(0, TOKENS - BLOCK + 1, STRIDE)
@@ -375,3 +377,31 @@ def test_means_of_something_else_are_no_candidates():
 def test_the_checker_warns_of_pooling_too():
     report = nsa_onnx.check(exported(in_blocks, False, tokens()))
     assert [finding.rule for finding in report.findings] == ["NSA028"]
+
+
+# --------------------------------------------------------------------------------------------------
+# What a file means
+
+
+@EXPORTERS
+@pytest.mark.parametrize("form", [in_blocks, of_indices, unfolded, average_pool, divided, scaled_before, in_float32])
+def test_both_files_mean_the_same(form, dynamo, tmp_path):
+    model = exported(form, dynamo, tokens())
+    result = fuse(model)
+    differences = compare(model, result.model, result.replacements, tmp_path)
+    assert [(one.name, one.replaced, one.equal) for one in differences] == [("y", True, True), ("y", False, True)]
+
+
+def test_a_bias_means_the_same_up_to_rounding_and_not_another_one(tmp_path):
+    x, (_, w) = tokens(), data()
+    bias = 100 * tokens(shape=(BLOCK, HEADS, DIM))
+    model = exported(
+        lambda x, w, bias: ((x[INDICES] + bias) * w[None, :, :, None]).sum(1), False, x, parameters=[w, bias]
+    )
+    result = fuse(model, allow_rounding=True)
+    assert all(one.equal for one in compare(model, result.model, result.replacements, tmp_path))
+    for node in result.model.graph.node:
+        if node.op_type == "Add":  # break it: the bias twice, the windows never
+            node.input[0] = node.input[1]
+    broken = [rewrite.Replacement(one.found, rebuilt(one.after, result.model.graph, 8)) for one in result.replacements]
+    assert not compare(model, result.model, broken, tmp_path)[0].equal

@@ -17,7 +17,7 @@ from .. import spec
 from ..checker.model import load, read
 from ..recognise import search
 from ..recognise.search import Candidate, candidate
-from .rewrite import replace_all
+from .rewrite import Replacement, replace_all
 
 __all__ = ["Candidate", "FuseResult", "candidates", "fuse"]
 
@@ -31,12 +31,14 @@ class FuseResult:
         fused: what has been replaced.
         left: what looks like the compression and has not been, with the reason.
         complete: whether all of the model was looked at; false for one that costs more than a model may.
+        replacements: for each that is fused, the proof and the graphs, for `compare`.
     """
 
     model: ModelProto
     fused: tuple[Candidate, ...]
     left: tuple[Candidate, ...]
     complete: bool = True
+    replacements: tuple[Replacement, ...] = ()
 
 
 def candidates(model: ModelProto, *, allow_rounding: bool = False, folder: Path | None = None) -> tuple[Candidate, ...]:
@@ -77,9 +79,10 @@ def fuse(
         raise ValueError(f"the model imports {spec.DOMAIN} version {wrong[0]}, fuse writes {spec.OPSET_VERSION}")
     copy = ModelProto()
     copy.CopyFrom(model)
-    found, complete = search.search_model(copy, read(copy, folder).inferred, folder)
+    found, complete = search.search_model(model, read(model, folder).inferred, folder)
     told = [candidate(one, allow_rounding) for one in found]
-    replace_all(copy, [one for one, it in zip(found, told, strict=True) if not it.reason], folder)
+    proven = [one for one, it in zip(found, told, strict=True) if not it.reason]
+    replacements = tuple(replace_all(model, copy, proven, folder))
     fused = tuple(it for it in told if not it.reason)
     left = tuple(it for it in told if it.reason)
-    return FuseResult(copy, fused, left, complete)
+    return FuseResult(copy, fused, left, complete, replacements)

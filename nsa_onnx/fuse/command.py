@@ -12,7 +12,7 @@ from onnx import ModelProto
 from ..checker import Report, RunUnavailableError, Severity, check
 from ..checker.run import require_onnxruntime
 from ..graph.writing import write_model
-from . import Candidate, fuse
+from . import Candidate, FuseResult, fuse
 from .compare import compare
 
 DESCRIPTION = "Replace the compression written in standard operators by NsaCompress, where that is proven."
@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also replace what rounds products or partial sums to 16 bits, or accumulates in float64",
     )
     parser.add_argument(
-        "--verify", action="store_true", help="run both models with onnxruntime on made-up inputs, and compare"
+        "--verify",
+        action="store_true",
+        help="compare what each replaced value means, and run both models with onnxruntime on made-up inputs",
     )
 
 
@@ -47,7 +49,7 @@ def run(arguments: argparse.Namespace, model: ModelProto) -> int:
     if _errors(report) - _errors(check(model)):
         raise ValueError(f"the result has errors that the model has not: {report.to_text()}")
     if arguments.verify and result.fused:
-        _verify(arguments, model, result.model, result.fused)
+        _verify(model, result, Path(arguments.model).parent)
     write_model(result.model, Path(arguments.model), Path(arguments.output))
     for candidate in result.fused:
         print(f"fused {_where(candidate)}: {_window(candidate)}")
@@ -76,12 +78,10 @@ def _window(candidate: Candidate) -> str:
     return f"block {candidate.compress_block_size}, stride {candidate.compress_stride}, {segments}"
 
 
-def _verify(arguments: argparse.Namespace, before: ModelProto, after: ModelProto, fused: tuple[Candidate, ...]) -> None:
-    replaced = [candidate.output for candidate in fused if candidate.place == "graph"]
-    folder = Path(arguments.model).parent
-    differences = compare(before, after, replaced, folder, rounded=arguments.allow_rounding)
+def _verify(model: ModelProto, result: FuseResult, folder: Path) -> None:
+    differences = compare(model, result.model, result.replacements, folder)
     for one in differences:
-        word = "equal" if one.equal else "DIFFERENT"
-        print(f"ran   {one.name!r}: {word} (largest difference {one.largest:.3g}, largest value {one.scale:.3g})")
+        what, word = "means" if one.replaced else "ran  ", "equal" if one.equal else "DIFFERENT"
+        print(f"{what} {one.name!r}: {word} (largest difference {one.largest:.3g}, largest value {one.scale:.3g})")
     if not all(one.equal for one in differences):
-        raise ValueError("both models ran, and their results differ")
+        raise ValueError("the two models were compared, and they differ")

@@ -1,4 +1,4 @@
-"""Run a model before and after fusion on the same inputs, and compare what has been replaced.
+"""Compare a model before and after fusion: what each replaced value means, and what onnxruntime makes of both.
 
 The proof needs no run. This is the second opinion, for those who want one: it needs onnxruntime, and a model that
 onnxruntime's CPU provider can run with made-up inputs.
@@ -17,25 +17,35 @@ import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_model
 
+from ..functions import standard_opset
+from ..recognise.positions import Dynamic
+from ..recognise.precision import BFLOAT16, HALF, numpy_type
+from ..recognise.results import Root
+from ..runtime.session import create_session
+from .meaning import Meaning
+from .rewrite import Replacement
+
 Floats = npt.NDArray[np.float64]
 
 # Length of a dim that the model leaves open: a few windows of any size. Of a second one, a small batch.
 OPEN_DIM, OTHER_OPEN_DIM = 400, 2
 # The two differ by the order of float32 additions, and by what rounding makes of that: one unit in the last place of
 # the result, or, where large terms cancel, an error relative to the largest value.
-_BITS = {TensorProto.FLOAT16: 10, TensorProto.BFLOAT16: 7}
+_BITS: dict[int, int] = {HALF: 10, BFLOAT16: 7}
 _CANCELLED = 2.0**-18
-# Everything after the replaced values: their last places, multiplied by whatever follows. A wrong window shows as 1.
-_DOWNSTREAM = 0.05
+# What is rounded otherwise, and everything after the replaced values: last places, multiplied by whatever follows. A
+# wrong window shows as 1.
+_LOOSE = 0.05
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One value of both runs.
+    """One value of both models.
 
     Attributes:
         name: of the value.
-        replaced: whether NsaCompress makes it now; else it is an output of the model.
+        replaced: whether NsaCompress makes it now, and its meaning is compared; else it is an output of the model,
+            which onnxruntime has run.
         largest: largest absolute difference.
         scale: largest absolute value.
         equal: whether it is as equal as it has to be.
@@ -49,39 +59,66 @@ class Difference:
 
 
 def compare(
-    before: ModelProto, after: ModelProto, replaced: Sequence[str], folder: Path, *, rounded: bool = False
+    before: ModelProto, after: ModelProto, replacements: Sequence[Replacement], folder: Path
 ) -> list[Difference]:
-    """Run both.
+    """Compute each replaced value from the tensors that it is proven to be made of, then run both models.
 
     Args:
-        replaced: values of the main graph that both models have.
         folder: of the external data.
-        rounded: whether `before` may round products and partial sums to 16 bits.
 
     Raises:
-        ValueError: one of them cannot be run, with the reason.
+        ValueError: one of them cannot be computed or run, with the reason.
     """
-    models = [_watching(model, replaced, folder) for model in (before, after)]
-    feeds = {value.name: _made_up(value, index) for index, value in enumerate(_inputs(models[0]))}
+    opset = standard_opset(before.opset_import) or 0
+    differences = [_meanings(one, opset) for one in replacements]
+    models = [_watching(model, folder) for model in (before, after)]
+    feeds = {value.name: _made_up_input(value, index) for index, value in enumerate(_inputs(models[0]))}
     results = [_run(model, feeds) for model in models]
-    types = {value.name: value.type.tensor_type.elem_type for value in (*before.graph.value_info, *before.graph.output)}
-    differences = []
-    for name in results[0]:
-        bits = _BITS.get(types.get(name, TensorProto.FLOAT16), 10)
-        differences.append(_difference(name, name in replaced, results[0][name], results[1][name], bits, rounded))
+    differences += [_difference(name, results[0][name], results[1][name], None) for name in results[0]]
     return differences
 
 
-def _difference(name: str, replaced: bool, before: Floats, after: Floats, bits: int, rounded: bool) -> Difference:
+def _meanings(replacement: Replacement, opset: int) -> Difference:
+    """What the value is in both graphs, from the same roots."""
+    found, after = replacement.found, replacement.after
+    assert found.compression is not None
+    roots = found.compression.roots
+    given = {
+        root.name: _made_up(root, seed)
+        for seed, root in enumerate((roots.x, roots.w, roots.bias))
+        if root is not None and found.graph.constant(root.name) is None
+    }
+    values = [np.asarray(Meaning(graph, opset, given).value(found.value), np.float64) for graph in (found.graph, after)]
+    bits = None if found.compression.inexact else _BITS.get(roots.x.dtype)
+    return _difference(found.value, values[0], values[1], bits, replaced=True)
+
+
+def _made_up(root: Root, seed: int) -> npt.NDArray[Any]:
+    shape = [OPEN_DIM if isinstance(dim, Dynamic) else dim for dim in root.shape]
+    return _random(root.name, shape, numpy_type(root.dtype), seed)
+
+
+def _random(name: str, shape: Sequence[int], dtype: npt.DTypeLike, seed: int) -> npt.NDArray[Any]:
+    if math.prod(shape) > 2**28:
+        raise ValueError(f"input {name!r} is too large to be made up: {list(shape)}")
+    generator = np.random.default_rng(seed)
+    kind = np.dtype(dtype)
+    if kind.kind in "fV":  # bfloat16 is of no kind of NumPy's
+        return generator.standard_normal(shape, np.float32).astype(kind)
+    return np.asarray(generator.integers(0, 2, shape)).astype(kind)
+
+
+def _difference(name: str, before: Floats, after: Floats, bits: int | None, *, replaced: bool = False) -> Difference:
+    """The difference, and whether it is small enough: within one unit in the last place of so many bits, if given."""
     if before.shape != after.shape:
         return Difference(name, replaced, math.inf, 0.0, False)
     scale = float(np.abs(before[np.isfinite(before)]).max(initial=0.0))
     with np.errstate(invalid="ignore"):
         apart = np.where((before == after) | (np.isnan(before) & np.isnan(after)), 0.0, np.abs(before - after))
-        if replaced and not rounded:
+        if bits is not None:
             allowed = 2.0**-bits * np.abs(before) + _CANCELLED * scale
         else:
-            allowed = np.full(before.shape, _DOWNSTREAM * scale)
+            allowed = np.full(before.shape, _LOOSE * scale)
         equal = bool(np.all(apart <= allowed))
     return Difference(name, replaced, float(apart.max(initial=0.0)), scale, equal)
 
@@ -91,8 +128,8 @@ def _inputs(model: ModelProto) -> list[Any]:
     return [value for value in model.graph.input if value.name not in constants]
 
 
-def _watching(model: ModelProto, names: Sequence[str], folder: Path) -> ModelProto:
-    """A copy that has its weights inside, and as its outputs its own and the named values, all as float32.
+def _watching(model: ModelProto, folder: Path) -> ModelProto:
+    """A copy that has its weights inside, and its outputs as float32.
 
     Inputs of bfloat16, which NumPy does not have, become float32 and a Cast.
     """
@@ -109,7 +146,7 @@ def _watching(model: ModelProto, names: Sequence[str], folder: Path) -> ModelPro
             nodes.insert(0, helper.make_node("Cast", [renamed], [value.name], to=TensorProto.BFLOAT16))
             value.name = renamed
             value.type.tensor_type.elem_type = TensorProto.FLOAT
-    outputs = list(dict.fromkeys([*names, *(value.name for value in copy.graph.output)]))
+    outputs = list(dict.fromkeys(value.name for value in copy.graph.output))
     del copy.graph.output[:]
     for name in outputs:
         nodes.append(helper.make_node("Cast", [name], [f"{name}__watched"], to=TensorProto.FLOAT))
@@ -120,8 +157,7 @@ def _watching(model: ModelProto, names: Sequence[str], folder: Path) -> ModelPro
     return copy
 
 
-def _made_up(value: Any, seed: int) -> npt.NDArray[Any]:
-    generator = np.random.default_rng(seed)
+def _made_up_input(value: Any, seed: int) -> npt.NDArray[Any]:
     tensor = value.type.tensor_type
     shape: list[int] = []
     opened = 0
@@ -131,22 +167,16 @@ def _made_up(value: Any, seed: int) -> npt.NDArray[Any]:
         else:
             shape.append(OTHER_OPEN_DIM if opened else OPEN_DIM)
             opened += 1
-    if math.prod(shape) > 2**28:
-        raise ValueError(f"input {value.name!r} is too large to be made up: {shape}")
     try:
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     except KeyError as error:
         raise ValueError(f"input {value.name!r} is of a type that cannot be made up") from error
-    if np.issubdtype(dtype, np.floating):
-        return generator.standard_normal(shape, np.float32).astype(dtype)
-    return np.asarray(generator.integers(0, 2, shape)).astype(dtype)
+    return _random(value.name, shape, dtype, seed)
 
 
 def _run(model: ModelProto, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, Floats]:
-    from ..runtime.session import create_session
-
     try:
-        import onnxruntime
+        import onnxruntime  # an extra of the package
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails is told by the exception

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from .. import spec
 from ..functions import standard_opset, subgraphs
-from ..recognise.graph import captured, weight_values
+from ..recognise.graph import Graph, captured, rebuilt, weight_values
 from ..recognise.pattern import Found
 from ..recognise.positions import Dim, Dynamic, Integers
 from ..recognise.precision import FLOAT, rounded_to
@@ -42,19 +43,37 @@ class FreshNames:
         return name
 
 
-def replace_all(model: ModelProto, found: Sequence[Found], folder: Path | None) -> None:
-    """Replace in place. The graphs of ``found`` must be the model's own.
+@dataclass(frozen=True)
+class Replacement:
+    """One place of both models.
+
+    Attributes:
+        found: where it was, and what it was proven to be.
+        after: the graph that has the node.
+    """
+
+    found: Found
+    after: Graph
+
+
+def replace_all(
+    before: ModelProto, after: ModelProto, found: Sequence[Found], folder: Path | None
+) -> list[Replacement]:
+    """Replace, in ``after``, what was found in ``before``, of which it must be a copy.
 
     Opsets stay as they are, but for our domain, which is imported.
     """
-    names = FreshNames(model)
+    names = FreshNames(after)
+    copies = {id(old): new for old, new in zip(_all_graphs(before.graph), _all_graphs(after.graph), strict=True)}
     by_graph: dict[int, list[Found]] = {}
     for one in found:
         by_graph.setdefault(id(one.graph.proto), []).append(one)
-    for group in by_graph.values():
-        _replace_in(group[0].graph.proto, group, names, folder, opset(model))
-    if found and all(entry.domain != spec.DOMAIN for entry in model.opset_import):
-        model.opset_import.add(domain=spec.DOMAIN, version=spec.OPSET_VERSION)
+    for key, group in by_graph.items():
+        _replace_in(copies[key], group, names, folder, opset(after))
+    if found and all(entry.domain != spec.DOMAIN for entry in after.opset_import):
+        after.opset_import.add(domain=spec.DOMAIN, version=spec.OPSET_VERSION)
+    made = {key: rebuilt(group[0].graph, copies[key], after.ir_version) for key, group in by_graph.items()}
+    return [Replacement(one, made[id(one.graph.proto)]) for one in found]
 
 
 def opset(model: ModelProto) -> int:

@@ -117,6 +117,14 @@ def graphs(model: ModelProto, types: Mapping[str, TypeProto], folder: Path | Non
                 )
 
 
+def rebuilt(graph: Graph, proto: GraphProto, ir_version: int) -> Graph:
+    """Another graph in the place of this one."""
+    assert isinstance(graph.constants, ChainMap) and isinstance(graph.types, ChainMap)
+    new = _graph(proto, graph.place, graph.constants.parents, graph.types.parents, ir_version)
+    new.folder = graph.folder
+    return new
+
+
 def _graph(
     proto: GraphProto,
     place: str,
@@ -179,13 +187,19 @@ def weight_values(tensor: TensorProto | None, folder: Path | None) -> npt.NDArra
     """A constant weight's numbers, flat; None if they are not in the file or make no sense."""
     if tensor is None or tensor.data_type not in (FLOAT, *SHORT):
         return None
+    array = loaded(tensor, folder)
+    return None if array is None else array.reshape(-1)
+
+
+def loaded(tensor: TensorProto, folder: Path | None) -> npt.NDArray[np.generic] | None:
+    """A constant's elements; None if they are not in the file, too many, or make no sense."""
     if any(dim < 0 for dim in tensor.dims) or elements(tensor.dims) > MAX_ELEMENTS:
         return None
     tensor = inside(tensor, folder)
     if tensor.data_location == TensorProto.EXTERNAL:
         return None
     try:
-        return np.asarray(numpy_helper.to_array(tensor)).reshape(-1)
+        return np.asarray(numpy_helper.to_array(tensor))
     except Exception:  # a malformed tensor: onnx and NumPy have their own errors for that
         return None
 

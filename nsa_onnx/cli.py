@@ -29,7 +29,7 @@ from .checker.model import (
     propagates_safely,
     without_weights,
 )
-from .checker.report import clean
+from .console import PROGRAM, Parser, clean, finish, say, show, tell
 from .eager import nsa_compress
 from .explain import MAX_DRAWN_LENGTH
 from .explain import explain as explain_page
@@ -51,30 +51,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         status: int = arguments.run(arguments)
-        if sys.stdout is not None:  # it may have been closed by the caller
-            sys.stdout.flush()
-        return status
     except BrokenPipeError:
-        # The reader has gone, which is its right; without this, Python complains when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        status = OK  # the reader has gone, which is its right
+    except SystemExit as end:  # --help, or wrong usage
+        raise SystemExit(_finished(int(end.code or OK))) from None
     except UnreadableModelError as error:
-        return _fail(error, UNUSABLE)
+        status = _fail(error, UNUSABLE)
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, UNUSABLE)
+        status = _fail(f"{error.filename}: {error.strerror}" if error.filename else error, UNUSABLE)
     except NotWritableError as error:
-        return _fail(error, UNUSABLE)
+        status = _fail(error, UNUSABLE)
     except _CommandError as error:
-        return _fail(error, FOUND)
+        status = _fail(error, FOUND)
+    return _finished(status)
+
+
+def _finished(status: int) -> int:
+    """The exit status, once everything is written."""
+    try:
+        finish()
+    except BrokenPipeError:
+        return OK
+    except OSError as error:
+        return _fail(f"standard output: {error.strerror}", UNUSABLE)
+    return status
 
 
 def _fail(error: object, status: int) -> int:
-    print(f"nsa-onnx: {clean(' '.join(str(error).split()))}", file=sys.stderr)
+    tell(error)
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nsa-onnx", description="Check, convert and try models with NSA nodes.")
+    parser = Parser(prog=PROGRAM, description="Check, convert and try models with NSA nodes.")
     parser.add_argument("--version", action="version", version=f"nsa-onnx {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -169,7 +178,7 @@ def _prepare_atc(arguments: argparse.Namespace) -> int:
         return _fail(f"{source}: {error}", UNUSABLE)
     write_model(prepared.model, source, Path(arguments.output))
     for line in [*prepared.changes, *(f"note: {note}" for note in prepared.notes)] or ["nothing to change"]:
-        print(clean(" ".join(line.split())))  # names in it may hold line breaks
+        say(line)
     return OK
 
 
@@ -204,7 +213,8 @@ def _fuse(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     diagnosis = doctor(ascend=arguments.ascend)
-    print(diagnosis.to_text())
+    for line in diagnosis.to_text().splitlines():
+        show(clean(line))
     return OK if diagnosis.ok else FOUND
 
 
@@ -222,11 +232,12 @@ def _demo(arguments: argparse.Namespace) -> int:
         raise _CommandError(error) from error
     same = np.array_equal(np.asarray(got).view(np.uint16), want.view(np.uint16))
     rows = spec.compressed_length(seq, block, stride)
-    print(f"model        one {spec.COMPRESS_OP}, windows of {block} tokens, {stride} apart")
-    print(f"check        {report.to_text()}")
-    print(f"segments     prefix sums {', '.join(map(str, seq))}")
-    print(f"compressed   {list(x.shape)} -> {list(np.shape(got))} (T' = {rows}), {x.nbytes} -> {want.nbytes} bytes")
-    print(f"onnxruntime  {'the same bits as' if same else 'DIFFERS FROM'} the eager call")
+    show(f"model        one {spec.COMPRESS_OP}, windows of {block} tokens, {stride} apart")
+    for line in report.to_text().splitlines():
+        show(f"check        {line}")
+    show(f"segments     prefix sums {', '.join(map(str, seq))}")
+    show(f"compressed   {list(x.shape)} -> {list(np.shape(got))} (T' = {rows}), {x.nbytes} -> {want.nbytes} bytes")
+    show(f"onnxruntime  {'the same bits as' if same else 'DIFFERS FROM'} the eager call")
     return OK if same and report.ok else FOUND
 
 

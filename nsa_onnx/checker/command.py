@@ -8,20 +8,19 @@ from __future__ import annotations
 import argparse
 import glob
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
+from ..console import progress, show, tell, wants_color
 from ..graph.writing import NotWritableError, replace_file, require_no_weights
 from . import RULES, TARGETS, check
 from .documentation import explain, list_rules
 from .formats import FORMATS, Context, Outcome, Unreadable
 from .model import UnreadableModelError, load
-from .report import Report, Severity, clean
+from .report import Report, Severity
 from .run import RunUnavailableError, require_onnxruntime
 
 SUFFIX = ".onnx"
@@ -59,7 +58,7 @@ class _Tell(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, _: object, rule: object, option: str | None = None) -> None:
         try:
-            print(list_rules() if self.nargs == 0 else explain(str(rule)), flush=True)
+            show(list_rules() if self.nargs == 0 else explain(str(rule)))
         except ValueError as error:
             parser.error(str(error))
         parser.exit()
@@ -127,12 +126,12 @@ def run(arguments: argparse.Namespace, version: str) -> int:
         try:
             require_onnxruntime()
         except RunUnavailableError as error:
-            _tell(f"--run: {error}")
+            tell(f"--run: {error}")
             return UNUSABLE
     found = list(find_models(arguments.models, arguments.target))
     outputs: Sequence[Output] = arguments.outputs or [Output("text")]
     if (lost := _overwritten(outputs, found)) is not None:
-        _tell(f"--format: {lost}")
+        tell(f"--format: {lost}")
         return UNUSABLE
     outcomes = _check_all(found, arguments)
     fail_on = Severity(arguments.fail_on)
@@ -140,12 +139,12 @@ def run(arguments: argparse.Namespace, version: str) -> int:
         len(arguments.models) == 1 and [one if isinstance(one, str) else one.model for one in found] == arguments.models
     )
     for output in outputs:
-        color = not output.file and _wants_color(sys.stdout)
+        color = not output.file and wants_color(sys.stdout)
         rendered = FORMATS[output.format](outcomes, Context(version, fail_on, alone, color, told=not output.file))
         if output.file:
             replace_file(Path(output.file), f"{rendered}\n".encode())
         elif rendered:
-            _print(rendered, sys.stdout)
+            show(rendered)
     if any(isinstance(outcome, Unreadable) for outcome in outcomes):
         return UNUSABLE
     return FOUND if any(isinstance(outcome, Report) and outcome.fails(fail_on) for outcome in outcomes) else OK
@@ -229,12 +228,12 @@ def _check_all(found: Sequence[str | Unreadable], arguments: argparse.Namespace)
     outcomes: list[Outcome] = []
     for number, one in enumerate(found, 1):
         if isinstance(one, str):
-            with _progress(f"[{number}/{len(found)}] {clean(one)}", shown=len(found) > 1):
+            with progress(f"[{number}/{len(found)}] {one}", shown=len(found) > 1):
                 outcomes.append(_check_one(one, arguments))
         else:
             outcomes.append(one)
         if isinstance(last := outcomes[-1], Unreadable):
-            _tell(last.message)
+            tell(last.message)
     return outcomes
 
 
@@ -246,43 +245,3 @@ def _check_one(path: str, arguments: argparse.Namespace) -> Outcome:
     except Exception as error:  # a fault of the checker: the gate stays shut, the other models are looked at
         reason = (str(error).splitlines() or [""])[0]
         return Unreadable(path, arguments.target, f"{path}: cannot be checked ({type(error).__name__}: {reason})")
-
-
-# --------------------------------------------------------------------------------------------------
-# Standard output and error
-
-
-def _wants_color(stream: TextIO | None) -> bool:
-    """Colour is for terminals, if the user does not mind (no-color.org)."""
-    minded = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return stream is not None and stream.isatty() and not minded
-
-
-def _print(rendered: str, stream: TextIO | None) -> None:
-    if stream is None:  # closed by the caller
-        return
-    encoding = stream.encoding or "utf-8"
-    stream.write(rendered.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-
-
-def _tell(message: str) -> None:
-    """One line on stderr."""
-    if sys.stderr is not None:
-        _print(f"nsa-onnx: {clean(' '.join(message.split()))}", sys.stderr)
-
-
-@contextmanager
-def _progress(line: str, shown: bool) -> Iterator[None]:
-    """Say on a terminal what is being worked on, and leave no trace of it."""
-    stream = sys.stderr
-    if not shown or stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb":
-        yield
-        return
-    width = shutil.get_terminal_size().columns - 1
-    stream.write(f"\r{line[:width]}\x1b[K")
-    stream.flush()
-    try:
-        yield
-    finally:
-        stream.write("\r\x1b[K")
-        stream.flush()

@@ -1,13 +1,12 @@
 """The report of several models in the formats that people and CI systems read: text, JSON, SARIF, JUnit, GitHub.
 
 Each format is a function from what was found (`Outcome`, one per model) to text. Names come from models, which nobody
-trusts: each function escapes them as its format wants it, beyond what `report.clean` does to all of them.
+trusts: each function escapes them as its format wants it, beyond what `console.clean` does to all of them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,8 +16,10 @@ from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
+from ..console import clean, path_text
+from ..console import to_json as json_text
 from . import rules
-from .report import Finding, Report, Severity, clean, finding_lines, path_text, plural, run_line, where
+from .report import Finding, Report, Severity, finding_lines, plural, run_line, where
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def to_json(outcomes: Sequence[Outcome], context: Context) -> str:
     """The report's own JSON for one model that was named; an object with all reports otherwise."""
     entries = [_json_entry(outcome) for outcome in outcomes]
     if context.alone:
-        return json.dumps(entries[0], indent=2)
+        return json_text(entries[0])
     reports = [outcome for outcome in outcomes if isinstance(outcome, Report)]
     summary = {
         "ok": all(isinstance(outcome, Report) and outcome.ok for outcome in outcomes),
@@ -97,7 +98,7 @@ def to_json(outcomes: Sequence[Outcome], context: Context) -> str:
         "warnings": sum(report.count(Severity.WARNING) for report in reports),
         "unreadable": len(outcomes) - len(reports),
     }
-    return json.dumps({"summary": summary, "reports": entries}, indent=2)
+    return json_text({"summary": summary, "reports": entries})
 
 
 def _json_entry(outcome: Outcome) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def sarif(outcomes: Sequence[Outcome], context: Context) -> str:
         "columnKind": "unicodeCodePoints",
         "results": [result for report in reports for result in _sarif_results(report, index)],
     }
-    return json.dumps({"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
+    return json_text({"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]})
 
 
 def _sarif_rule(rule_id: str) -> dict[str, Any]:

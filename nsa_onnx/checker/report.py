@@ -5,11 +5,11 @@ The formats for several models and for other programs (SARIF, JUnit, GitHub) are
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
+
+from ..console import clean, path_text, to_json
 
 
 class Severity(str, Enum):
@@ -140,7 +140,7 @@ class Report:
 
     def to_json(self) -> str:
         """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=2)
+        return to_json(self.to_dict())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -187,16 +187,3 @@ def run_line(run: NodeRun) -> str:
     if run.ulps is None:
         return f"not run {where(run)}: {clean(run.note)}"
     return f"ran {where(run)}: largest difference {run.ulps} ulp ({clean(run.note)})"
-
-
-def clean(text: str) -> str:
-    """Names come from the model: nothing in them may steer a terminal, forge a line or command a CI runner."""
-    # Azure Pipelines and GitHub's runner take "##[" and "##vso[" for commands, wherever in a line.
-    text = re.sub("#(?=#)", "# ", text)
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-def path_text(path: str) -> str:
-    """A path at the start of a line, where GitHub's runner would take "::" for a command."""
-    text = clean(path)
-    return f"./{text}" if text.lstrip().startswith("::") else text

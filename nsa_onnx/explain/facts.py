@@ -16,7 +16,7 @@ from ..checker import Finding, Report
 from ..checker.model import Model, NsaNode, Scope, node_name, text
 from ..functions import nodes_below, subgraphs
 from ..schema import INPUT_NAMES, SCHEMAS, Integers, Unknown, tensor_facts
-from .markup import clean
+from .markup import brief
 
 # Beyond this, attributes and lengths are too absurd to draw. Sums of as many as fit a file stay within 64 bits.
 MAX_DRAWN_LENGTH = 2**34
@@ -355,7 +355,7 @@ def type_text(type_proto: TypeProto | None) -> str:
 
 def _dim_name(name: str | bytes) -> str:
     """A dim's name; those that onnx makes up while it infers say nothing."""
-    return "?" if not name or clean(name).startswith("unk__") else clean(name, 40)
+    return "?" if not name or brief(name).startswith("unk__") else brief(name, 40)
 
 
 def _type_in(scope: Scope, value: str) -> TypeProto | None:

@@ -51,7 +51,7 @@ def plain(value: Child | bool) -> str:
     return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
-def clean(text: str | bytes, limit: int = MAX_TEXT) -> str:
+def brief(text: str | bytes, limit: int = MAX_TEXT) -> str:
     """A name or message from a model as one line: control and direction marks made visible, the middle cut out."""
     if isinstance(text, bytes):  # protobuf's way to give text that is not UTF-8
         text = text.decode(errors="replace")

@@ -15,7 +15,7 @@ from ..checker import Finding, Report, Severity
 from ..checker.rules import RULES
 from .drawing import draw_decode, draw_prefill, next_write
 from .facts import Decode, Edge, Neighbour, Place, Prefill, Subject
-from .markup import Html, byte_size, clean, count, join, number, plain, raw, tag
+from .markup import Html, brief, byte_size, count, join, number, plain, raw, tag
 
 # What fits a page that a browser opens at once. Beyond it, the page says what it leaves out.
 MAX_SECTIONS = 200
@@ -100,8 +100,8 @@ class _Pictures:
         if first == here:
             return picture if fits else tag("p", "Not drawn, to keep the page small.", class_="note")
         if fits:
-            return tag("details", tag("summary", f"The same picture as {clean(first[1])}"), picture, class_="more")
-        return tag("p", "The same picture as ", tag("a", clean(first[1]), href=f"#node-{first[0]}"), class_="note")
+            return tag("details", tag("summary", f"The same picture as {brief(first[1])}"), picture, class_="more")
+        return tag("p", "The same picture as ", tag("a", brief(first[1]), href=f"#node-{first[0]}"), class_="note")
 
 
 def _patterns() -> Html:
@@ -174,7 +174,7 @@ def _overview_row(subject: Subject) -> Html:
         ratio = f"{subject.plan.total / subject.plan.rows:.1f} : 1" if subject.plan.rows else "nothing left"
     elif subject.plan is not None:
         ratio = f"at least {number(subject.plan.stride)} : 1"  # the more, the shorter the segments
-    name: Html | str = clean(subject.name)
+    name: Html | str = brief(subject.name)
     if subject.index < MAX_SECTIONS:
         name = tag("a", name, href=f"#node-{subject.index}")
     cells = (
@@ -185,7 +185,7 @@ def _overview_row(subject: Subject) -> Html:
         ("findings", _badges(subject.findings), None),
     )
     place = "" if subject.place == "graph" else f" in {_crumbs(subject.place)}"
-    first = tag("th", name, tag("small", f"{clean(subject.op_type)}{place}"), scope="row")
+    first = tag("th", name, tag("small", f"{brief(subject.op_type)}{place}"), scope="row")
     return tag("tr", first, *(tag("td", value, data_label=label, class_=kind) for label, value, kind in cells))
 
 
@@ -256,7 +256,7 @@ def _spaced(links: Sequence[Html]) -> list[Html | str]:
 
 
 def _crumbs(place: str) -> str:
-    return clean(place).replace(" > ", " \u203a ")
+    return brief(place).replace(" > ", " \u203a ")
 
 
 def _left_out(report: Report) -> Html | None:
@@ -269,12 +269,12 @@ def _left_out(report: Report) -> Html | None:
 def _model(proto: ModelProto) -> Html:
     rows: list[tuple[str, str]] = [
         ("IR version", str(proto.ir_version)),
-        ("producer", clean(f"{proto.producer_name} {proto.producer_version}".strip()) or _NOTHING),
-        ("graph", clean(proto.graph.name) or _NOTHING),
+        ("producer", brief(f"{proto.producer_name} {proto.producer_version}".strip()) or _NOTHING),
+        ("graph", brief(proto.graph.name) or _NOTHING),
         ("nodes", number(len(proto.graph.node))),
         ("functions", number(len(proto.functions))),
     ]
-    opsets = ", ".join(f"{clean(e.domain, 60) or 'ai.onnx'} {e.version}" for e in proto.opset_import[:12])
+    opsets = ", ".join(f"{brief(e.domain, 60) or 'ai.onnx'} {e.version}" for e in proto.opset_import[:12])
     rows.append(("operator sets", opsets or _NOTHING))
     facts = tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in rows), class_="facts")
     docs = [_doc(text) for text in (proto.doc_string, proto.graph.doc_string) if text]
@@ -285,7 +285,7 @@ def _doc(text: str) -> Html:
     return tag(
         "details",
         tag("summary", "Documentation in the file"),
-        tag("p", clean(text, _MAX_DOC), class_="doc"),
+        tag("p", brief(text, _MAX_DOC), class_="doc"),
         class_="more",
     )
 
@@ -296,9 +296,9 @@ def _doc(text: str) -> Html:
 
 def _section(subject: Subject, pictures: _Pictures, is_open: bool) -> Html:
     ident = f"node-{subject.index}"
-    heading = tag("h3", clean(subject.name))
+    heading = tag("h3", brief(subject.name))
     where = (
-        f"{clean(subject.op_type)}, #{subject.position} of {count(subject.total, 'node')} in {_crumbs(subject.place)}"
+        f"{brief(subject.op_type)}, #{subject.position} of {count(subject.total, 'node')} in {_crumbs(subject.place)}"
     )
     sub = tag("span", where, class_="quiet")
     body = [
@@ -313,7 +313,7 @@ def _section(subject: Subject, pictures: _Pictures, is_open: bool) -> Html:
     return tag(
         "details",
         tag("summary", heading, sub, _badges(subject.findings) if subject.findings else None),
-        tag("div", *body, id=ident, class_="body", role="group", aria_label=clean(subject.name)),
+        tag("div", *body, id=ident, class_="body", role="group", aria_label=brief(subject.name)),
         class_="node",
         open=is_open or bool(subject.findings and subject.index < MAX_FINDINGS),
     )
@@ -329,14 +329,14 @@ def _findings(findings: Sequence[Finding], named: bool = True) -> Html:
 
 def _finding(finding: Finding, named: bool) -> Html:
     level = finding.severity.value
-    subject = clean(" ".join(part for part in (finding.op_type, finding.node, finding.place) if part)) if named else ""
+    subject = brief(" ".join(part for part in (finding.op_type, finding.node, finding.place) if part)) if named else ""
     known = RULES.get(finding.rule)
     meaning = None
     if known is not None:
         meaning = tag(
             "details",
             tag("summary", f"{finding.rule}: {known.title}"),
-            tag("p", clean(" ".join(known.documentation.split()), _MAX_DOC)),
+            tag("p", brief(" ".join(known.documentation.split()), _MAX_DOC)),
             class_="more",
         )
     return tag(
@@ -345,11 +345,11 @@ def _finding(finding: Finding, named: bool) -> Html:
             "p",
             tag("span", level, class_=f"badge {level}"),
             " ",
-            tag("code", clean(finding.rule)),
+            tag("code", brief(finding.rule)),
             tag("span", f" {subject}", class_="quiet"),
         ),
-        tag("p", clean(finding.message, 600), class_="message"),
-        tag("p", tag("b", "Way out: "), clean(finding.hint, 600)) if finding.hint else None,
+        tag("p", brief(finding.message, 600), class_="message"),
+        tag("p", tag("b", "Way out: "), brief(finding.hint, 600)) if finding.hint else None,
         meaning,
         class_=level,
     )
@@ -371,7 +371,7 @@ def _neighbourhood(subject: Subject) -> Html:
         tag("div", tag("dt", name), tag("dd", value, class_="wrong" if name in marked else None))
         for name, value in subject.attributes
     ]
-    centre = tag("div", tag("b", clean(subject.op_type)), tag("dl", *attributes), class_="self")
+    centre = tag("div", tag("b", brief(subject.op_type)), tag("dl", *attributes), class_="self")
     return tag(
         "div",
         tag("div", tag("h4", "Inputs, and where they come from"), tag("ul", *sources), class_="sources"),
@@ -384,7 +384,7 @@ def _neighbourhood(subject: Subject) -> Html:
 def _edge(edge: Edge, marked: Mapping[str, str]) -> Html:
     level = marked.get(edge.argument)
     flag = tag("span", "see finding", class_=f"badge {level}") if level else None
-    return tag("p", tag("b", clean(edge.argument)), " ", flag, tag("span", edge.type, class_="type"), class_="edge")
+    return tag("p", tag("b", brief(edge.argument)), " ", flag, tag("span", edge.type, class_="type"), class_="edge")
 
 
 def _ends(edge: Edge) -> Html:
@@ -406,17 +406,17 @@ _KINDS = {
 
 
 def _end(end: Neighbour, value: str) -> Html:
-    name = tag("code", clean(value, 80))
+    name = tag("code", brief(value, 80))
     if end.kind == "outer":
         return join(name, tag("span", f" of {_crumbs(end.name)}", class_="quiet"))
     if end.kind != "node":
         outer = f" of {_crumbs(end.name)}" if end.name else ""
         return join(name, tag("span", f" {_KINDS[end.kind]}{outer}", class_="quiet"))
-    label: Html = tag("span", clean(end.op_type, 60), class_="op")
+    label: Html = tag("span", brief(end.op_type, 60), class_="op")
     if end.nsa is not None and end.nsa < MAX_SECTIONS:
-        label = tag("a", clean(end.op_type, 60), href=f"#node-{end.nsa}")
-    chain = f" ← {' ← '.join(clean(op, 40) for op in end.chain)}" if end.chain else ""
-    return join(label, " ", tag("code", clean(end.name, 80)), tag("span", chain, class_="quiet"))
+        label = tag("a", brief(end.op_type, 60), href=f"#node-{end.nsa}")
+    chain = f" ← {' ← '.join(brief(op, 40) for op in end.chain)}" if end.chain else ""
+    return join(label, " ", tag("code", brief(end.name, 80)), tag("span", chain, class_="quiet"))
 
 
 def _amounts(subject: Subject) -> Html | None:
@@ -518,4 +518,4 @@ def _sequence_numbers(plan: Decode, index: int) -> tuple[str, ...]:
 
 def title_of(path: str) -> str:
     """The file's name, for the heading."""
-    return clean(PurePath(path).name or path or "model") if path else "model"
+    return brief(PurePath(path).name or path or "model") if path else "model"

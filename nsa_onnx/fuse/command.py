@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from onnx import ModelProto
 
 from ..checker import Report, RunUnavailableError, Severity, check
 from ..checker.run import require_onnxruntime
+from ..console import say, tell
 from ..graph.writing import write_model
 from . import Candidate, FuseResult, fuse
 from .compare import compare
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace, model: ModelProto) -> int:
         try:
             require_onnxruntime()
         except RunUnavailableError as error:
-            print(f"nsa-onnx: --verify: {error}", file=sys.stderr)
+            tell(f"--verify: {error}")
             return 2
     result = fuse(model, allow_rounding=arguments.allow_rounding, folder=Path(arguments.model).parent)
     report = check(result.model)
@@ -52,13 +52,13 @@ def run(arguments: argparse.Namespace, model: ModelProto) -> int:
         _verify(model, result, Path(arguments.model).parent)
     write_model(result.model, Path(arguments.model), Path(arguments.output))
     for candidate in result.fused:
-        print(f"fused {_where(candidate)}: {_window(candidate)}")
+        say(f"fused {_where(candidate)}: {_window(candidate)}")
     for candidate in result.left:
-        print(f"left  {_where(candidate)}: {candidate.reason}")
+        say(f"left  {_where(candidate)}: {candidate.reason}")
     if not result.fused:
-        print("nothing to fuse" + ("" if result.left else ": no compression was found in standard operators"))
+        say("nothing to fuse" + ("" if result.left else ": no compression was found in standard operators"))
     if not result.complete:
-        print("the model is too large to be looked at as a whole: there may be more")
+        say("the model is too large to be looked at as a whole: there may be more")
     return 0
 
 
@@ -82,6 +82,6 @@ def _verify(model: ModelProto, result: FuseResult, folder: Path) -> None:
     differences = compare(model, result.model, result.replacements, folder)
     for one in differences:
         what, word = "means" if one.replaced else "ran  ", "equal" if one.equal else "DIFFERENT"
-        print(f"{what} {one.name!r}: {word} (largest difference {one.largest:.3g}, largest value {one.scale:.3g})")
+        say(f"{what} {one.name!r}: {word} (largest difference {one.largest:.3g}, largest value {one.scale:.3g})")
     if not all(one.equal for one in differences):
         raise ValueError("the two models were compared, and they differ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,8 @@ def _replace(target: Path, data: bytes) -> None:
         target.write_bytes(data)  # of a folder, the error says what it is
         return
     target = target.resolve()
-    temporary = target.with_name(f".nsa-onnx-{os.getpid()}")
+    # A name that nobody has: neither another thread, nor a write that was killed with our process number.
+    temporary = target.with_name(f".nsa-onnx-{secrets.token_hex(8)}")
     with temporary.open("xb") as file:
         try:
             if mode is not None:

@@ -1,0 +1,108 @@
+"""What commands print: cleaned, and to streams that may be closed, full or gone.
+
+Names come from models and from the command line, which nobody trusts. `say` and `tell` clean what they print; `show`
+prints what a format has made safe (colours, JSON). Nothing else in the package prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn, TextIO
+
+PROGRAM = "nsa-onnx"
+
+
+def clean(text: str) -> str:
+    """The text as one line that steers no terminal, forges no line and commands no CI runner."""
+    # Azure Pipelines and GitHub's runner take "##[" and "##vso[" for commands, wherever in a line.
+    text = re.sub("#(?=#)", "# ", text)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def path_text(path: str) -> str:
+    """A path at the start of a line, where GitHub's runner would take "::" for a command."""
+    text = clean(path)
+    return f"./{text}" if text.lstrip().startswith("::") else text
+
+
+def to_json(data: object) -> str:
+    """JSON text that is ASCII and holds no "##": the same data to who reads it, no command to a CI runner."""
+    return json.dumps(data, indent=2).replace("##", "#\\u0023")  # "#" is in strings only
+
+
+def wants_color(stream: TextIO | None) -> bool:
+    """Colour is for terminals, if the user does not mind (no-color.org)."""
+    minded = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return stream is not None and stream.isatty() and not minded
+
+
+def show(text: str) -> None:
+    """Print text that is safe as it is. OSError if standard output takes it not."""
+    _print(text, sys.stdout)
+
+
+def say(line: str) -> None:
+    """Print one line on standard output, cleaned. OSError if that takes it not."""
+    show(path_text(line))
+
+
+def tell(message: object) -> None:
+    """Print one line on standard error, cleaned. Whoever closed that or filled its disk does not want to know more."""
+    with suppress(OSError):
+        _print(f"{PROGRAM}: {clean(' '.join(str(message).split()))}", sys.stderr)
+
+
+def _print(text: str, stream: TextIO | None) -> None:
+    if stream is None:  # closed by the caller
+        return
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
+def finish() -> None:
+    """Write out what is still in memory. OSError if standard output takes it not; Python would answer with 120."""
+    for stream in (sys.stderr, sys.stdout):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            # Python tries again when it ends, and must not fail again.
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if stream is sys.stdout:
+                raise
+
+
+@contextmanager
+def progress(line: str, shown: bool) -> Iterator[None]:
+    """Say on a terminal what is being worked on, and leave no trace of it."""
+    stream = sys.stderr
+    if not shown or stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb":
+        yield
+        return
+    width = shutil.get_terminal_size().columns - 1
+    stream.write(f"\r{clean(line)[:width]}\x1b[K")
+    stream.flush()
+    try:
+        yield
+    finally:
+        stream.write("\r\x1b[K")
+        stream.flush()
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that does not repeat a command line's control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        with suppress(OSError):
+            self.print_usage(sys.stderr)
+        tell(message if self.prog == PROGRAM else f"{self.prog.removeprefix(PROGRAM).strip()}: {message}")
+        raise SystemExit(2)

@@ -1,0 +1,141 @@
+"""Whatever is printed is clean: by every command, with every option, in every format, of a model that attacks.
+
+The commands and their options are asked of the parser: a new one is tried without a word here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import subprocess
+import sys
+
+import nsa_models as models
+import onnx
+import pytest
+from onnx import helper
+
+from nsa_onnx import cli, console
+
+EVIL = "n\n::error title=x::y\n##vso[task.complete]##[error]\x1b[31m\x9b1m\u202e\r\x7f"
+
+
+def evil_model():
+    """Every name in it attacks: of the graph and subgraphs, nodes, values, functions, domains, attributes."""
+    made = models.compress([40, 100], x=(100, 4, 16))
+    made.producer_name = made.doc_string = made.graph.doc_string = made.domain = EVIL
+    made.graph.name = EVIL
+    made.metadata_props.add(key=EVIL, value=EVIL)
+    for node in made.graph.node:
+        node.name = node.doc_string = EVIL
+    spare = models.node(name=EVIL, outputs=[EVIL])
+    spare.attribute.add(name=EVIL, type=onnx.AttributeProto.INT, i=1)
+    windows = helper.make_tensor(f"{EVIL}i", onnx.TensorProto.INT64, [2, 32], [*range(32), *range(16, 48)])
+    graphs = []
+    for rank in ("1", "2"):  # what looks like the compression and is none, inside a subgraph
+        values = [f"{EVIL}{rank}{k}" for k in range(3)]
+        nodes = [
+            helper.make_node("Gather", ["x", windows.name], [values[0]], name=EVIL, axis=0),
+            helper.make_node("Mul", [values[0], "w3"], [values[1]], name=EVIL),
+            helper.make_node("ReduceSum", [values[1], "axes"], [values[2]], name=EVIL, keepdims=0),
+        ]
+        graphs.append(helper.make_graph(nodes, EVIL, [], [helper.make_empty_tensor_value_info(values[2])]))
+    made.graph.initializer.append(windows)
+    made.graph.initializer.append(models.lengths([1], "axes"))
+    made.graph.input.append(models.value("go", onnx.TensorProto.BOOL, []))
+    made.graph.input.append(models.value("w3", onnx.TensorProto.FLOAT16, [32, 4, 1]))
+    branch = helper.make_node("If", ["go"], [f"{EVIL}if"], name=EVIL, then_branch=graphs[0], else_branch=graphs[1])
+    made.graph.node.extend([spare, branch])
+    made.functions.append(helper.make_function(EVIL, EVIL, [EVIL], ["y"], [spare], made.opset_import))
+    made.opset_import.add(domain=EVIL, version=1)
+    return made
+
+
+def commands():
+    """Names and parsers of all commands."""
+    (actions,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return actions.choices
+
+
+def values_of(action, folder):
+    """What may be given for an option: nothing for a flag, a name that attacks where there is no choice."""
+    if action.nargs == 0:
+        return [[]]
+    if action.choices:
+        return [[str(choice)] for choice in action.choices]
+    if action.dest == "outputs":
+        return [[name] for name in ("text", "json", "sarif", "junit", "github", f"json={folder}/{EVIL}")]
+    return [[f"{folder}/out{EVIL}".replace("/n\n", "/n")], ["1"]]
+
+
+def lines_of(name, parser, model, folder):
+    """Command lines: the shortest one, one with each option and value, and one with the same for no model."""
+    positional = [a for a in parser._actions if not a.option_strings]
+    options = [a for a in parser._actions if a.option_strings and not isinstance(a, argparse._HelpAction)]
+    needed = [[a.option_strings[0], *values_of(a, folder)[0]] for a in options if a.required]
+    shortest = [name, *itertools.chain(*needed), *([model] if positional else [])]
+    yield shortest
+    yield [name, *itertools.chain(*needed), f"no{EVIL}"]
+    for option in options:
+        for value in values_of(option, folder):
+            yield [*shortest, option.option_strings[0], *value]
+
+
+LINES = sorted(commands())
+
+
+@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("made", ["evil", "no model"])
+def test_no_command_repeats_what_steers_a_terminal_or_a_runner(name, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path / f"m{EVIL}.onnx".replace("::", ":").replace("/", "")
+    model.write_bytes(evil_model().SerializeToString() if made == "evil" else EVIL.encode() * 9)
+    said = 0
+    for line in lines_of(name, commands()[name], str(model), str(tmp_path)):
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
+            cli.main(line)
+        text = out.getvalue() + err.getvalue()
+        said += len(text)
+        bad = {char for char in text if not char.isprintable() and char != "\n"}
+        starts = [row[:16] for row in text.splitlines() if row.lstrip().startswith("::")]
+        if "github" in line:  # where they are the format
+            starts = [start for start in starts if not start.startswith(("::error title=", "::warning title"))]
+        assert (bad, "##" in text, starts) == (set(), False, []), (line, text)
+    assert said or name in ("infer-shapes", "expand", "explain"), "a command that says nothing is not tried"
+
+
+def test_json_keeps_the_data_that_it_makes_inert():
+    import json
+
+    text = console.to_json({"##vso[x]": EVIL})
+    assert "##" not in text and text.isascii() and json.loads(text) == {"##vso[x]": EVIL}
+
+
+@pytest.mark.parametrize(
+    ("line", "stream", "status"),
+    [
+        (["check", "missing.onnx"], "2>/dev/full", 2),
+        (["check", "missing.onnx"], ">/dev/full", 2),
+        (["check", "m.onnx"], ">/dev/full", 2),
+        (["check", "m.onnx"], "2>/dev/full", 0),
+        (["check", "m.onnx"], ">&- 2>&-", 0),
+        (["check", "--list-rules"], ">/dev/full", 2),
+        (["nonsense"], "2>/dev/full", 2),
+        (["doctor"], ">/dev/full", 2),
+        (["fuse", "m.onnx", "-o", "f.onnx"], ">/dev/full", 2),
+        (["prepare-atc", "m.onnx", "-o", "p.onnx"], ">/dev/full", 2),
+        (["infer-shapes", "missing.onnx", "-o", "i.onnx"], "2>/dev/full", 2),
+        (["explain", "missing.onnx", "--html", "i.html"], ">/dev/full 2>/dev/full", 2),
+    ],
+)
+def test_a_full_stream_is_status_2_and_no_traceback(line, stream, status, tmp_path):
+    onnx.save(models.compress([40, 100], x=(100, 4, 16)), tmp_path / "m.onnx")
+    command = f'"$0" -m nsa_onnx.cli "$@" {stream}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, *line], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr

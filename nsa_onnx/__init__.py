@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .checker import check as check
     from .eager import nsa_compress as nsa_compress
     from .eager import nsa_compress_infer as nsa_compress_infer
+    from .runtime.everywhere import everywhere as everywhere
+    from .runtime.everywhere import reference_ops as reference_ops
     from .runtime.session import create_session as create_session
     from .runtime.session import get_library_path as get_library_path
     from .runtime.session import session_options as session_options
@@ -33,9 +35,11 @@ _MODULES = {
     "check": "checker",
     "compressed_length": "spec",
     "create_session": "runtime.session",
+    "everywhere": "runtime.everywhere",
     "get_library_path": "runtime.session",
     "nsa_compress": "eager",
     "nsa_compress_infer": "eager",
+    "reference_ops": "runtime.everywhere",
     "register": "schema",
     "session_options": "runtime.session",
 }

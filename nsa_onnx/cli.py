@@ -1,4 +1,4 @@
-"""The command line: nsa-onnx check | infer-shapes | expand | prepare-atc | fuse | explain | doctor | demo.
+"""The command line: nsa-onnx check | infer-shapes | expand | prepare-atc | fuse | explain | with | doctor | demo.
 
 Exit status: 0 all is well, 1 something was found or the command could not be done, 2 wrong usage or a file that
 cannot be read or written. Errors are one line on stderr that names the file.
@@ -36,6 +36,7 @@ from .explain import explain as explain_page
 from .functions import expand
 from .fuse import command as fuse_command
 from .graph.writing import NotWritableError, replace_file, require_no_weights, write_model
+from .runtime.everywhere import run_with
 from .runtime.session import compress_model, create_session, doctor
 from .targets.atc import AtcError, prepare_atc
 
@@ -112,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     explaining.add_argument(
         "--lengths", metavar="L,L,...", type=_lengths, help="sequences to draw where the model does not fix them"
     )
+    running = command("with", _with, "Run a Python program: every onnxruntime session in it has our operators.")
+    running.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM", help="script, -m module, or tool")
     examining = command("doctor", _doctor, "Show versions, library and instruction set, and try them.")
     examining.add_argument("--ascend", action="store_true", help="also run both operators on the Ascend device")
     command("demo", _demo, "Build, check and serve a tiny model; compare with the eager call.")
@@ -209,6 +212,16 @@ def _fuse(arguments: argparse.Namespace) -> int:
         raise
     except ValueError as error:
         raise _CommandError(f"{arguments.model}: {error}") from error
+
+
+def _with(arguments: argparse.Namespace) -> int:
+    program = arguments.program[1:] if arguments.program[:1] == ["--"] else arguments.program
+    try:
+        return run_with(program)
+    except FileNotFoundError:
+        raise
+    except (ValueError, RuntimeError, SyntaxError) as error:
+        return _fail(error, UNUSABLE)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

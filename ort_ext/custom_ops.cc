@@ -69,6 +69,10 @@ std::string BackendName(OrtSessionOptions* options, const OrtApi* api) {
   return value.c_str();  // `size` counts the terminator
 }
 
+// Our entry in the configuration of options that have the ops: onnxruntime cannot be asked for it,
+// and refuses a domain that comes twice when a session is made.
+constexpr char kRegisteredKey[] = "nsa_onnx.library_registered";
+
 OrtStatusPtr Register(OrtSessionOptions* options, const OrtApiBase* base, const OrtApi* api,
                       uint32_t version) {
   static std::mutex mutex;
@@ -83,9 +87,13 @@ OrtStatusPtr Register(OrtSessionOptions* options, const OrtApiBase* base, const 
     return api->CreateStatus(
         ORT_FAIL, "nsa_onnx serves one onnxruntime per process, and another one came first");
   }
+  int has_ops = 0;
+  Ort::ThrowOnError(api->HasSessionConfigEntry(options, kRegisteredKey, &has_ops));
+  if (has_ops != 0) return nullptr;
   const cann::BackendChoice backend = cann::ParseBackend(BackendName(options, api));
   Registration& registration = registrations->try_emplace(backend, backend).first->second;
-  return api->AddCustomOpDomain(options, registration.domain);
+  Ort::ThrowOnError(api->AddCustomOpDomain(options, registration.domain));
+  return api->AddSessionConfigEntry(options, kRegisteredKey, "1");
 }
 
 }  // namespace

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
 
 DEVICES = ("auto", "cpu", "ascend")
-# Our entry in session options that have the library: they cannot be asked for it.
+# The library's entry in session options that have it (ort_ext/custom_ops.cc): they cannot be asked for it.
 _REGISTERED_KEY = "nsa_onnx.library_registered"
 
 
-def _onnxruntime() -> Any:
+def onnxruntime_module() -> Any:
     if problem := cann.import_problem():
         raise RuntimeError(problem)
     try:
@@ -52,17 +52,13 @@ def session_options(base: SessionOptions | None = None) -> SessionOptions:
     """Session options with our operators registered.
 
     Args:
-        base: options to add them to, changed in place; new ones if None. Those that this function or `create_session`
-            has seen before stay as they are. Options on which ``register_custom_ops_library`` was called by hand
-            need no call of it: onnxruntime refuses a library that comes twice.
+        base: options to add them to, changed in place; new ones if None. Those that have them stay as they are.
 
     Raises:
         RuntimeError: onnxruntime is not installed, or cannot load the library.
     """
-    options = _onnxruntime().SessionOptions() if base is None else base
-    if _entry(options, _REGISTERED_KEY) is None:
-        options.register_custom_ops_library(get_library_path())
-        options.add_session_config_entry(_REGISTERED_KEY, "1")
+    options = onnxruntime_module().SessionOptions() if base is None else base
+    options.register_custom_ops_library(get_library_path())
     return options
 
 
@@ -133,7 +129,7 @@ def create_session(
     for name, given in (("ascend_backend", ascend_backend), ("provider_options", provider_options)):
         if given is not None and (device != "ascend" or providers is not None):
             raise ValueError(f"{name} is for device 'ascend' without providers, got {given!r}")
-    onnxruntime = _onnxruntime()
+    onnxruntime = onnxruntime_module()
     source = _serialized(model) if isinstance(model, ModelProto) else model
     source = source if isinstance(source, bytes) else os.fspath(source)
     options = onnxruntime.SessionOptions() if options is None else options
@@ -238,7 +234,7 @@ def doctor(*, ascend: bool = False) -> Diagnosis:
     if versions["onnxruntime"] is not None:
         runs["onnxruntime"] = _outcome(_run_onnxruntime)
         try:
-            providers = tuple(_onnxruntime().get_available_providers())
+            providers = tuple(onnxruntime_module().get_available_providers())
         except RuntimeError as error:
             runs["onnxruntime"] = str(error)
     found = _diagnose_ascend() if ascend else None
@@ -248,7 +244,7 @@ def doctor(*, ascend: bool = False) -> Diagnosis:
 
 def _diagnose_ascend() -> cann.Diagnosis:
     try:
-        return cann.diagnose(_onnxruntime(), create_session)
+        return cann.diagnose(onnxruntime_module(), create_session)
     except (OSError, RuntimeError) as error:
         return cann.Diagnosis("unknown", "", False, {}, str(error), ())
 
@@ -281,7 +277,7 @@ def _outcome(compute: Any) -> str:
 
 
 def _run_onnxruntime(x: Half, w: Half) -> Any:
-    options = _onnxruntime().SessionOptions()
+    options = onnxruntime_module().SessionOptions()
     options.log_severity_level = 4  # what fails is told by the exception
     session = create_session(compress_model(_BLOCK, _STRIDE, _SEQ, _HEADS, _DIM), device="cpu", options=options)
     return session.run(None, {"input": x, "weight": w})[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _fail(error, UNUSABLE)
     except _CommandError as error:
         status = _fail(error, FOUND)
+    except Exception:  # a fault of ours; the names in its text come from the model all the same
+        for line in traceback.format_exc().splitlines():
+            tell(line, kept=True)
+        status = UNUSABLE
     return _finished(status)
 
 

@@ -53,10 +53,14 @@ def say(line: str) -> None:
     show(path_text(line))
 
 
-def tell(message: object) -> None:
-    """Print one line on standard error, cleaned. Whoever closed that or filled its disk does not want to know more."""
+def tell(message: object, kept: bool = False) -> None:
+    """Print one line on standard error, cleaned. Whoever closed that or filled its disk does not want to know more.
+
+    Line breaks and runs of spaces become one space; ``kept`` leaves them, cleaned.
+    """
+    text = str(message)
     with suppress(OSError):
-        _print(f"{PROGRAM}: {clean(' '.join(str(message).split()))}", sys.stderr)
+        _print(f"{PROGRAM}: {clean(text if kept else ' '.join(text.split()))}", sys.stderr)
 
 
 def _print(text: str, stream: TextIO | None) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import itertools
 import subprocess
 import sys
 
+import fuse_models
 import nsa_models as models
 import onnx
 import pytest
@@ -53,6 +53,34 @@ def evil_model():
     return made
 
 
+def renamed(made):
+    """The model with names that attack."""
+    made.graph.name = EVIL
+    for number, node in enumerate(made.graph.node):
+        node.name = f"{EVIL}{number}"  # onnxruntime wants each once
+        node.input[:] = [EVIL + name for name in node.input]
+        node.output[:] = [EVIL + name for name in node.output]
+    for value in (*made.graph.input, *made.graph.output, *made.graph.initializer):
+        value.name = EVIL + value.name
+    return made
+
+
+def unrunnable():
+    """A model with a compression that can be fused, and a node whose names an error of onnxruntime repeats."""
+    made = fuse_models.gathered()
+    made.graph.node.add(op_type=EVIL, domain=EVIL, input=["x"], output=["unused"])
+    made.opset_import.add(domain=EVIL, version=1)
+    return renamed(made)
+
+
+MODELS = {
+    "full of names": lambda: evil_model().SerializeToString(),
+    "fusable": lambda: renamed(fuse_models.gathered()).SerializeToString(),
+    "unrunnable": lambda: unrunnable().SerializeToString(),
+    "no model": lambda: EVIL.encode() * 9,
+}
+
+
 def commands():
     """Names and parsers of all commands."""
     (actions,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
@@ -87,17 +115,16 @@ LINES = sorted(commands())
 
 
 @pytest.mark.parametrize("name", LINES)
-@pytest.mark.parametrize("made", ["evil", "no model"])
-def test_no_command_repeats_what_steers_a_terminal_or_a_runner(name, made, tmp_path, monkeypatch):
+@pytest.mark.parametrize("made", MODELS)
+def test_no_command_repeats_what_steers_a_terminal_or_a_runner(name, made, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     model = tmp_path / f"m{EVIL}.onnx".replace("::", ":").replace("/", "")
-    model.write_bytes(evil_model().SerializeToString() if made == "evil" else EVIL.encode() * 9)
+    model.write_bytes(MODELS[made]())
     said = 0
     for line in lines_of(name, commands()[name], str(model), str(tmp_path)):
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
+        with contextlib.suppress(SystemExit):
             cli.main(line)
-        text = out.getvalue() + err.getvalue()
+        text = "".join(capfd.readouterr())  # what C++ writes, too
         said += len(text)
         bad = {char for char in text if not char.isprintable() and char != "\n"}
         starts = [row[:16] for row in text.splitlines() if row.lstrip().startswith("::")]
@@ -139,3 +166,15 @@ def test_a_full_stream_is_status_2_and_no_traceback(line, stream, status, tmp_pa
     )
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_a_fault_of_the_program_is_status_2_and_clean(monkeypatch, capfd, tmp_path):
+    def broken(_):
+        raise KeyError(EVIL)
+
+    monkeypatch.setattr(cli, "load", broken)
+    assert cli.main(["expand", "m.onnx", "-o", str(tmp_path / "o.onnx")]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and "Traceback" in err and "KeyError" in err
+    assert "##" not in err and not {char for char in err if not char.isprintable() and char != "\n"}
+    assert all(line.startswith("nsa-onnx: ") for line in err.splitlines())

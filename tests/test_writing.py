@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import nsa_models as models
+import onnx
+import pytest
+
+from nsa_onnx import cli
+from nsa_onnx.checker.formats import FORMATS
 from nsa_onnx.graph.writing import replace_file
 
 
@@ -53,3 +61,65 @@ def test_a_new_file_has_the_permissions_that_the_user_asks_for(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "m.bin").stat().st_mode & 0o777 == 0o640
+
+
+def writers():
+    """A command line, its output left out, for each command and format that writes a file."""
+    parser = cli._parser()
+    (actions,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for name, command in actions.choices.items():
+        outputs = [action for action in command._actions if action.metavar == "OUT"]
+        yield from ([name, "m.onnx", action.option_strings[0], "{}"] for action in outputs)
+    yield from (["check", "m.onnx", "--format", f"{name}={{}}"] for name in FORMATS)
+
+
+WRITERS = pytest.mark.parametrize("line", list(writers()), ids=" ".join)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(models.compress([40, 100]), "m.onnx")
+    return tmp_path
+
+
+def write(line, target):
+    return cli.main([part.replace("{}", target) for part in line])
+
+
+@WRITERS
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(line, folder, monkeypatch, capsys):
+    (folder / "out").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert write(line, "out") == 2
+    assert capsys.readouterr().err == "nsa-onnx: out: No space left on device\n"
+    assert (folder / "out").read_bytes() == b"old"
+    assert sorted(path.name for path in folder.iterdir()) == ["m.onnx", "out"]
+
+
+@WRITERS
+def test_a_folder_that_takes_no_file_is_named_as_the_user_wrote_it(line, folder, monkeypatch, capsys):
+    """A read-only folder; root may write into that, too, so the refusal is made here."""
+    real = Path.open
+
+    def refuse(path, mode="r", *rest, **more):
+        if "x" in mode:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, mode, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert write(line, "out") == 2
+    assert capsys.readouterr().err == "nsa-onnx: out: Permission denied\n"
+    assert [path.name for path in folder.iterdir()] == ["m.onnx"]
+
+
+@WRITERS
+def test_a_link_stays_one_and_permissions_are_kept(line, folder):
+    (folder / "real").write_bytes(b"old")
+    (folder / "real").chmod(0o640)
+    (folder / "out").symlink_to("real")
+    assert write(line, "out") == 0
+    assert (folder / "out").is_symlink()
+    assert (folder / "real").read_bytes() != b"old"
+    assert (folder / "real").stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in folder.iterdir()) == ["m.onnx", "out", "real"]

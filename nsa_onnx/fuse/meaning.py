@@ -52,7 +52,7 @@ class Meaning:
         if len(order) > MAX_NODES:
             raise ValueError(f"{name!r} is made by more than {MAX_NODES} nodes")
         for index in order:
-            node = self._graph.nodes[index]
+            node = self._graph.proto.node[index]
             inputs = {source: self._read(source) for source in node.input if source}
             inputs.update((source, self._read(source)) for source in captured(node) if self._has(source))
             for output, made in zip(node.output, self._run(node, inputs), strict=False):
@@ -68,7 +68,7 @@ class Meaning:
             if current in self._known or index is None or index in nodes or self._graph.constant(current) is not None:
                 continue
             nodes.add(index)
-            node = self._graph.nodes[index]
+            node = self._graph.proto.node[index]
             pending.extend((*node.input, *captured(node)))
         return sorted(nodes)
 

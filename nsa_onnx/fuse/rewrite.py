@@ -20,7 +20,7 @@ from ..recognise.pattern import Found
 from ..recognise.positions import Dim, Dynamic, Integers
 from ..recognise.precision import FLOAT, rounded_to
 from ..recognise.proof import scaled_weight
-from ..recognise.results import Compression, Root
+from ..recognise.results import Compression, OwnBody, Root
 
 
 class FreshNames:
@@ -97,8 +97,11 @@ def _replace_in(
     dead: set[str] = set()
     for index, node in enumerate(graph.node):
         if index in at:
-            builder = _Builder(graph, names, at[index], folder, version)
-            nodes.extend(builder.build())
+            own = at[index].own_body
+            if own is not None:
+                nodes.append(_own_node(at[index], own, names))
+            else:
+                nodes.extend(_Builder(graph, names, at[index], folder, version).build())
             dead.update(node.input)
         else:
             nodes.append(node)
@@ -155,10 +158,18 @@ def _without_dead(graph: GraphProto, nodes: Sequence[NodeProto], dead: set[str])
             continue
         removed.add(id(producer))
         gone.update(producer.output)
-        for source in producer.input:
+        for source in (*producer.input, *captured(producer)):
             uses[source] -= 1
             pending.append(source)
     return [node for node in nodes if id(node) not in removed], gone
+
+
+def _own_node(found: Found, own: OwnBody, names: FreshNames) -> NodeProto:
+    """The node whose body was in the graph."""
+    name = names.fresh(f"{found.name}_{own.op_type}")
+    node = helper.make_node(own.op_type, own.inputs, [found.value], name=name, domain=spec.DOMAIN)
+    node.attribute.extend(helper.make_attribute(key, value) for key, value in own.attributes.items())
+    return node
 
 
 class _Builder:

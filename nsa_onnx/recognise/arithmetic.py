@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 
@@ -12,7 +13,9 @@ from onnx import AttributeProto
 
 from .call import Call, Scalar, Value
 from .integers import add_integers, divide_integers, multiply_integers
+from .loops import WINDOW_LOOP
 from .positions import Dim, Dynamic, Integers, Positions, RefusalError, Steps, bounded, normal_axis, static
+from .precision import EXACT, FLOAT
 from .products import add_bias, contract, finished, multiplied, scaled, sum_over
 from .terms import INDEX, MAX_RANK, Terms, W, X, insert_axes, take
 
@@ -130,6 +133,18 @@ def _conv(call: Call) -> Value:
     return finished(contract(x, labels, w, ["o", "c", *offsets], ["b", "o", *places]))
 
 
+def _window_loop(call: Call) -> Value:
+    values, weights, tokens, turns = call.terms(0), call.terms(1), call.input(2), call.input(3)
+    if not isinstance(tokens, np.ndarray) or not isinstance(turns, np.ndarray) or tokens.ndim != 2:
+        raise RefusalError("windows at places that depend on data")
+    if turns.size != 1 or turns.item() != len(tokens) or len(weights.shape) != 3 or len(values.shape) != 3:
+        raise RefusalError("a loop that is not over a window's tokens")
+    if FLOAT not in EXACT.get(values.dtype, ()):
+        raise RefusalError("a Cast before the product that loses bits")
+    windows = replace(take(values, 0, tokens), dtype=FLOAT)
+    return finished(contract(windows, "jind", weights, "jnd", "ind"))
+
+
 def _average_pool(call: Call) -> Value:
     kernel = call.integers("kernel_shape") or []
     x = call.terms()
@@ -175,8 +190,14 @@ def _windows(length: Dim, kernel: int, stride: int, dilation: int) -> Integers |
     return np.arange(count, dtype=np.int64)[:, None] * stride + offsets
 
 
-PRODUCTS: dict[str, Callable[[Call], Value]] = {"Conv": _conv, "Einsum": _einsum, "MatMul": _matmul, "Mul": _mul}
-"""Operators that can multiply x and w; the first three also sum."""
+PRODUCTS: dict[str, Callable[[Call], Value]] = {
+    "Conv": _conv,
+    "Einsum": _einsum,
+    "MatMul": _matmul,
+    "Mul": _mul,
+    WINDOW_LOOP: _window_loop,
+}
+"""Operators that can multiply x and w; all but Mul also sum."""
 
 SUMS: dict[str, Callable[[Call], Value]] = {
     "AveragePool": _average_pool,

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from ..functions import is_standard
 from .call import Call, Numbers, Value
 from .graph import Graph
+from .loops import WINDOW_LOOP
 from .operators import OPERATORS, split
 from .positions import Budget, RefusalError
 from .results import Roots
 from .terms import BIAS, Terms, W, X, root
+
+# Inputs that must be followed: of a Conv's bias only that it is there counts, and a loop starts from 0.
+_FOLLOWED = {"Conv": 2, WINDOW_LOOP: 4}
 
 Values = dict[str, Value | RefusalError]
 
@@ -31,7 +35,7 @@ def evaluate(graph: Graph, final: str, roots: Roots, budget: Budget) -> Values:
         node = graph.nodes[index]
         inputs = [_input(graph, name, values) for name in node.input]
         try:
-            for value in inputs[:2] if node.op_type == "Conv" else inputs:  # of a bias, that it is there
+            for value in inputs[: _FOLLOWED.get(node.op_type)]:
                 if isinstance(value, RefusalError):
                     raise value
             call = Call(node, [Numbers(()) if isinstance(value, RefusalError) else value for value in inputs])

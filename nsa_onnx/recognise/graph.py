@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
-from ..functions import constant_tensor, subgraphs
+from ..functions import constant_tensor, is_standard, subgraphs
 from ..graph.external import external_bytes
 from ..schema import elements, integer_values
 from .call import Scalar
+from .loops import window_loop
 from .positions import MAX_ELEMENTS, Dim, Dynamic, Integers
 from .precision import FLOAT, SHORT
 from .results import Root
@@ -41,11 +42,12 @@ class Graph:
     scalars: dict[str, Scalar | None] = field(default_factory=dict)
     is_sound: bool = True
     folder: Path | None = None
+    view: Sequence[NodeProto] = ()
 
     @property
     def nodes(self) -> Sequence[NodeProto]:
-        nodes: Sequence[NodeProto] = self.proto.node
-        return nodes
+        """The graph's nodes; the loops of our bodies as `WINDOW_LOOP`."""
+        return self.view
 
     def producer(self, name: str) -> NodeProto | None:
         index = self.producers.get(name)
@@ -146,7 +148,12 @@ def _graph(
             own[tensor.name] = tensor
     graph = Graph(proto, place, constants, types, outputs={value.name for value in proto.output})
     graph.is_sound = len(set(made)) == len(made)
-    for index, node in enumerate(proto.node):
+    for node in proto.node:
+        tensor_value = constant_tensor(node)
+        if tensor_value is not None:
+            own[node.output[0]] = tensor_value
+    graph.view = _view(proto, constants)
+    for index, node in enumerate(graph.view):
         for name in node.output:
             if name:
                 graph.producers[name] = index
@@ -156,10 +163,41 @@ def _graph(
                 graph.consumers.setdefault(name, []).append(index)
         for name in captured(node):
             graph.uses[name] += 2  # never the only use
-        tensor_value = constant_tensor(node)
-        if tensor_value is not None:
-            own[node.output[0]] = tensor_value
     return graph
+
+
+def _view(proto: GraphProto, constants: Mapping[str, TensorProto | None]) -> Sequence[NodeProto]:
+    """The nodes, with stand-ins for the loops of our bodies that always run, and start from 0."""
+    stand_ins = {k: stand_in for k, node in enumerate(proto.node) if (stand_in := window_loop(node)) is not None}
+    nodes: Sequence[NodeProto] = proto.node
+    if not stand_ins:
+        return nodes
+    producers = {name: node for node in proto.node for name in node.output}
+    sound = {k for k, stand_in in stand_ins.items() if _starts_at_zero(stand_in, producers, constants)}
+    return [stand_ins[k] if k in sound else node for k, node in enumerate(nodes)]
+
+
+def _starts_at_zero(
+    stand_in: NodeProto, producers: Mapping[str, NodeProto], constants: Mapping[str, TensorProto | None]
+) -> bool:
+    go, first = stand_in.input[-2:]
+    caster = producers.get(go)
+    if caster is not None and is_standard(caster) and caster.op_type == "Cast":  # of a number to a condition
+        go = caster.input[0]
+    always = constants.get(go)
+    if go and (always is None or not _all(always, 1)):
+        return False
+    known, maker = constants.get(first), producers.get(first)
+    if known is not None:
+        return _all(known, 0)
+    if maker is None or not is_standard(maker) or maker.op_type != "ConstantOfShape":
+        return False
+    return all(attribute.name == "value" and _all(attribute.t, 0) for attribute in maker.attribute)
+
+
+def _all(tensor: TensorProto, number: int) -> bool:
+    array = loaded(tensor, None)
+    return array is not None and bool((array == number).all())
 
 
 def captured(node: NodeProto) -> Iterator[str]:

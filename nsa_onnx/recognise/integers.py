@@ -116,8 +116,7 @@ def _broadcast(function: Callable[..., Integers], *arrays: Integers) -> Integers
         bounded(math.prod(np.broadcast_shapes(*(array.shape for array in arrays))))
     except ValueError as error:
         raise RefusalError("shapes that do not broadcast") from error
-    if any(array.size and max(abs(int(array.max())), abs(int(array.min()))) >= 2**31 for array in arrays):
-        raise RefusalError("integers that may overflow")
+    _check_small(*arrays)
     return np.asarray(function(*arrays)).astype(np.int64)
 
 
@@ -173,11 +172,41 @@ def _constant_of_shape(call: Call) -> Value:
     return np.full(dims, fill, np.int64)
 
 
+def _cumulative_sum(call: Call) -> Value:
+    array, axis = constant_arrays(call)
+    plain = not call.flag("exclusive") and not call.flag("reverse") and array.ndim == 1
+    if not plain or axis.size != 1 or axis.item() not in (0, -1):
+        raise RefusalError("a CumSum that is not followed")
+    _check_small(array)
+    return np.asarray(np.cumsum(array), np.int64)
+
+
+def _scatter_elements(call: Call) -> Value:
+    data, indices, updates = constant_arrays(call)
+    reduction = call.attribute("reduction", AttributeProto.STRING)
+    if data.ndim != 1 or call.integer("axis", 0) != 0 or reduction is None or reduction.s != b"add":
+        raise RefusalError("a ScatterElements that is not followed")
+    if indices.shape != updates.shape or (indices.size and not 0 <= indices.min() <= indices.max() < len(data)):
+        raise RefusalError("an index is out of the axis")
+    _check_small(data, updates)
+    result: Integers = data.copy()
+    np.add.at(result, indices, updates)
+    return result
+
+
+def _check_small(*arrays: Integers) -> None:
+    """Raise unless sums and products of the integers fit into 64 bits."""
+    if any(array.size and max(abs(int(array.max())), abs(int(array.min()))) >= 2**31 for array in arrays):
+        raise RefusalError("integers that may overflow")
+
+
 FOLDS: dict[str, Callable[[Call], Value]] = {
     "ConstantOfShape": _constant_of_shape,
+    "CumSum": _cumulative_sum,
     "Equal": lambda call: _broadcast(np.equal, *constant_arrays(call)),
     "NonZero": _non_zero,
     "Range": _range,
+    "ScatterElements": _scatter_elements,
     "Shape": _shape,
     "Where": lambda call: _broadcast(_where, *constant_arrays(call)),
 }

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from .evaluation import Values, evaluate
 from .graph import Graph, weight_values
+from .inlined import own_body
+from .loops import WINDOW_LOOP
 from .positions import Budget, Dynamic, RefusalError
 from .proof import prove
-from .results import Compression, Root, Roots, UnprovenError
+from .results import Compression, OwnBody, Root, Roots, UnprovenError
 from .roots import (
     Operands,
     biases,
@@ -30,6 +32,8 @@ from .terms import LEAST_WINDOW, Terms, W, X
 _MAX_FINALS = 12
 _PROVEN = 6
 
+OWN_BODY = "our own portable body, inlined"
+
 _FORMS = {
     "AveragePool": "average pooling",
     "Conv": "grouped convolution",
@@ -38,6 +42,7 @@ _FORMS = {
     "Mul": "windows times weight, summed",
     "ReduceMean": "mean of windows",
     "ReduceSum": "sum of windows",
+    WINDOW_LOOP: OWN_BODY,
 }
 
 
@@ -51,13 +56,15 @@ class Found:
         form: how it is written, for people.
         reason: why it is not to be replaced; empty if it is.
         compression: what it is, if it is one.
+        own_body: the node, if it is the portable body of one of ours.
     """
 
     graph: Graph
     value: str
     form: str
-    reason: str
+    reason: str = ""
     compression: Compression | None = None
+    own_body: OwnBody | None = None
 
     @property
     def name(self) -> str:
@@ -84,6 +91,10 @@ def search(graph: Graph, budget: Budget, folder: Path | None) -> Iterator[Found]
     if not graph.is_sound:  # a value that is made twice
         return
     done: set[int] = set()
+    for index, node in enumerate(graph.nodes):
+        if node.op_type == WINDOW_LOOP and (own := own_body(graph, index, budget)) is not None:
+            done.add(index)
+            yield Found(graph, own[0], OWN_BODY, own_body=own[1])
     for pooling in (False, True):
         for index, node in enumerate(graph.nodes):
             if index in done or not (sums(node) if pooling else multiplies(graph, node)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -81,3 +82,12 @@ class Compression:
     def has_own_shape(self) -> bool:
         """Whether the node's result has to be reshaped."""
         return self.order is not None or self.shape[1:] != (self.heads, self.dim)
+
+
+@dataclass(frozen=True)
+class OwnBody:
+    """A node of ours whose portable body is in the graph: its inputs, in the schema's order, and its attributes."""
+
+    op_type: str
+    inputs: tuple[str, ...]
+    attributes: Mapping[str, int]

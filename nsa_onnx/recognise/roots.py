@@ -10,6 +10,7 @@ from onnx import NodeProto
 
 from ..functions import is_standard
 from .graph import Graph
+from .loops import WINDOW_LOOP
 from .operators import MOVEMENTS, PRODUCTS, SCALES, SUMS
 from .positions import Budget, Dynamic
 from .precision import FLOAT, SHORT
@@ -17,6 +18,8 @@ from .results import Root
 
 # Roots that are tried for one sum.
 _MAX_ROOTS = 6
+# Products whose first input is the tokens.
+_FIXED = ("Conv", WINDOW_LOOP)
 
 
 def scales(graph: Graph, node: NodeProto) -> bool:
@@ -80,14 +83,14 @@ def operands(graph: Graph, bases: set[int], budget: Budget) -> list[Operands]:
             first.append(node.input[0])
             continue
         a, b = node.input[0], node.input[1]
-        if node.op_type != "Conv" and _is_smaller(graph, a, b, budget):
+        if node.op_type not in _FIXED and _is_smaller(graph, a, b, budget):
             a, b = b, a
         first.append(a)
         second.append(b)
     if not second:
         return [Operands(tuple(first))]
     both = [Operands(tuple(first), tuple(second))]
-    if all(graph.nodes[index].op_type != "Conv" for index in bases):
+    if all(graph.nodes[index].op_type not in _FIXED for index in bases):
         both.append(Operands(tuple(second), tuple(first)))
     return both
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onnx import ModelProto, TypeProto
 
+from .. import spec
 from ..functions import standard_opset
 from .graph import graphs
 from .pattern import Found, search
@@ -31,6 +32,7 @@ class Candidate:
         compress_stride: of the window; 0 if it is not known.
         actual_seq_len: prefix sums of the segments; empty where they are not constants.
         inexact: how its arithmetic differs from NsaCompress; empty if it does not.
+        op_type: the operator that it is.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Candidate:
     compress_stride: int = 0
     actual_seq_len: tuple[int, ...] = ()
     inexact: str = ""
+    op_type: str = spec.COMPRESS_OP
 
 
 def candidates(
@@ -79,8 +82,11 @@ def search_model(model: ModelProto, types: Mapping[str, TypeProto], folder: Path
 
 def candidate(found: Found, allow_rounding: bool) -> Candidate:
     """What people are told of a place."""
-    it = found.compression
+    it, own = found.compression, found.own_body
     reason = found.reason
+    if own is not None:
+        block, stride = own.attributes["compress_block_size"], own.attributes["compress_stride"]
+        return Candidate(found.name, found.value, found.graph.place, found.form, "", block, stride, op_type=own.op_type)
     if it is not None and it.inexact and not allow_rounding:
         reason = f"{it.inexact}: --allow-rounding accepts that"
     if it is None or reason:

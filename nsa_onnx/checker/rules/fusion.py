@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ... import spec
 from ...recognise.search import candidates
 from ..model import Model
 from ..report import Finding, Severity
@@ -50,7 +49,7 @@ def _decomposed(model: Model) -> Iterator[Finding]:
     found = [one for one in candidates(model.proto, model.inferred, allow_rounding=True) if not one.reason]
     for one in found:
         window = f"compress_block_size = {one.compress_block_size}, compress_stride = {one.compress_stride}"
-        message = f"{one.output!r} is {spec.COMPRESS_OP} with {window}, written in standard operators ({one.form})"
+        message = f"{one.output!r} is {one.op_type} with {window}, written in standard operators ({one.form})"
         rounding = "nsa-onnx fuse --allow-rounding puts the node in, which rounds only once"
         hint = rounding if one.inexact else ""
         yield note(message, node=one.name, place=one.place, hint=hint)

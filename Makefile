@@ -56,9 +56,10 @@ $(SIM): $(SIM_SOURCES) $(ENV) $(TORCH_NPU) $(ORT_CANN)
 	$(BIN)/cmake --build $(@D)
 	touch $@
 
-NATIVE := CMakeLists.txt pyproject.toml nsa_onnx/spec.py $(wildcard cmake/* ort_ext/* ort_ext/*/*)
+NATIVE := CMakeLists.txt pyproject.toml $(wildcard nsa_onnx/operators/*.py nsa_onnx/operators/*/contract.py \
+  nsa_onnx/targets/vendor.py cmake/* ort_ext/* ort_ext/*/*)
 # The folders themselves: an editable install finds only the modules that were there when it was made.
-PACKAGES := nsa_onnx $(filter %/,$(wildcard nsa_onnx/*/)) exporters
+PACKAGES := nsa_onnx $(filter-out %__pycache__/,$(filter %/,$(wildcard nsa_onnx/*/ nsa_onnx/*/*/))) exporters
 $(BUILD): $(ENV) $(NATIVE) $(PACKAGES)
 	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@

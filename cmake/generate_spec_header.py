@@ -1,29 +1,45 @@
-"""Write the C++ header with the limits and messages of nsa_onnx/spec.py (stdout: nothing; file: argv[3]).
+"""Write the C++ header with the limits, messages and hints of the operators' contracts.
 
-Usage: generate_spec_header.py SPEC_PY PYPROJECT_TOML HEADER
+Usage: generate_spec_header.py PACKAGE PYPROJECT_TOML HEADER
 
-Runs at configure time with nothing but the standard library: spec.py is loaded from its path, so that
-neither the package nor what it depends on must be installed.
+PACKAGE is the folder nsa_onnx. Every folder in its operators/ that has a contract.py gets a namespace of its name.
+
+Runs at configure time with nothing but the standard library: the contracts are imported without the ``__init__.py``
+of the packages that they are in, so that neither NumPy nor onnx must be installed.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
+import importlib
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
-def load_spec(path: Path) -> ModuleType:
-    """The module at `path`, without importing the package around it."""
-    module_spec = importlib.util.spec_from_file_location("nsa_onnx_spec", path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # dataclasses looks its module up by name
-    sys.dont_write_bytecode = True
-    module_spec.loader.exec_module(module)
-    return module
+class Package:
+    """The Python package at a path, whose modules are imported without running any ``__init__.py``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        sys.dont_write_bytecode = True
+
+    def load(self, name: str) -> Any:
+        """The module ``name``, as "operators.hints"."""
+        folder, parent = self.path, self.path.name
+        for part in ("", *name.split(".")[:-1]):
+            folder, parent = folder / part, f"{parent}.{part}".rstrip(".")
+            if parent not in sys.modules:
+                sys.modules[parent] = ModuleType(parent)
+                sys.modules[parent].__path__ = [str(folder)]
+        return importlib.import_module(f"{self.path.name}.{name}")
+
+    def rooms(self) -> list[str]:
+        """The names of the operators' folders."""
+        return sorted(path.parent.name for path in self.path.glob("operators/*/contract.py"))
 
 
 def project_version(pyproject: str) -> str:
@@ -37,7 +53,7 @@ def project_version(pyproject: str) -> str:
 def quoted(text: str) -> str:
     """`text` as a C++ string literal; the messages are plain ASCII."""
     if not text.isascii() or not text.isprintable():
-        raise SystemExit(f"spec.py: cannot put {text!r} into a C++ string literal")
+        raise SystemExit(f"cannot put {text!r} into a C++ string literal")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -45,49 +61,71 @@ def camel(name: str) -> str:
     return "k" + "".join(part.capitalize() for part in name.split("_"))
 
 
-def header(spec: ModuleType, version: str) -> str:
-    def constant(kind: str, name: str, value: str) -> str:
-        return f"inline constexpr {kind} {name} = {value};"
+def constant(kind: str, name: str, value: str) -> str:
+    return f"inline constexpr {kind} {name} = {value};"
 
-    def limits(name: str, value: object) -> str:
-        fields = ("min_heads", "max_heads", "min_block", "max_block")
-        return constant("Limits", name, "{" + ", ".join(str(getattr(value, field)) for field in fields) + "}")
 
+def numbers(name: str, value: int | Sequence[int]) -> str:
+    """A constant of one or several ints."""
+    if isinstance(value, int):
+        return constant("int64_t", camel(name), str(value))
+    return constant("int64_t", f"{camel(name)}[]", "{" + ", ".join(map(str, value)) + "}")
+
+
+def strings(namespace: str, texts: dict[str, str]) -> Iterator[str]:
+    yield f"namespace {namespace} {{"
+    yield from (constant("std::string_view", camel(name), quoted(text)) for name, text in texts.items())
+    yield f"}}  // namespace {namespace}"
+
+
+def structs(contracts: dict[str, Any]) -> Iterator[str]:
+    """The types of the limits, each once."""
+    for kind in dict.fromkeys(type(contract.limits) for contract in contracts.values()):
+        fields = ", ".join(field.name for field in dataclasses.fields(kind))
+        yield from (f"struct {kind.__name__} {{", f"  int64_t {fields};", "};")
+
+
+def room(name: str, contract: Any) -> Iterator[str]:
+    """The namespace of one operator."""
+    limits = contract.limits
+    yield f"namespace {name} {{"
+    yield constant("char", "kOp[]", quoted(contract.op_type))
+    yield constant(type(limits).__name__, "kLimits", "{" + ", ".join(map(str, dataclasses.astuple(limits))) + "}")
+    yield from (numbers(constant_name, value) for constant_name, value in contract.constants.items())
+    yield from strings("row", {row.id: row.message for row in contract.rows.values()})
+    yield f"}}  // namespace {name}"
+
+
+def header(package: Package, version: str) -> str:
+    shared, windows = package.load("operators.contract"), package.load("operators.windows")
+    hints, vendor = package.load("operators.hints").HINTS, package.load("targets.vendor")
+    contracts = {name: package.load(f"operators.{name}.contract").CONTRACT for name in package.rooms()}
+    vendor_numbers = ("MAX_DECODE_BLOCK", "MAX_ODD_HEADS", "MAX_ELEMENTS", "MAX_BATCH")
     lines = [
-        "// Generated from nsa_onnx/spec.py by cmake/generate_spec_header.py. Do not edit.",
+        "// Generated from nsa_onnx/operators by cmake/generate_spec_header.py. Do not edit.",
         "#ifndef NSA_ONNX_SPEC_H_",
         "#define NSA_ONNX_SPEC_H_",
         "#include <cstdint>",
         "#include <string_view>",
         "namespace nsa::spec {",
-        "struct Limits {",
-        "  int64_t min_heads, max_heads, min_block, max_block;",
-        "};",
+        *structs(contracts),
         constant("char", "kVersion[]", quoted(version)),
-        constant("char", "kDomain[]", quoted(spec.DOMAIN)),
-        constant("int", "kOpsetVersion", str(spec.OPSET_VERSION)),
-        constant("char", "kCompressOp[]", quoted(spec.COMPRESS_OP)),
-        constant("char", "kInferOp[]", quoted(spec.INFER_OP)),
-        constant("int64_t", "kAlignment", str(spec.ALIGNMENT)),
-        constant("int64_t", "kMaxHeadDim", str(spec.MAX_HEAD_DIM)),
-        constant("int64_t", "kMaxPageRuns", str(spec.MAX_PAGE_RUNS)),
-        constant("int64_t", "kPageBlockSizes[]", "{" + ", ".join(map(str, spec.PAGE_BLOCK_SIZES)) + "}"),
-        limits("kCompressLimits", spec.COMPRESS_LIMITS),
-        limits("kInferLimits", spec.INFER_LIMITS),
+        constant("char", "kDomain[]", quoted(shared.DOMAIN)),
+        constant("int", "kOpsetVersion", str(shared.OPSET_VERSION)),
+        numbers("ALIGNMENT", windows.ALIGNMENT),
+        numbers("MAX_HEAD_DIM", windows.MAX_HEAD_DIM),
+        *(numbers(f"VENDOR_{name}", getattr(vendor, f"VENDOR_{name}")) for name in vendor_numbers),
+        *strings("hint", {hint.id: hint.ending for hint in hints.values()}),
     ]
-    for name in ("MAX_DECODE_BLOCK", "MAX_ODD_HEADS", "MAX_ELEMENTS", "MAX_BATCH"):
-        lines.append(constant("int64_t", camel(f"VENDOR_{name}"), str(getattr(spec, f"VENDOR_{name}"))))
-    for namespace, rows in (("compress_row", spec.COMPRESS_ROWS), ("infer_row", spec.INFER_ROWS)):
-        lines.append(f"namespace {namespace} {{")
-        lines += [constant("std::string_view", camel(name), quoted(row.message)) for name, row in rows.items()]
-        lines.append(f"}}  // namespace {namespace}")
+    for name, contract in contracts.items():
+        lines += room(name, contract)
     lines += ["}  // namespace nsa::spec", "#endif  // NSA_ONNX_SPEC_H_", ""]
     return "\n".join(lines)
 
 
 def main() -> None:
-    spec_path, pyproject_path, header_path = map(Path, sys.argv[1:])
-    text = header(load_spec(spec_path), project_version(pyproject_path.read_text(encoding="utf-8")))
+    package_path, pyproject_path, header_path = map(Path, sys.argv[1:])
+    text = header(Package(package_path), project_version(pyproject_path.read_text(encoding="utf-8")))
     # An unchanged header keeps its time stamp, and nothing is compiled again.
     if not header_path.exists() or header_path.read_text(encoding="utf-8") != text:
         header_path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 // The CPU kernels behind a C interface, for Python's eager calls (nsa_onnx/runtime/native.py).
 //
-// Every function validates its arguments against the whole contract of nsa_onnx/spec.py before the
-// first byte is written; on failure it returns 1, leaves all memory untouched and puts the message
-// (the same words as spec.py's, NUL-terminated, cut to error_size) into `error`. No function
+// Every function validates its arguments against the whole contract of nsa_onnx/operators before
+// the first byte is written; on failure it returns 1, leaves all memory untouched and puts the
+// message (the same words as Python's, NUL-terminated, cut to error_size) into `error`. No function
 // throws.
 #ifndef NSA_ONNX_ORT_EXT_C_API_H_
 #define NSA_ONNX_ORT_EXT_C_API_H_

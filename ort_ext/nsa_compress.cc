@@ -16,9 +16,9 @@ OrtStatusPtr InferCompressShape(const OrtCustomOp*, OrtShapeInferContext* contex
 }
 
 CompressNode::CompressNode(const OrtKernelInfo* info)
-    : block(IntAttribute(info, spec::kCompressOp, "compress_block_size")),
-      stride(IntAttribute(info, spec::kCompressOp, "compress_stride")) {
-  RequireValidNode(spec::kCompressOp, CheckCompressAttributes(block, stride));
+    : block(IntAttribute(info, spec::nsa_compress::kOp, "compress_block_size")),
+      stride(IntAttribute(info, spec::nsa_compress::kOp, "compress_stride")) {
+  RequireValidNode(spec::nsa_compress::kOp, CheckCompressAttributes(block, stride));
 }
 
 CompressInputs::CompressInputs(OrtKernelContext* context, const CompressNode& node,

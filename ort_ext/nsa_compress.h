@@ -47,7 +47,7 @@ class CompressDefinition : public Ort::CustomOpBase<Op, Kernel, true> {
     OrtCustomOp::InferOutputShapeFn = InferCompressShape;
   }
 
-  const char* GetName() const { return spec::kCompressOp; }
+  const char* GetName() const { return spec::nsa_compress::kOp; }
   size_t GetInputTypeCount() const { return 3; }
   ONNXTensorElementDataType GetInputType(size_t index) const {
     return IsHostInput(index) ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : OnnxType(dtype_);

@@ -23,10 +23,10 @@ size_t InferMayInplace(int** input_index, int** output_index) noexcept {
 }
 
 InferNode::InferNode(const OrtKernelInfo* info)
-    : block(IntAttribute(info, spec::kInferOp, "compress_block_size")),
-      stride(IntAttribute(info, spec::kInferOp, "compress_stride")),
-      page(IntAttribute(info, spec::kInferOp, "page_block_size")) {
-  RequireValidNode(spec::kInferOp, CheckInferAttributes(block, stride, page));
+    : block(IntAttribute(info, spec::nsa_compress_infer::kOp, "compress_block_size")),
+      stride(IntAttribute(info, spec::nsa_compress_infer::kOp, "compress_stride")),
+      page(IntAttribute(info, spec::nsa_compress_infer::kOp, "page_block_size")) {
+  RequireValidNode(spec::nsa_compress_infer::kOp, CheckInferAttributes(block, stride, page));
 }
 
 InferInputs::InferInputs(OrtKernelContext* context, const InferNode& node)

@@ -51,7 +51,7 @@ class InferDefinition : public Ort::CustomOpBase<Op, Kernel, true> {
     OrtCustomOp::ReleaseMayInplace = [](int*, int*) {};
   }
 
-  const char* GetName() const { return spec::kInferOp; }
+  const char* GetName() const { return spec::nsa_compress_infer::kOp; }
   size_t GetInputTypeCount() const { return 6; }
   ONNXTensorElementDataType GetInputType(size_t index) const {
     if (index == Index::kActualSeqLen) return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;

@@ -1,4 +1,4 @@
-// The checks and plans of plan.h. Every function names its twin in nsa_onnx/spec.py.
+// The checks and plans of plan.h. Every function names its twin in nsa_onnx/operators.
 #include "plan.h"
 
 #include <algorithm>
@@ -10,11 +10,11 @@
 namespace nsa {
 namespace {
 
-namespace compress_row = spec::compress_row;
-namespace infer_row = spec::infer_row;
+namespace compress_row = spec::nsa_compress::row;
+namespace infer_row = spec::nsa_compress_infer::row;
 
 // The rows on compress_block_size and compress_stride alone (window_violations).
-std::string CheckWindow(const spec::Limits& limits, int64_t block, int64_t stride) {
+std::string CheckWindow(const spec::WindowLimits& limits, int64_t block, int64_t stride) {
   if (block % spec::kAlignment) return Message(compress_row::kBlockMultiple, {block});
   if (block < limits.min_block || block > limits.max_block) {
     return Message(compress_row::kBlockRange, {limits.min_block, limits.max_block, block});
@@ -26,10 +26,15 @@ std::string CheckWindow(const spec::Limits& limits, int64_t block, int64_t strid
   return {};
 }
 
-// _dim_violations: both operators share these rows and their words.
-std::string CheckDims(const spec::Limits& limits, int64_t heads, int64_t dim, const Shape& weight,
-                      int64_t block, int64_t stride) {
-  if (weight[0] != block) return Message(compress_row::kWeightBlock, {block, weight[0]});
+// dim_violations: both operators share these rows and their words.
+std::string CheckDims(const spec::WindowLimits& limits, int64_t heads, int64_t dim,
+                      const Shape& weight, int64_t block, int64_t stride) {
+  if (weight[0] != block) {
+    std::string error = Message(compress_row::kWeightBlock, {block, weight[0]});
+    const bool transposed = weight[0] == heads && weight[1] == block;
+    if (transposed) error += spec::hint::kTranspose;
+    return error;
+  }
   if (weight[1] != heads) return Message(compress_row::kWeightHeads, {heads, weight[1]});
   if (dim % spec::kAlignment) return Message(compress_row::kHeadDimMultiple, {dim});
   if (dim > spec::kMaxHeadDim) return Message(compress_row::kHeadDimMax, {dim});
@@ -47,6 +52,30 @@ T ReadOnce(const T* values, int64_t index) {
 
 bool Triggers(int64_t length, int64_t block, int64_t stride) {
   return length >= block && (length - block) % stride == 0;
+}
+
+// The habit that explains wrong prefix sums, if one does (_habit). It reads the lengths again: only
+// the words of an error hang on what it finds.
+std::string_view PrefixSumHabit(const CompressCall& call) {
+  const int64_t tokens = call.input[0];
+  int64_t sum = 0, before = 0;
+  bool rises = true;
+  for (int64_t i = 0; i < call.segments; ++i) {
+    const int64_t end = ReadOnce(call.actual_seq_len, i);
+    if (end < 0 || __builtin_add_overflow(sum, end, &sum)) return {};
+    rises = rises && end >= before;
+    before = end;
+  }
+  if (call.segments < 2) return {};
+  const bool zero = ReadOnce(call.actual_seq_len, 0) == 0;
+  if (rises && zero && before == tokens) return spec::hint::kLeadingZero;
+  return sum == tokens ? spec::hint::kLengths : std::string_view();
+}
+
+// A row about the lengths of a prefill, with the habit that explains it.
+std::string LengthsMessage(const CompressCall& call, std::string_view row,
+                           std::initializer_list<int64_t> values) {
+  return Message(row, values).append(PrefixSumHabit(call));
 }
 
 // max_pages * page, or the largest number where a made-up shape overflows.
@@ -115,7 +144,7 @@ std::string ReadTable(const InferCall& call, SlotWrite* write) {
   return {};
 }
 
-// infer_index_violations and infer_plan
+// index_violations and slot_plan
 std::string PlanWrites(const InferCall& call, std::vector<SlotWrite>* writes) {
   std::string error = ReadLengths(call, writes);
   if (!error.empty()) return error;
@@ -144,14 +173,14 @@ int64_t InferCall::max_pages() const {
 }
 
 std::string CheckCompressAttributes(int64_t block, int64_t stride) {
-  return CheckWindow(spec::kCompressLimits, block, stride);
+  return CheckWindow(spec::nsa_compress::kLimits, block, stride);
 }
 
 std::string CheckInferAttributes(int64_t block, int64_t stride, int64_t page) {
-  std::string error = CheckWindow(spec::kInferLimits, block, stride);
+  std::string error = CheckWindow(spec::nsa_compress_infer::kLimits, block, stride);
   if (!error.empty()) return error;
-  const auto end = std::end(spec::kPageBlockSizes);
-  if (std::find(std::begin(spec::kPageBlockSizes), end, page) == end) {
+  const auto end = std::end(spec::nsa_compress_infer::kPageBlockSizes);
+  if (std::find(std::begin(spec::nsa_compress_infer::kPageBlockSizes), end, page) == end) {
     return Message(infer_row::kPageSize, {page});
   }
   return {};
@@ -162,15 +191,15 @@ std::string CheckLengthsRank(const Shape& actual_seq_len) {
   return Message("actual_seq_len must have rank 1 [B], got rank {}", {actual_seq_len.rank});
 }
 
-// compress_shape_violations
+// shape_violations
 std::string CheckCompressShapes(const CompressCall& call) {
   if (call.input.rank != 3) return Message(compress_row::kInputRank, {call.input.rank});
   if (call.weight.rank != 2) return Message(compress_row::kWeightRank, {call.weight.rank});
-  return CheckDims(spec::kCompressLimits, call.input[1], call.input[2], call.weight, call.block,
-                   call.stride);
+  return CheckDims(spec::nsa_compress::kLimits, call.input[1], call.input[2], call.weight,
+                   call.block, call.stride);
 }
 
-// infer_shape_violations
+// shape_violations
 std::string CheckInferShapes(const InferCall& call) {
   if (call.input.rank != 4) return Message(infer_row::kInputRank, {call.input.rank});
   if (call.weight.rank != 2) return Message(infer_row::kWeightRank, {call.weight.rank});
@@ -181,8 +210,8 @@ std::string CheckInferShapes(const InferCall& call) {
   if (call.cache.rank != 3) return Message(infer_row::kCacheRank, {call.cache.rank});
 
   const int64_t heads = call.input[2], dim = call.input[3], batch = call.slot_shape[0];
-  std::string error =
-      CheckDims(spec::kInferLimits, heads, dim, call.weight, call.block, call.stride);
+  std::string error = CheckDims(spec::nsa_compress_infer::kLimits, heads, dim, call.weight,
+                                call.block, call.stride);
   if (error.empty()) error = CheckInferAttributes(call.block, call.stride, call.page);
   if (!error.empty()) return error;
   if (call.input[1] != call.page) return Message(infer_row::kInputPage, {call.page, call.input[1]});
@@ -198,7 +227,7 @@ std::string CheckInferShapes(const InferCall& call) {
   return {};
 }
 
-// prefix_sum_violations and compress_plan
+// prefix_sum_violations and row_plan
 std::string PlanCompress(const CompressCall& call, std::vector<RowRun>* plan) {
   std::string error = CheckCompressShapes(call);
   if (!error.empty()) return error;
@@ -208,7 +237,8 @@ std::string PlanCompress(const CompressCall& call, std::vector<RowRun>* plan) {
   for (int64_t i = 0; i < call.segments; ++i) {
     const int64_t end = ReadOnce(call.actual_seq_len, i);
     if (i == 0) first = end;
-    if (i > 0 && end < start) return Message(compress_row::kSeqDecreasing, {i, start, end});
+    if (i > 0 && end < start)
+      return LengthsMessage(call, compress_row::kSeqDecreasing, {i, start, end});
     // From below 1 on nothing is planned: what follows is only looked at for a decrease, which
     // wins.
     if (first >= 1 && end - start >= call.block) {
@@ -219,9 +249,10 @@ std::string PlanCompress(const CompressCall& call, std::vector<RowRun>* plan) {
     start = end;
   }
   // They do not decrease, so the first one is the first that can be below 1.
-  if (first < 1) return Message(compress_row::kSeqPositive, {0, first});
+  if (first < 1) return LengthsMessage(call, compress_row::kSeqPositive, {0, first});
   const int64_t last = call.segments - 1;
-  if (start != call.input[0]) return Message(compress_row::kSeqLast, {last, call.input[0], start});
+  if (start != call.input[0])
+    return LengthsMessage(call, compress_row::kSeqLast, {last, call.input[0], start});
   *plan = std::move(runs);
   return {};
 }

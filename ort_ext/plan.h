@@ -1,8 +1,8 @@
 // What a call reads and writes, worked out and checked on the host before anything is launched.
 //
-// The C++ side of nsa_onnx/spec.py: the same checks in the same order and words (the messages come
-// from the generated nsa_spec.h), the same plans. Shared by every backend and by the C interface.
-// A check returns the message of the first violation, or an empty string.
+// The C++ side of nsa_onnx/operators: the same checks in the same order and words (the messages
+// come from the generated nsa_spec.h), the same plans. Shared by every backend and by the C
+// interface. A check returns the message of the first violation, or an empty string.
 #ifndef NSA_ONNX_ORT_EXT_PLAN_H_
 #define NSA_ONNX_ORT_EXT_PLAN_H_
 
@@ -41,7 +41,7 @@ struct SlotWrite {
   int64_t sequence;
   int64_t slot;
   int64_t run_count;
-  std::array<PageRun, spec::kMaxPageRuns> runs;
+  std::array<PageRun, spec::nsa_compress_infer::kMaxPageRuns> runs;
 };
 
 // One call of NsaCompress, without its data: input [T, N, D], weight [block, N], prefix sums.

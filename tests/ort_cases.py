@@ -2,14 +2,13 @@
 
 tests/test_ort.py calls each of them in its own process, and again in a process with the oldest
 onnxruntime we support: ``python ort_cases.py LIBRARY`` prints a JSON object, case -> "" or a traceback.
-Needs numpy, ml_dtypes, onnx and onnxruntime; nothing of nsa_onnx but the library and spec.py.
+Needs numpy, ml_dtypes, onnx and onnxruntime; of nsa_onnx, the library and the contracts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.util
 import json
 import mmap
 import os
@@ -26,19 +25,10 @@ import onnxruntime as ort
 import oracle
 from onnx import TensorProto, helper, numpy_helper
 
-_SPEC_PY = Path(__file__).parent.parent / "nsa_onnx" / "spec.py"
+# The package is not installed beside the old onnxruntime.
+sys.path.append(str(Path(__file__).parents[1]))
+from nsa_onnx import spec
 
-
-def _load_spec():
-    """spec.py alone: the package around it is not installed beside the old onnxruntime."""
-    module_spec = importlib.util.spec_from_file_location("nsa_onnx_spec_for_ort", _SPEC_PY)
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module
-    module_spec.loader.exec_module(module)
-    return module
-
-
-spec = _load_spec()
 ONNX_TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 CASES = {}

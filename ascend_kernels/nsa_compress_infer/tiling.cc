@@ -75,7 +75,8 @@ InferTiling ChooseInferTiling(const InferShape& shape, int64_t writes, const Chi
 
 std::vector<int64_t> TileInfer(const InferShape& shape, const nsa::SlotWrite* writes,
                                int64_t write_count, const Chip& chip) {
-  static_assert(kWriteRuns == nsa::spec::kMaxPageRuns, "the plan has room for every page run");
+  static_assert(kWriteRuns == nsa::spec::nsa_compress_infer::kMaxPageRuns,
+                "the plan has room for every page run");
   std::vector<int64_t> plan(kInferHeader, 0);
   plan[kPlanWords] = static_cast<int64_t>(plan.size());
   if (write_count == 0) return plan;

@@ -99,7 +99,7 @@ const Backend& BackendFor(const std::string& node, BackendChoice choice) {
 CompressKernel::CompressKernel(const OrtKernelInfo* info, cpu::DType dtype, BackendChoice choice)
     : node_(info),
       dtype_(dtype),
-      description_(Describe(info, spec::kCompressOp)),
+      description_(Describe(info, spec::nsa_compress::kOp)),
       backend_(BackendFor(description_, choice)),
       memory_(Memory::Shared()) {}
 
@@ -132,7 +132,7 @@ void CompressKernel::Compute(OrtKernelContext* context) const {
 InferKernel::InferKernel(const OrtKernelInfo* info, cpu::DType dtype, BackendChoice choice)
     : node_(info),
       dtype_(dtype),
-      description_(Describe(info, spec::kInferOp)),
+      description_(Describe(info, spec::nsa_compress_infer::kOp)),
       backend_(BackendFor(description_, choice)),
       memory_(Memory::Shared()) {
   try {

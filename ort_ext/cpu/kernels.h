@@ -47,7 +47,7 @@ inline size_t OverlappingWindows(const CompressData& data) {
 }
 
 constexpr size_t kMostWindows =
-    static_cast<size_t>(spec::kCompressLimits.max_block / spec::kAlignment);
+    static_cast<size_t>(spec::nsa_compress::kLimits.max_block / spec::kAlignment);
 
 constexpr size_t kLineFloats = 64 / sizeof(float);  // of a cache line
 

@@ -1,0 +1,54 @@
+"""The table of hints: mistakes that a habit explains, and the way out. Needs the standard library only.
+
+A hint ends the message of the row that is broken, in the same words everywhere: in eager calls, in onnxruntime (the
+C++ sources get the table from a generated header), in the exporters and in the checker. Who finds a row broken adds a
+hint only where the input shows this very habit. ``docs/operators.md`` has the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Hint:
+    """One habit.
+
+    Attributes:
+        habit: what was given, and how it is told from other mistakes, for the documentation.
+        text: what to do.
+    """
+
+    id: str
+    habit: str
+    text: str
+
+    @property
+    def ending(self) -> str:
+        """What the message of a row ends with."""
+        return f" ({self.text})"
+
+
+_ALL = (
+    Hint(
+        "leading_zero",
+        "`cu_seqlens` of flash-attention: prefix sums that begin with 0 and end in T",
+        "drop the leading 0: prefix sums begin with the end of the first segment",
+    ),
+    Hint(
+        "lengths",
+        "lengths for prefix sums: the elements sum up to T",
+        "these are lengths, which sum up to T: pass their prefix sums, itertools.accumulate(lengths)",
+    ),
+    Hint(
+        "list_of_ints",
+        "an ndarray, a tensor or a list of tensors for a list of ints",
+        "pass a list of ints: .tolist()",
+    ),
+    Hint("cast_int64", "int32 lengths in a tensor", "cast it to int64"),
+    Hint("cast_int32", "int64 slots or tables, torch's default", "cast it to int32: int64 is only torch's default"),
+    Hint("transpose", "a weight `[N, compress_block_size]`", "this is [N, compress_block_size]: transpose it"),
+    Hint("cast_float", "float32 or float64 input", "cast input, weight and cache to float16 or bfloat16"),
+)
+HINTS = {hint.id: hint for hint in _ALL}
+"""All hints by id, in the order of the documentation."""

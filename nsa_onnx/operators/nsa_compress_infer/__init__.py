@@ -1,0 +1,1 @@
+"""NsaCompressInfer: one decode step over a paged KV cache."""

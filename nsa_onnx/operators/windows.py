@@ -1,0 +1,148 @@
+"""Windows of tokens: what the two compressions have in common. Needs the standard library only.
+
+T' (`window_count`) and the condition on which a decode step writes (`triggers`) are written here and, in Python,
+nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .contract import DTYPES, Array, Rows, Shape, Violation, Violations, is_int, kind, wrong_sequence
+from .hints import HINTS
+
+ALIGNMENT = 16  # of D, compress_block_size and compress_stride
+MAX_HEAD_DIM = 256
+
+
+@dataclass(frozen=True)
+class WindowLimits:
+    """Bounds (inclusive) in which the two compressions differ."""
+
+    min_heads: int
+    max_heads: int
+    min_block: int
+    max_block: int
+
+
+BLOCK = "compress_block_size"
+STRIDE = "compress_stride"
+SEQ = "actual_seq_len"
+ARRAY = "must be a NumPy array or a torch tensor, got {}"
+_MULTIPLE = f"must be a multiple of {ALIGNMENT}, got {{}}"
+
+# --------------------------------------------------------------------------------------------------
+# Rows that read alike for both, and their checks
+
+INPUT_DTYPE_ROW = ("input_dtype", TypeError, "input", f"input must be {' or '.join(DTYPES)}, got {{}}")
+WINDOW_KIND_ROWS = (
+    ("block_kind", TypeError, BLOCK, f"{BLOCK} must be an int, got {{}}"),
+    ("stride_kind", TypeError, STRIDE, f"{STRIDE} must be an int, got {{}}"),
+)
+SEQ_KIND_ROW = ("seq_kind", TypeError, SEQ, f"{SEQ} must be a tuple or list of ints, got {{}}")
+WEIGHT_RANK_ROW = ("weight_rank", RuntimeError, "weight", f"weight must have rank 2 [{BLOCK}, N], got rank {{}}")
+DIM_ROWS = (
+    ("weight_block", RuntimeError, "weight", f"weight.shape[0] must equal {BLOCK} = {{}}, got {{}}"),
+    ("weight_heads", RuntimeError, "weight", "weight.shape[1] must equal N = {}, got {}"),
+    ("head_dim_multiple", RuntimeError, "input", f"input: D {_MULTIPLE}"),
+    ("head_dim_max", RuntimeError, "input", f"input: D must be <= {MAX_HEAD_DIM}, got {{}}"),
+    ("heads_min", RuntimeError, "input", "input: N must be >= {}, got {}"),
+    ("heads_max", RuntimeError, "input", "input: N must be <= {}, got {}"),
+    ("block_multiple", RuntimeError, BLOCK, f"{BLOCK} {_MULTIPLE}"),
+    ("block_range", RuntimeError, BLOCK, f"{BLOCK} must be in [{{}}, {{}}], got {{}}"),
+    ("stride_multiple", RuntimeError, STRIDE, f"{STRIDE} {_MULTIPLE}"),
+    ("stride_range", RuntimeError, STRIDE, f"{STRIDE} must be in [{{}}, {BLOCK} = {{}}], got {{}}"),
+)
+
+
+def input_dtype_violations(rows: Rows, input: Array) -> Violations:
+    """The row on the one type of the floating-point inputs."""
+    if input.dtype not in DTYPES:
+        wider = input.dtype in ("float32", "float64")
+        yield Violation(rows["input_dtype"], (input.dtype,), HINTS["cast_float"] if wider else None)
+
+
+def window_kind_violations(rows: Rows, block: object, stride: object) -> Violations:
+    """The rows that say which kind of argument block and stride are."""
+    if not is_int(block):
+        yield Violation(rows["block_kind"], (kind(block),))
+    if not is_int(stride):
+        yield Violation(rows["stride_kind"], (kind(stride),))
+
+
+def seq_kind_violations(rows: Rows, actual_seq_len: object) -> Violations:
+    """The row that says which kind of argument the lengths are."""
+    wrong = wrong_sequence(actual_seq_len)
+    if wrong is not None:
+        array = wrong.split(" ")[0] in ("ndarray", "Tensor", "FakeTensor", "FunctionalTensor", "Parameter")
+        yield Violation(rows["seq_kind"], (wrong,), HINTS["list_of_ints"] if array else None)
+
+
+def dim_violations(
+    rows: Rows, limits: WindowLimits, heads_and_dim: Shape, weight_shape: Shape, block: int, stride: int
+) -> Violations:
+    """The rows on N, D, weight, block and stride, for shapes of the right rank."""
+    heads, dim = heads_and_dim
+    if weight_shape[0] is not None and weight_shape[0] != block:
+        transposed = heads is not None and tuple(weight_shape) == (heads, block)
+        yield Violation(rows["weight_block"], (block, weight_shape[0]), HINTS["transpose"] if transposed else None)
+    if weight_shape[1] is not None and heads is not None and weight_shape[1] != heads:
+        yield Violation(rows["weight_heads"], (heads, weight_shape[1]))
+    if dim is not None and dim % ALIGNMENT:
+        yield Violation(rows["head_dim_multiple"], (dim,))
+    if dim is not None and dim > MAX_HEAD_DIM:
+        yield Violation(rows["head_dim_max"], (dim,))
+    if heads is not None and heads < limits.min_heads:
+        yield Violation(rows["heads_min"], (limits.min_heads, heads))
+    if heads is not None and heads > limits.max_heads:
+        yield Violation(rows["heads_max"], (limits.max_heads, heads))
+    yield from window_violations(rows, limits, block, stride)
+
+
+def window_violations(rows: Rows, limits: WindowLimits, block: int, stride: int) -> Violations:
+    """The four rows on compress_block_size and compress_stride alone."""
+    if block % ALIGNMENT:
+        yield Violation(rows["block_multiple"], (block,))
+    if not limits.min_block <= block <= limits.max_block:
+        yield Violation(rows["block_range"], (limits.min_block, limits.max_block, block))
+    if stride % ALIGNMENT:
+        yield Violation(rows["stride_multiple"], (stride,))
+    if not ALIGNMENT <= stride <= block:
+        yield Violation(rows["stride_range"], (ALIGNMENT, block, stride))
+
+
+# --------------------------------------------------------------------------------------------------
+# T' and the trigger
+
+
+def window_count(length: int, compress_block_size: int, compress_stride: int) -> int:
+    """Windows of one segment: ``max(0, 1 + floor((length - block) / stride))``."""
+    return max(0, 1 + (length - compress_block_size) // compress_stride)
+
+
+def triggers(length: int, compress_block_size: int, compress_stride: int) -> bool:
+    """Whether a sequence of ``length`` tokens completes a window in this decode step."""
+    return length >= compress_block_size and (length - compress_block_size) % compress_stride == 0
+
+
+@dataclass(frozen=True)
+class RowRun:
+    """Output rows ``first_row .. first_row + rows - 1`` read windows from ``first_token`` on, stride apart."""
+
+    first_row: int
+    rows: int
+    first_token: int
+
+
+def row_plan(ends: Sequence[int], compress_block_size: int, compress_stride: int) -> list[RowRun]:
+    """The row ranges of a prefill, one per segment that yields a window. ``ends`` are checked prefix sums."""
+    plan: list[RowRun] = []
+    row = start = 0
+    for end in ends:
+        rows = window_count(end - start, compress_block_size, compress_stride)
+        if rows:
+            plan.append(RowRun(row, rows, start))
+            row += rows
+        start = end
+    return plan

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .runtime.session import create_session as create_session
     from .runtime.session import get_library_path as get_library_path
     from .runtime.session import session_options as session_options
+    from .runtime.values import from_ortvalue as from_ortvalue
+    from .runtime.values import to_ortvalue as to_ortvalue
     from .schema import register as register
     from .spec import compressed_length as compressed_length
 
@@ -36,12 +38,14 @@ _MODULES = {
     "compressed_length": "spec",
     "create_session": "runtime.session",
     "everywhere": "runtime.everywhere",
+    "from_ortvalue": "runtime.values",
     "get_library_path": "runtime.session",
     "nsa_compress": "eager",
     "nsa_compress_infer": "eager",
     "reference_ops": "runtime.everywhere",
     "register": "schema",
     "session_options": "runtime.session",
+    "to_ortvalue": "runtime.values",
 }
 __all__ = list(_MODULES)
 

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -669,3 +670,37 @@ def test_plugin_refuses_missing_and_malformed_attributes(probe):
         assert probe("nsa_onnx::1::NsaCompress", text) == ["failed"], text
     for cut in range(len(good)):  # cut off anywhere
         assert probe("nsa_onnx::1::NsaCompress", good[:cut]) == ["failed"]
+
+
+def test_plugin_links_the_graph_engine_by_name(tmp_path):
+    """It is opened with RTLD_LOCAL: what it does not name is not found. Built by its own CMake on a stand-in."""
+    home = tmp_path / "cann"
+    shutil.copytree(ROOT / "tests" / "sim" / "ascendc" / "graph_engine", home / "include")
+    (home / "lib64").mkdir()
+    for name in ("graph", "register"):
+        library = home / "lib64" / f"lib{name}.so"
+        subprocess.run(["g++", "-shared", "-o", library, "-x", "c++", "/dev/null"], check=True)
+    environment = {**os.environ, "ASCEND_HOME_PATH": str(home), "ASCEND_OPP_PATH": str(tmp_path / "opp")}
+    cmake = str(Path(sys.executable).with_name("cmake"))
+    source, build = ROOT / "ascend_kernels" / "onnx_plugin", tmp_path / "build"
+    for step in ([cmake, "-S", source, "-B", build], [cmake, "--build", build], [cmake, "--install", build]):
+        done = subprocess.run([*map(str, step)], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (plugin,) = (tmp_path / "opp" / "vendors" / "nsa_onnx" / "framework" / "onnx").iterdir()
+    needed = subprocess.run(["readelf", "-d", plugin], capture_output=True, text=True, check=True).stdout
+    assert "[libgraph.so]" in needed and "[libregister.so]" in needed
+
+
+def test_every_launch_forgets_an_earlier_error():
+    """CANN's compiler is not at hand: the source is read."""
+    text = (ROOT / "ascend_kernels" / "launch_npu.asc").read_text()
+    functions = [part for part in text.split('extern "C" {')[1].split("\n}") if "<<<" in part]
+    assert len(functions) == 2
+    for function in functions:
+        assert "ForgetEarlierError();" in function[: function.index("<<<")]
+        assert function.rstrip().endswith("return aclrtGetLastError(ACL_RT_THREAD_LEVEL);")
+
+
+def test_the_last_bytes_of_the_unified_buffer_are_the_platforms():
+    text = (ROOT / "ascend_kernels" / "tiling.h").read_text()
+    assert "unified_buffer = 192 * 1024 - 256;" in text  # and the look-alike has no more (machine.h)

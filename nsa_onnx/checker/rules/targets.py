@@ -167,7 +167,7 @@ _vendor_rule(
 
 @rule(
     "NSA035",
-    "the vendor's prefill: on Atlas A2 training products",
+    "the vendor's prefill: on Atlas A2 products",
     severity=Severity.WARNING,
     example=compress(),
     accepted=infer(),
@@ -175,14 +175,17 @@ _vendor_rule(
     targets=_VENDOR,
 )
 def _product(model: Model) -> Iterator[Finding]:
-    """The vendor's prefill operator is documented for Atlas A2 training products only, not for 800I A2 and A3.
+    """The vendor's prefill operator is documented for Atlas A2 only, until CANN of mid-2026 for its training products.
+
+    Of Atlas A3 the vendor's documents say both.
 
     No model can show where it will run; the finding says what to see to. The table of products is in docs/ascend.md.
     """
     nodes = list(of_type(model, COMPRESS))
     if nodes:
         more = f" (and {len(nodes) - 1} more)" if len(nodes) > 1 else ""
-        yield finding(nodes[0], f"the vendor's operator{more} is documented for Atlas A2 training products only")
+        products = "Atlas A2 only, before CANN of mid-2026 for training products"
+        yield finding(nodes[0], f"the vendor's operator{more} is documented for {products}")
 
 
 # --------------------------------------------------------------------------------------------------

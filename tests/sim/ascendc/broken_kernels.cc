@@ -54,7 +54,7 @@ template <bool kBroken>
 void capacity() {
   TPipe pipe;
   TBuf<TPosition::VECCALC> large, small;
-  pipe.InitBuffer(large, 192 * 1024 - 32);
+  pipe.InitBuffer(large, 192 * 1024 - 256 - 32);
   // broken: capacity small
   pipe.InitBuffer(small, kBroken ? 64 : 32);
 }

@@ -20,8 +20,9 @@
 
 namespace ascendc_sim {
 
-inline constexpr uint32_t kUnifiedBuffer = 192 * 1024;  // bytes, Atlas A2 (dav-2201)
-inline constexpr uint32_t kBlock = 32;                  // bytes: the grain of the unified buffer
+inline constexpr uint32_t kUnifiedBuffer =
+    192 * 1024 - 256;                   // bytes a kernel may use, Atlas A2 (dav-2201)
+inline constexpr uint32_t kBlock = 32;  // bytes: the grain of the unified buffer
 inline constexpr int kPipes = 4;
 inline constexpr int kEventIds = 8;     // per pair of pipes
 inline constexpr int kMaxBuffers = 64;  // of one TPipe

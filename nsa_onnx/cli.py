@@ -37,7 +37,7 @@ from .explain import explain as explain_page
 from .functions import expand
 from .fuse import command as fuse_command
 from .graph.writing import NotWritableError, replace_file, require_no_weights, write_model
-from .runtime.everywhere import run_with
+from .runtime.everywhere import command_with
 from .runtime.session import compress_model, create_session, doctor
 from .targets.atc import AtcError, prepare_atc
 
@@ -118,8 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     explaining.add_argument(
         "--lengths", metavar="L,L,...", type=_lengths, help="sequences to draw where the model does not fix them"
     )
-    running = command("with", _with, "Run a Python program: every onnxruntime session in it has our operators.")
-    running.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM", help="script, -m module, or tool")
+    running = command("with", _with, "Run a program: every onnxruntime session of its Pythons has our operators.")
+    running.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM", help="with its arguments")
     examining = command("doctor", _doctor, "Show versions, library and instruction set, and try them.")
     examining.add_argument("--ascend", action="store_true", help="also run both operators on the Ascend device")
     command("demo", _demo, "Build, check and serve a tiny model; compare with the eager call.")
@@ -220,13 +220,13 @@ def _fuse(arguments: argparse.Namespace) -> int:
 
 
 def _with(arguments: argparse.Namespace) -> int:
-    program = arguments.program[1:] if arguments.program[:1] == ["--"] else arguments.program
+    words = arguments.program[1:] if arguments.program[:1] == ["--"] else arguments.program
     try:
-        return run_with(program)
-    except FileNotFoundError:
-        raise
-    except (ValueError, RuntimeError, SyntaxError) as error:
+        program, words, environment = command_with(words, os.environ)
+    except ValueError as error:
         return _fail(error, UNUSABLE)
+    finish()
+    os.execve(program, words, environment)  # its exit status is ours, and so is the signal that ends it
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -83,50 +85,147 @@ def test_registering_the_library_again_is_harmless():
     assert runs(sessions.create_session(MODEL, options=sessions.session_options(options)))
 
 
+def test_what_others_put_over_us_stays():
+    """Another tool may wrap the sessions as well, and outlive us."""
+    seen = []
+    plain = onnxruntime.InferenceSession.__init__
+    with nsa_onnx.everywhere():
+        below = onnxruntime.InferenceSession.__init__
+
+        def theirs(self, *args, **kwargs):
+            seen.append(self)
+            below(self, *args, **kwargs)
+
+        onnxruntime.InferenceSession.__init__ = theirs
+    try:
+        assert onnxruntime.InferenceSession.__init__ is theirs
+        with pytest.raises(Exception, match="nsa_onnx"):
+            onnxruntime.InferenceSession(MODEL)
+        with nsa_onnx.everywhere():
+            assert runs(onnxruntime.InferenceSession(MODEL))
+        assert len(seen) == 2
+    finally:
+        onnxruntime.InferenceSession.__init__ = below
+        with nsa_onnx.everywhere():
+            pass
+    assert onnxruntime.InferenceSession.__init__ is plain
+
+
+def test_what_is_no_options_is_refused_by_onnxruntime():
+    with nsa_onnx.everywhere(), pytest.raises(TypeError, match="incompatible"):
+        onnxruntime.InferenceSession(MODEL, "options")
+
+
+# --------------------------------------------------------------------------------------------------
+# nsa-onnx with
+
 SCRIPT = f"""
-import sys, onnxruntime
+import sys
+before = sorted(name for name in sys.modules if name.startswith(("nsa_onnx", "onnx")))
+import onnxruntime
 onnxruntime.InferenceSession({MODEL!r})
-print(__name__, sys.argv[1:])
+import onnx
+assert onnx.defs.has("NsaCompress", 1, "nsa_onnx")
+print(before, __name__, sys.argv[1:])
 sys.exit(int(sys.argv[1]))
 """
+WITH = [sys.executable, "-m", "nsa_onnx.cli", "with", "--"]
 
 
-@pytest.mark.parametrize("form", ["script", "python script", "module", "code"])
-def test_the_command_runs_a_program_with_our_operators(form, tmp_path):
+def run_with(words, folder, **variables):
+    environment = {"PATH": "/usr/bin:/bin", **variables}
+    return subprocess.run(
+        [*WITH, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+FORMS = {
+    "script": ["./tool.py"],
+    "python's script": ["python", "-X", "dev", "tool.py"],
+    "module": ["python", "-m", "tool"],
+    "code": ["python", "-c", SCRIPT],
+    "console script": ["./console-script"],
+    "child": ["sh", "-c", f'{sys.executable} tool.py "$@"', "sh"],
+    "child of a child": ["python", "-c", "import sys, subprocess as s; sys.exit(s.call([sys.executable, 'tool.py', "
+                         "*sys.argv[1:]]))"],
+    "twice": [*WITH, "python", "tool.py"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_python_of_a_command_has_our_operators(form, tmp_path):
+    """It imports nothing of ours before it imports onnx or onnxruntime."""
     (tmp_path / "tool.py").write_text(SCRIPT)
-    words = {
-        "script": ["tool.py"], "python script": ["python3", "tool.py"], "module": ["python", "-m", "tool"],
-        "code": ["python", "-c", SCRIPT],
-    }[form]  # fmt: skip
-    line = [sys.executable, "-m", "nsa_onnx.cli", "with", "--", *words, "7", "--flag"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (7, "__main__ ['7', '--flag']\n"), done.stderr
+    console_script = tmp_path / "console-script"
+    console_script.write_text(f"#!{sys.executable}\n{SCRIPT}")
+    console_script.chmod(0o755)
+    done = run_with([*FORMS[form], "7", "--flag"], tmp_path)
+    assert (done.returncode, done.stdout) == (7, "[] __main__ ['7', '--flag']\n"), done.stderr
 
 
-def test_the_command_passes_on_how_a_program_ends(tmp_path, capsys):
-    def ends(code):
-        (tmp_path / "tool.py").write_text(code)
-        return cli.main(["with", "--", str(tmp_path / "tool.py")]), capsys.readouterr().err
+def test_workers_of_a_pool_have_our_operators(tmp_path):
+    (tmp_path / "tool.py").write_text(f"""
+import multiprocessing
 
-    assert ends("") == (0, "")
-    assert ends("raise SystemExit('no')") == (1, "no\n")
-    status, said = ends("open('/nowhere/at/all')")
-    assert status == 1 and "Traceback" in said and "FileNotFoundError" in said
+def work(_):
+    import onnxruntime
+    return len(onnxruntime.InferenceSession({MODEL!r}).get_inputs())
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        print(pool.map(work, range(2)))
+""")
+    assert run_with(["python", "tool.py"], tmp_path).stdout == "[2, 2]\n"
+
+
+def test_onnx_first_and_ours_first_are_fine(tmp_path):
+    for imports in ("import onnx", "import nsa_onnx.checker", "import nsa_onnx.pytest_plugin, onnx"):
+        code = f"{imports}; import onnx; print(onnx.defs.has('NsaCompress', 1, 'nsa_onnx'))"
+        done = run_with(["python", "-c", code], tmp_path)
+        assert (done.stdout, done.stderr) == ("True\n", ""), imports
+
+
+def test_how_a_program_ends_is_passed_on(tmp_path):
+    assert run_with(["true"], tmp_path).returncode == 0
+    assert run_with(["python", "-c", "raise SystemExit('no')"], tmp_path).returncode == 1
+    assert run_with(["sh", "-c", "kill -TERM $$"], tmp_path).returncode == -signal.SIGTERM
+
+
+def test_a_sitecustomize_that_ours_hides_is_run(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("print('theirs', __name__)")
+    code = "import os, sys, sitecustomize; print(os.path.basename(sitecustomize.__file__), sys.path)"
+    done = run_with(["python", "-c", code], tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.stdout.startswith("theirs sitecustomize\n" * 2 + "sitecustomize.py ["), "nsa-onnx itself, and its child"
+    assert "hook" not in done.stdout
+
+
+def test_a_python_without_us_says_so_when_it_matters(tmp_path):
+    (tmp_path / "onnxruntime.py").write_text("")
+    python = [sys.executable, "-S", "-c", "import site, sys, sitecustomize; "]
+    assert run_with([*python[:-1], python[-1] + "print(1)"], tmp_path).stderr == ""
+    done = run_with([*python[:-1], python[-1] + "import onnxruntime; print(2)"], tmp_path)
+    assert done.stdout == "2\n"
+    assert re.fullmatch(
+        r"nsa-onnx with: .* does not know NSA nodes \(No module named 'nsa_onnx'\): install nsa_onnx for it\n",
+        done.stderr,
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
         ([], "a program is missing"),
-        (["python"], "a program is missing"),
         (["no-such-tool"], "no-such-tool: no such program"),
-        (["/bin/true"], "no Python program: only the sessions of this Python process"),
-        (["python", "-X", "dev"], "'-X' is not understood: give a script, -m MODULE or -c CODE"),
+        (["no-such-tool.py"], "no-such-tool.py: no such program"),
     ],
 )
 def test_what_cannot_be_run_is_told(words, reason, capsys):
     assert cli.main(["with", "--", *words]) == 2
     assert reason in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------
+# onnx's reference evaluator
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

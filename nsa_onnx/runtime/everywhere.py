@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-import runpy
 import shutil
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from .session import onnxruntime_module, session_options
 
 _lock = threading.Lock()
 _depth = 0
-_original: Callable[..., None] | None = None
+_ours: Callable[..., None] | None = None  # what stands in the place of InferenceSession.__init__
+_theirs: Callable[..., None] | None = None
 
 
 @contextmanager
@@ -30,109 +29,81 @@ def everywhere() -> Iterator[None]:
 
     The ONNX schemas are registered, too (and stay). Blocks may be nested and may overlap in several threads. Session
     options that a caller shares between sessions get the library once; those of sessions made inside keep it.
+    Processes that are started inside are not reached: ``nsa-onnx with`` reaches those.
 
     Raises:
         RuntimeError: onnxruntime is not installed, or our library is missing.
     """
-    global _depth, _original
-    register()
-    sessions = onnxruntime_module().InferenceSession
-    session_options()  # what is missing is said here, not in the middle of somebody's tool
-    with _lock:
-        if _depth == 0:
-            _original = sessions.__init__
-            sessions.__init__ = _with_library(sessions.__init__)
-        _depth += 1
+    begin()
     try:
         yield
     finally:
-        with _lock:
-            _depth -= 1
-            if _depth == 0:
-                sessions.__init__ = _original
-                _original = None
+        _end()
+
+
+def begin() -> None:
+    """What `everywhere` does on entry; the process may stay so until it ends."""
+    global _depth, _ours, _theirs
+    register()
+    session_options()  # what is missing is said here, not in the middle of somebody's tool
+    sessions = onnxruntime_module().InferenceSession
+    with _lock:
+        _depth += 1
+        if _ours is None:
+            _theirs = sessions.__init__
+            sessions.__init__ = _ours = _with_library(_theirs)
+
+
+def _end() -> None:
+    global _depth, _ours, _theirs
+    sessions = onnxruntime_module().InferenceSession
+    with _lock:
+        _depth -= 1
+        # Whoever has put a function over ours since calls ours, which then stays and changes nothing.
+        if not _depth and sessions.__init__ is _ours:
+            sessions.__init__ = _theirs
+            _ours = _theirs = None
 
 
 def _with_library(init: Callable[..., None]) -> Callable[..., None]:
+    known = (type(None), onnxruntime_module().SessionOptions)
+
     @functools.wraps(init)
     def initialise(self: Any, path_or_bytes: Any, sess_options: Any = None, *args: Any, **kwargs: Any) -> None:
-        init(self, path_or_bytes, session_options(sess_options), *args, **kwargs)
+        if _depth and isinstance(sess_options, known):  # what is neither is for onnxruntime to refuse
+            sess_options = session_options(sess_options)
+        init(self, path_or_bytes, sess_options, *args, **kwargs)
 
     return initialise
 
 
-def run_with(command: Sequence[str]) -> int:
-    """Run a Python program in this process, inside `everywhere`; ``nsa-onnx with -- COMMAND...``.
+HOOK = Path(__file__).parent / "hook"
+"""The folder that makes every Python process `begin`, if it is on PYTHONPATH; see its one file."""
+
+
+def command_with(words: Sequence[str], environment: Mapping[str, str]) -> tuple[str, list[str], dict[str, str]]:
+    """What to start for ``nsa-onnx with -- WORDS``: the program, its words, its environment.
 
     Args:
-        command: ``[python] script.py ARGS``, ``[python] -m module ARGS``, ``python -c CODE ARGS``, or a console script.
-
-    Returns:
-        The program's exit status.
+        words: a program and its arguments. A program beside our own Python comes before those on the PATH, and a file
+            that ends in .py and cannot be executed is run by our Python.
+        environment: of this process.
 
     Raises:
-        ValueError: it is no Python program, which is all that this can reach.
+        ValueError: there is no word.
         FileNotFoundError: there is no such program.
     """
-    words = list(command)
-    if words and Path(words[0]).name.startswith("python"):
-        del words[0]
     if not words:
         raise ValueError("a program is missing: nsa-onnx with -- python tool.py model.onnx")
-    program = _program(words)
-    with everywhere(), _arguments_of(words):
-        try:
-            program()
-        except SystemExit as end:
-            if end.code is None or isinstance(end.code, int):
-                return end.code or 0
-            print(end.code, file=sys.stderr)  # the program's own words, as Python prints them
-            return 1
-        except Exception:
-            traceback.print_exc()  # the program's own error, as Python prints it
-            return 1
-    return 0
-
-
-def _program(words: list[str]) -> Callable[[], object]:
-    if words[0] == "-m" and len(words) > 1:
-        return lambda: runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    if words[0] == "-c" and len(words) > 1:
-        code = compile(words[1], "<string>", "exec")
-        return lambda: exec(code, {"__name__": "__main__"})
-    if words[0].startswith("-"):
-        raise ValueError(f"python {words[0]!r} is not understood: give a script, -m MODULE or -c CODE")
-    script = _script(words[0])
-    return lambda: runpy.run_path(script, run_name="__main__")
-
-
-@contextmanager
-def _arguments_of(words: list[str]) -> Iterator[None]:
-    """sys.argv and sys.path[0] as the program expects them."""
-    arguments, path = sys.argv[:], sys.path[:]
-    flagged = words[0] in ("-m", "-c")
-    sys.argv = ["-c" if words[0] == "-c" else words[0], *words[2:]] if flagged else words
-    sys.path.insert(0, "" if flagged else os.path.dirname(os.path.abspath(words[0])))
-    try:
-        yield
-    finally:
-        sys.argv, sys.path[:] = arguments, path
-
-
-def _script(name: str) -> str:
-    """The file of a script, or of a console script on the PATH."""
-    found = name if os.path.isfile(name) else shutil.which(name)
-    beside = os.path.join(os.path.dirname(sys.executable), name)
-    if found is None and os.path.isfile(beside):
-        found = beside
+    folders = [str(HOOK), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    hooked = {**environment, "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders))}
+    beside = os.path.dirname(sys.executable)
+    found = shutil.which(words[0], path=os.pathsep.join([beside, environment.get("PATH", os.defpath)]))
+    if found is None and words[0].endswith(".py") and os.path.isfile(words[0]):
+        return sys.executable, [sys.executable, *words], hooked
     if found is None:
-        raise FileNotFoundError(2, "no such program", name)
-    with open(found, "rb") as file:
-        first = file.readline(200)
-    is_python = found.endswith((".py", ".pyz")) or (first.startswith(b"#!") and b"python" in first)
-    if not is_python and not first.startswith(b"#!/bin/sh"):  # what pip writes for long paths
-        raise ValueError(f"{name} is no Python program: only the sessions of this Python process get the library")
-    return found
+        raise FileNotFoundError(2, "no such program", words[0])
+    return found, [found, *words[1:]], hooked  # Python finds its environment by the first word
 
 
 def reference_ops() -> list[type]:

@@ -20,25 +20,20 @@ from onnx.shape_inference import infer_shapes
 from . import __version__, spec
 from .checker import TARGETS, UnreadableModelError, check
 from .checker import command as check_command
-from .checker.model import (
-    MAX_FUNCTION_CALLS,
-    MAX_INFERRED_DIMS,
-    embedded,
-    function_calls,
-    inferred_dims,
-    load,
-    propagates_safely,
-    without_weights,
-)
 from .console import PROGRAM, Parser, clean, finish, say, show, tell
 from .eager import nsa_compress
 from .explain import MAX_DRAWN_LENGTH
 from .explain import explain as explain_page
 from .functions import expand
 from .fuse import command as fuse_command
+from .graph.bounds import MAX_FUNCTION_CALLS, MAX_INFERRED_DIMS, function_calls, inferred_dims, propagates_safely
+from .graph.external import embedded
+from .graph.inference import without_weights
+from .graph.reading import load
 from .graph.writing import NotWritableError, replace_file, require_no_weights, write_model
 from .runtime.everywhere import command_with
 from .runtime.session import compress_model, create_session, doctor
+from .schema import OUTPUT_RANKS
 from .targets.atc import AtcError, prepare_atc
 
 OK, FOUND, UNUSABLE = 0, 1, 2
@@ -147,7 +142,7 @@ def _infer_shapes(arguments: argparse.Namespace) -> int:
     model = _load(arguments)
     if function_calls(model) > MAX_FUNCTION_CALLS:
         raise _CommandError(f"{arguments.model}: functions call one another more than {MAX_FUNCTION_CALLS} times")
-    if inferred_dims(model) > MAX_INFERRED_DIMS:
+    if inferred_dims(model, OUTPUT_RANKS) > MAX_INFERRED_DIMS:
         raise _CommandError(f"{arguments.model}: shapes may have more than {MAX_INFERRED_DIMS} dims in all")
     folder = Path(arguments.model).parent
     for tensor in model.graph.initializer:
@@ -156,7 +151,7 @@ def _infer_shapes(arguments: argparse.Namespace) -> int:
         light = infer_shapes(without_weights(model, folder)).graph
         types = {value.name: value.type for value in (*light.value_info, *light.output)}
         # Strict: what onnx would leave out without a word is an error here.
-        result = infer_shapes(model, strict_mode=True, data_prop=propagates_safely(model, types))
+        result = infer_shapes(model, strict_mode=True, data_prop=propagates_safely(model, OUTPUT_RANKS, types))
     except Exception as error:  # onnx raises classes of its own, and others for broken models
         raise _CommandError(f"{arguments.model}: {error}") from error
     write_model(result, Path(arguments.model), Path(arguments.output))

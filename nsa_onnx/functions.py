@@ -9,14 +9,15 @@ a `Gather` on a tensor of one element fail, in a node named after the argument. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import onnx.parser
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from . import spec
+from .graph.walk import standard_opset, subgraphs
 from .schema import INPUT_NAMES, SCHEMAS
 
 # ScatterElements adds from version 16 on; everything else in the bodies is older.
@@ -305,20 +306,6 @@ def expand(model: ModelProto) -> ModelProto:
     return result
 
 
-_STANDARD = ("", "ai.onnx")
-"""Both names of the standard operators' domain."""
-
-
-def standard_opset(imports: Iterable[OperatorSetIdProto]) -> int | None:
-    """The imported version of the standard operators."""
-    return next((entry.version for entry in imports if entry.domain in _STANDARD), None)
-
-
-def is_standard(node: NodeProto) -> bool:
-    """Whether the node's operator is of the standard domain."""
-    return node.domain in _STANDARD
-
-
 @dataclass(frozen=True)
 class _Scope:
     """The nodes of a graph, a subgraph or a function, and the imports that hold for them."""
@@ -348,45 +335,6 @@ def _with_subgraphs(top: _Scope) -> Iterator[_Scope]:
 
 def _value_names(graph: GraphProto) -> tuple[str, ...]:
     return tuple(value.name for value in (*graph.input, *graph.initializer))
-
-
-def subgraphs(node: NodeProto) -> list[GraphProto]:
-    """The graphs that a node holds as attributes, one level deep."""
-    found: list[GraphProto] = []
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            found.append(attribute.g)
-        found.extend(attribute.graphs)
-    return found
-
-
-def nodes_below(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """The nodes and those of their subgraphs, however deep. A node comes before what is in it."""
-    pending = [iter(nodes)]
-    while pending:
-        node = next(pending[-1], None)
-        if node is None:
-            pending.pop()
-            continue
-        yield node
-        pending.extend(iter(graph.node) for graph in subgraphs(node))
-
-
-def constant_tensor(node: NodeProto) -> TensorProto | None:
-    """The value of a Constant, if it is a tensor or integers; None for any other node."""
-    if node.op_type != "Constant" or not is_standard(node) or len(node.output) != 1:
-        return None
-    for attribute in node.attribute:
-        if attribute.ref_attr_name:
-            return None
-        if attribute.name == "value" and attribute.HasField("t"):
-            tensor: TensorProto = attribute.t
-            return tensor
-        if attribute.name in ("value_ints", "value_int"):
-            scalar = attribute.name == "value_int"
-            values = [attribute.i] if scalar else attribute.ints
-            return TensorProto(data_type=TensorProto.INT64, dims=[] if scalar else [len(values)], int64_data=values)
-    return None
 
 
 def _require_sound(scope: _Scope) -> None:

@@ -17,7 +17,8 @@ from onnx.shape_inference import InferenceError, infer_shapes
 
 import nsa_onnx
 from nsa_onnx import schema, spec
-from nsa_onnx.schema import integer_values, register
+from nsa_onnx.graph.tensors import integer_values
+from nsa_onnx.schema import register
 
 REJECTED = (InferenceError, onnx.checker.ValidationError)
 

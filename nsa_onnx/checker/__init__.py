@@ -13,8 +13,9 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from ..graph.reading import UnreadableModelError, load
 from . import rules
-from .model import Model, UnreadableModelError, load, read
+from .model import Model, read
 from .report import Finding, NodeRun, Report, Severity
 from .rules import RULES, TARGETS, Rule
 from .run import RunUnavailableError, run_nodes

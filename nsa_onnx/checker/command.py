@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..console import progress, show, tell, wants_color
+from ..graph.reading import UnreadableModelError, load
 from ..graph.writing import NotWritableError, replace_file, require_no_weights
 from . import RULES, TARGETS, check
 from .documentation import explain, list_rules
 from .formats import FORMATS, Context, Outcome, Unreadable
-from .model import UnreadableModelError, load
 from .report import Report, Severity
 from .run import RunUnavailableError, require_onnxruntime
 

@@ -13,9 +13,11 @@ from onnx import NodeProto, TypeProto
 
 from .. import spec
 from ..checker import Finding, Report
-from ..checker.model import Model, NsaNode, Scope, node_name, text
-from ..functions import nodes_below, subgraphs
-from ..schema import INPUT_NAMES, SCHEMAS, Integers, Unknown, tensor_facts
+from ..checker.model import Model, NsaNode
+from ..graph.scopes import Scope
+from ..graph.tensors import Integers, Unknown, tensor_facts
+from ..graph.walk import node_name, nodes_below, subgraphs, text
+from ..schema import INPUT_NAMES, SCHEMAS
 from .markup import brief
 
 # Beyond this, attributes and lengths are too absurd to draw. Sums of as many as fit a file stay within 64 bits.

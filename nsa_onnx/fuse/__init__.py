@@ -14,7 +14,8 @@ from pathlib import Path
 from onnx import ModelProto
 
 from .. import spec
-from ..checker.model import load, read
+from ..checker.model import read
+from ..graph.reading import load
 from ..recognise import search
 from ..recognise.search import Candidate, candidate
 from .rewrite import Replacement, replace_all

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper
 from onnx.external_data_helper import load_external_data_for_model
 
-from ..functions import standard_opset
+from ..graph.walk import standard_opset
 from ..recognise.positions import Dynamic
 from ..recognise.precision import BFLOAT16, HALF, numpy_type
 from ..recognise.results import Root

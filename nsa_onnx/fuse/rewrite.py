@@ -14,7 +14,7 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from .. import spec
-from ..functions import standard_opset, subgraphs
+from ..graph.walk import standard_opset, subgraphs
 from ..recognise.graph import Graph, captured, rebuilt, weight_values
 from ..recognise.pattern import Found
 from ..recognise.positions import Dim, Dynamic, Integers

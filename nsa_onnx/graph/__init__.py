@@ -1,1 +1,4 @@
-"""ONNX models as data: reading, walking, constants, bounded inference, writing. Knows no rule and no target."""
+"""ONNX models as data: reading, walking, scopes, constants, bounded inference, writing.
+
+Knows no rule, no target and no operator of ours: who has one passes it in.
+"""

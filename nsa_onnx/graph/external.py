@@ -6,10 +6,12 @@ from pathlib import Path
 
 from onnx import TensorProto
 
-from ..schema import elements
+from .tensors import elements
 
 # Index constants beyond this are taken as unknown, not read: no batch has so many sequences.
 MAX_CONSTANT_BYTES = 64 * 2**20
+# Initializers up to here may matter to shape inference; larger ones are weights, which it need not see.
+SMALL_BYTES = 64 * 2**10
 _ITEM_BYTES: dict[int, int] = {TensorProto.INT64: 8, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
 
 
@@ -47,3 +49,19 @@ def external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
     if len(data) != length:
         raise ValueError(f"external data {location!r} has {len(data)} bytes at {offset}, {length} are needed")
     return data
+
+
+def embedded(tensor: TensorProto, folder: Path | None) -> TensorProto:
+    """The tensor, with its data inside if that is a few integers in the model's folder: lengths, a table."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return tensor
+    small = all(dim >= 0 for dim in tensor.dims) and 8 * elements(tensor.dims) <= SMALL_BYTES
+    if not small or tensor.data_type not in (TensorProto.INT64, TensorProto.INT32):
+        return tensor
+    try:
+        data = external_bytes(tensor, folder)
+    except ValueError:  # told by a rule
+        data = None
+    if data is None:
+        return tensor
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data)

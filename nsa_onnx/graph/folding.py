@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper
 
-from ..functions import is_standard
-from ..schema import elements
-
-if TYPE_CHECKING:
-    from ..checker.model import Scope
+from .scopes import Scope
+from .tensors import elements
+from .walk import is_standard
 
 Array = npt.NDArray[Any]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onnx import ModelProto, TensorProto
 
-from ..functions import subgraphs
+from .walk import subgraphs
 
 
 class NotWritableError(ValueError):

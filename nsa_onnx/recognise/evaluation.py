@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..functions import is_standard
+from ..graph.walk import is_standard
 from .call import Call, Numbers, Value
 from .graph import Graph
 from .loops import WINDOW_LOOP

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
-from ..functions import constant_tensor, is_standard, subgraphs
 from ..graph.external import external_bytes
-from ..schema import elements, integer_values
+from ..graph.tensors import elements, integer_values
+from ..graph.walk import constant_tensor, is_standard, subgraphs
 from .call import Scalar
 from .loops import window_loop
 from .positions import MAX_ELEMENTS, Dim, Dynamic, Integers

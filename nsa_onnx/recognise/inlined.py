@@ -16,7 +16,8 @@ import numpy.typing as npt
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from ..functions import DEFAULT_OPSET, body, is_standard
+from ..functions import DEFAULT_OPSET, body
+from ..graph.walk import is_standard
 from ..schema import SCHEMAS
 from .graph import Graph, loaded
 from .loops import WINDOW_LOOP, window_loop

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from onnx import AttributeProto, TensorProto
 
-from ..schema import integer_values
+from ..graph.tensors import integer_values
 from .call import Call, Numbers, Scalar, Value
 from .positions import Dim, Dynamic, Integers, Positions, RefusalError, Steps, bounded, positions, separated, stretched
 from .terms import INDEX, MAX_RANK, Terms, insert_axes

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
-from ..functions import is_standard, subgraphs
+from ..graph.walk import is_standard, subgraphs
 
 WINDOW_LOOP = "WindowLoop"
 """Not an operator: stands for a Loop that adds ``values[tokens[j]] * weights[j]`` up, in float32.

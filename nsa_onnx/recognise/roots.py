@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from ..functions import is_standard
+from ..graph.walk import is_standard
 from .graph import Graph
 from .loops import WINDOW_LOOP
 from .operators import MOVEMENTS, PRODUCTS, SCALES, SUMS

@@ -9,7 +9,7 @@ from pathlib import Path
 from onnx import ModelProto, TypeProto
 
 from .. import spec
-from ..functions import standard_opset
+from ..graph.walk import standard_opset
 from .graph import graphs
 from .pattern import Found, search
 from .positions import Budget, ExhaustedError

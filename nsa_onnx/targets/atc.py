@@ -18,10 +18,14 @@ import onnx.inliner
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from .. import spec
-from ..checker.model import MAX_FUNCTION_CALLS, NsaNode, UnreadableModelError, function_calls, load, read
+from ..checker.model import NsaNode, read
 from ..checker.rules.targets import batch, vendor_violations
-from ..functions import DEFAULT_OPSET, standard_opset, subgraphs
-from ..schema import INPUT_NAMES, SCHEMAS, elements
+from ..functions import DEFAULT_OPSET
+from ..graph.bounds import MAX_FUNCTION_CALLS, function_calls
+from ..graph.reading import UnreadableModelError, load
+from ..graph.tensors import elements
+from ..graph.walk import standard_opset, subgraphs
+from ..schema import INPUT_NAMES, SCHEMAS
 
 # The name of the standard operators' domain that the parser looks up; elsewhere it is the same as "".
 STANDARD = "ai.onnx"

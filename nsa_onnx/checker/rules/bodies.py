@@ -8,7 +8,8 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
 
 from ... import spec
-from ...functions import MIN_OPSET, body, is_standard, standard_opset
+from ...functions import MIN_OPSET, body
+from ...graph.walk import is_standard, standard_opset
 from ...schema import SCHEMAS
 from ..model import Model
 from ..report import Finding, Severity

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from onnx import NodeProto
 
 from ... import spec
-from ...functions import is_standard
+from ...graph.scopes import Scope
+from ...graph.walk import is_standard, node_name, text
 from ...schema import INPUT_NAMES
-from ..model import Model, NsaNode, Scope, node_name, text
+from ..model import Model, NsaNode
 from ..report import Finding, Severity
 from .examples import infer, infer_node
 from .registry import INFER, connected, finding, of_type, rule

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ... import spec
-from ..model import Model, NsaNode, text
+from ...graph.walk import text
+from ..model import Model, NsaNode
 from ..report import Finding, Severity
 
 Check = Callable[[Model], Iterator[Finding]]

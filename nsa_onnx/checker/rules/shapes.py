@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from onnx import TypeProto
 
-from ...schema import SCHEMAS, dtype_name, output_type
-from ..model import Model, NsaNode, merged_type
+from ...graph.scopes import merged_type
+from ...graph.tensors import dtype_name
+from ...schema import SCHEMAS, output_type
+from ..model import Model, NsaNode
 from ..report import Finding, Severity
 from .contract import _import
 from .examples import compress

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from onnx import NodeProto
 
 from ... import spec
-from ...functions import is_standard, subgraphs
-from ...schema import tensor_facts
-from ..model import Model, NsaNode, Scope, node_name, text
+from ...graph.scopes import Scope
+from ...graph.tensors import tensor_facts
+from ...graph.walk import is_standard, node_name, subgraphs, text
+from ..model import Model, NsaNode
 from ..report import Finding, Severity
 from .examples import compress, infer, model
 from .registry import COMPRESS, RULE_OF_ROW, connected, finding, note, of_type, rule, sound

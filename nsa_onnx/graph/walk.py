@@ -1,0 +1,68 @@
+"""Nodes and names of a model: the graphs within nodes, the standard operators, constants, text that is no text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from onnx import GraphProto, NodeProto, OperatorSetIdProto, TensorProto
+
+_STANDARD = ("", "ai.onnx")
+"""Both names of the standard operators' domain."""
+
+
+def standard_opset(imports: Iterable[OperatorSetIdProto]) -> int | None:
+    """The imported version of the standard operators."""
+    return next((entry.version for entry in imports if entry.domain in _STANDARD), None)
+
+
+def is_standard(node: NodeProto) -> bool:
+    """Whether the node's operator is of the standard domain."""
+    return node.domain in _STANDARD
+
+
+def subgraphs(node: NodeProto) -> list[GraphProto]:
+    """The graphs that a node holds as attributes, one level deep."""
+    found: list[GraphProto] = []
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            found.append(attribute.g)
+        found.extend(attribute.graphs)
+    return found
+
+
+def nodes_below(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """The nodes and those of their subgraphs, however deep. A node comes before what is in it."""
+    pending = [iter(nodes)]
+    while pending:
+        node = next(pending[-1], None)
+        if node is None:
+            pending.pop()
+            continue
+        yield node
+        pending.extend(iter(graph.node) for graph in subgraphs(node))
+
+
+def constant_tensor(node: NodeProto) -> TensorProto | None:
+    """The value of a Constant, if it is a tensor or integers; None for any other node."""
+    if node.op_type != "Constant" or not is_standard(node) or len(node.output) != 1:
+        return None
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            return None
+        if attribute.name == "value" and attribute.HasField("t"):
+            tensor: TensorProto = attribute.t
+            return tensor
+        if attribute.name in ("value_ints", "value_int"):
+            scalar = attribute.name == "value_int"
+            values = [attribute.i] if scalar else attribute.ints
+            return TensorProto(data_type=TensorProto.INT64, dims=[] if scalar else [len(values)], int64_data=values)
+    return None
+
+
+def text(value: str | bytes) -> str:
+    """A name from a model. Protobuf gives one that is not UTF-8 as bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def node_name(node: NodeProto, index: int) -> str:
+    return text(node.name) or f"#{index}"

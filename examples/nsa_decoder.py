@@ -24,8 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-import onnx
-import onnxruntime
 import torch
 from nsa_model import Config, Decode, Decoder, Prefill
 from torch import Tensor
@@ -171,27 +169,12 @@ class BoundSession:
         """Tensors that `run` reads and writes, until the next bind."""
         self.tensors = [*inputs.values(), *outputs.values()]  # onnxruntime does not keep them alive
         for name, tensor in inputs.items():
-            self.binding.bind_ortvalue_input(name, ort_value(tensor))
+            self.binding.bind_ortvalue_input(name, nsa_onnx.to_ortvalue(tensor))
         for name, tensor in outputs.items():
-            self.binding.bind_ortvalue_output(name, ort_value(tensor))
+            self.binding.bind_ortvalue_output(name, nsa_onnx.to_ortvalue(tensor))
 
     def run(self) -> None:
         self.session.run_with_iobinding(self.binding)
-
-
-ONNX_TYPES = {
-    torch.float32: onnx.TensorProto.FLOAT,
-    torch.float16: onnx.TensorProto.FLOAT16,
-    torch.bfloat16: onnx.TensorProto.BFLOAT16,
-    torch.int64: onnx.TensorProto.INT64,
-    torch.int32: onnx.TensorProto.INT32,
-}
-
-
-def ort_value(tensor: Tensor) -> onnxruntime.OrtValue:
-    """An OrtValue on the tensor's memory. NumPy has no bfloat16: its bits travel as uint16."""
-    raw = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(raw.numpy(), ONNX_TYPES[tensor.dtype])
 
 
 @dataclass

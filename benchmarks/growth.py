@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nsa_onnx.operators.nsa_compress import call
 from nsa_onnx.runtime import native
 
 from . import limits, memory
@@ -67,7 +68,7 @@ class _Memory:
 def _compress(point: Point, x: Any, w: Any, ends: Any, y: Any, threads: int) -> float:
     buffers = [native.Buffer(array.ctypes.data, array.shape) for array in (x, w, y)]
     begin = time.perf_counter()
-    native.compress(point.dtype, *buffers[:2], point.block, point.stride, ends, buffers[2], threads)
+    call.kernel(point.dtype, *buffers[:2], point.block, point.stride, ends, buffers[2], threads)
     return time.perf_counter() - begin
 
 

@@ -21,7 +21,11 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from nsa_onnx import eager, spec
+from nsa_onnx import spec
+from nsa_onnx.operators import arrays
+from nsa_onnx.operators.nsa_compress import call as prefill_call
+from nsa_onnx.operators.nsa_compress_infer import call as decode_call
+from nsa_onnx.operators.windows import window_count
 from nsa_onnx.runtime import native
 
 Lengths = Sequence[int] | Tensor
@@ -143,7 +147,7 @@ def compress_cpu(
     rows = sum(run.rows for run in spec.compress_plan(ends, compress_block_size, compress_stride))
     output = input.new_empty((rows, *input.shape[1:]))
     x, w = _dense(input), _dense(weight)
-    native.compress(
+    prefill_call.kernel(
         _dtype(input),
         _buffer(x),
         _buffer(w),
@@ -172,13 +176,13 @@ def infer_cpu_(
     """NsaCompressInfer on CPU tensors, in place: only the written slots of cache are touched."""
     sizes = compress_block_size, compress_stride, page_block_size
     _check_infer(input, weight, slot_mapping, *sizes, block_table, actual_seq_len, cache)
-    eager.refuse_overlap(cache.shape, cache.stride())
+    decode_call.refuse_overlap(cache.shape, cache.stride())
     lengths = _host_lengths(actual_seq_len)
     x, w, slots, dense = map(_dense, (input, weight, slot_mapping, cache))
     table = None if block_table is None else _dense(block_table)
     if dense is not cache:  # slots and lengths are looked at twice, so they must not change in between
         slots, lengths = slots.clone(), lengths.copy()
-    native.compress_infer(
+    decode_call.kernel(
         _dtype(input),
         _buffer(x),
         _buffer(w),
@@ -190,7 +194,7 @@ def infer_cpu_(
         torch.get_num_threads(),
     )
     if dense is not cache:
-        written = eager.written_slots(slots.numpy(), lengths, compress_block_size, compress_stride).tolist()
+        written = decode_call.written_slots(slots.numpy(), lengths, compress_block_size, compress_stride).tolist()
         cache[written] = dense[written]
     return cache
 
@@ -222,11 +226,11 @@ def infer_cpu(
 
 
 def compressed_length(actual_seq_len: Sequence[int], compress_block_size: int, compress_stride: int) -> int:
-    """T' for ints and SymInts alike: sum of ``max(L - block + stride, 0) // stride``, segment by segment."""
+    """T' for ints and SymInts alike."""
     rows: int = 0
     start: int = 0
     for end in actual_seq_len:
-        rows = rows + torch.sym_max(end - start - compress_block_size + compress_stride, 0) // compress_stride
+        rows = rows + window_count(end - start, compress_block_size, compress_stride, torch.sym_max)
         start = end
     return rows
 
@@ -684,7 +688,7 @@ def nsa_compress(
     kinds = () if isinstance(actual_seq_len, Tensor) else actual_seq_len
     spec.raise_first(
         spec.compress_type_violations(
-            eager._described(input), eager._described(weight), compress_block_size, compress_stride, kinds
+            arrays.described(input), arrays.described(weight), compress_block_size, compress_stride, kinds
         )
     )
     lengths, overload = _lengths(actual_seq_len)
@@ -721,7 +725,7 @@ def nsa_compress_infer(
     actual_seq_len = _traced_lengths(actual_seq_len)
     kinds = () if isinstance(actual_seq_len, Tensor) else actual_seq_len
     sizes = compress_block_size, compress_stride, page_block_size
-    x, w, slots, table, out = map(eager._described, (input, weight, slot_mapping, block_table, cache))
+    x, w, slots, table, out = map(arrays.described, (input, weight, slot_mapping, block_table, cache))
     spec.raise_first(spec.infer_type_violations(x, w, slots, *sizes, table, kinds, out))
     lengths, overload = _lengths(actual_seq_len)
     op = _op("nsa_compress_infer_", overload)
@@ -742,4 +746,5 @@ def nsa_compress_infer(
     )
 
 
-eager.set_torch_ops(compress=nsa_compress, infer=nsa_compress_infer)
+arrays.set_torch_op(spec.COMPRESS_OP, nsa_compress)
+arrays.set_torch_op(spec.INFER_OP, nsa_compress_infer)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .checker import Report as Report
     from .checker import check as check
-    from .eager import nsa_compress as nsa_compress
-    from .eager import nsa_compress_infer as nsa_compress_infer
+    from .operators.nsa_compress.call import nsa_compress as nsa_compress
+    from .operators.nsa_compress.contract import compressed_length as compressed_length
+    from .operators.nsa_compress_infer.call import nsa_compress_infer as nsa_compress_infer
     from .runtime.everywhere import everywhere as everywhere
     from .runtime.everywhere import reference_ops as reference_ops
     from .runtime.session import create_session as create_session
@@ -28,20 +29,19 @@ if TYPE_CHECKING:
     from .runtime.values import from_ortvalue as from_ortvalue
     from .runtime.values import to_ortvalue as to_ortvalue
     from .schema import register as register
-    from .spec import compressed_length as compressed_length
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "Report": "checker",
     "check": "checker",
-    "compressed_length": "spec",
+    "compressed_length": "operators.nsa_compress.contract",
     "create_session": "runtime.session",
     "everywhere": "runtime.everywhere",
     "from_ortvalue": "runtime.values",
     "get_library_path": "runtime.session",
-    "nsa_compress": "eager",
-    "nsa_compress_infer": "eager",
+    "nsa_compress": "operators.nsa_compress.call",
+    "nsa_compress_infer": "operators.nsa_compress_infer.call",
     "reference_ops": "runtime.everywhere",
     "register": "schema",
     "session_options": "runtime.session",

@@ -21,7 +21,6 @@ from . import __version__, spec
 from .checker import TARGETS, UnreadableModelError, check
 from .checker import command as check_command
 from .console import PROGRAM, Parser, clean, finish, say, show, tell
-from .eager import nsa_compress
 from .explain import MAX_DRAWN_LENGTH
 from .explain import explain as explain_page
 from .functions import expand
@@ -31,6 +30,7 @@ from .graph.external import embedded
 from .graph.inference import without_weights
 from .graph.reading import load
 from .graph.writing import NotWritableError, replace_file, require_no_weights, write_model
+from .operators.nsa_compress.call import nsa_compress
 from .runtime.everywhere import command_with
 from .runtime.session import compress_model, create_session, doctor
 from .schema import OUTPUT_RANKS

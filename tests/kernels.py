@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
 
+from nsa_onnx.operators.nsa_compress import call as prefill
+from nsa_onnx.operators.nsa_compress_infer import call as decode
 from nsa_onnx.runtime import native
 
 DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 LIBRARY = native._library()
+_ARRAY, _INT, _LENGTHS = ctypes.POINTER(native._Array), ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
+_END = (_INT, ctypes.c_char_p, _INT)
+LIBRARY.nsa_compress.argtypes = [ctypes.c_int, _ARRAY, _ARRAY, _INT, _INT, _LENGTHS, _INT, _ARRAY, *_END]
+LIBRARY.nsa_compress_infer.argtypes = [
+    *(ctypes.c_int, _ARRAY, _ARRAY, _ARRAY, _INT, _INT, _INT, _ARRAY, _LENGTHS, _INT, _ARRAY),
+    *_END,
+]
+LIBRARY.nsa_set_cpu_target.argtypes = [ctypes.c_char_p, ctypes.c_char_p, _INT]
 TARGETS = LIBRARY.nsa_cpu_targets().decode().split(",")
 
 
@@ -36,7 +47,7 @@ def compress(x, w, stride, seq, threads=1):
     segments = np.diff([0, *seq])
     rows = sum(max(0, 1 + (int(length) - block) // stride) for length in segments)
     out = np.full((rows, *x.shape[1:]), 7, x.dtype)
-    native.compress(x.dtype.name, buffer(x), buffer(w), block, stride, seq, buffer(out), threads)
+    prefill.kernel(x.dtype.name, buffer(x), buffer(w), block, stride, np.array(seq), buffer(out), threads)
     return out
 
 
@@ -46,9 +57,9 @@ def infer(x, w, slots, stride, table, lengths, cache, threads=1):
     slots = np.asarray(slots, np.int32)
     table = None if table is None else np.ascontiguousarray(table, dtype=np.int32)
     pages = None if table is None else buffer(table)
-    native.compress_infer(
+    decode.kernel(
         *(x.dtype.name, buffer(x), buffer(w), buffer(slots), len(w), stride, x.shape[1]),
-        *(pages, lengths, buffer(out), threads),
+        *(pages, np.array(lengths), buffer(out), threads),
     )
     return out
 

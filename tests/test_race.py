@@ -14,7 +14,9 @@ CALLS = """
 import sys, threading, time
 import numpy as np
 import onnxruntime
-from nsa_onnx.runtime import native, session
+from nsa_onnx.operators.nsa_compress import call as prefill
+from nsa_onnx.operators.nsa_compress_infer import call as decode
+from nsa_onnx.runtime import session
 from nsa_onnx.runtime.native import Buffer
 
 WHO, WHAT = sys.argv[1:]
@@ -40,9 +42,9 @@ def buffer(array):
 
 def direct():
     if WHAT == "prefix sums":
-        native.compress("float16", buffer(tokens), buffer(w), 32, 16, ends, buffer(out), 1)
+        prefill.kernel("float16", buffer(tokens), buffer(w), 32, 16, ends, buffer(out), 1)
     else:
-        native.compress_infer(
+        decode.kernel(
             "float16", buffer(x), buffer(w), buffer(slots), 32, 16, 64, buffer(table), lengths, buffer(cache), 1
         )
 
@@ -78,7 +80,7 @@ thread = threading.Thread(target=change)
 thread.start()
 accepted = refused = 0
 end = time.monotonic() + 2.5
-while time.monotonic() < end:
+while time.monotonic() < end or accepted + refused < 6:  # a busy machine takes longer
     try:
         call()
         accepted += 1
@@ -87,7 +89,6 @@ while time.monotonic() < end:
         refused += 1
 going = False
 thread.join()
-assert accepted + refused > 5
 print("survived")
 """
 

@@ -6,8 +6,9 @@ nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .contract import DTYPES, Array, Rows, Shape, Violation, Violations, is_int, kind, wrong_sequence
 from .hints import HINTS
@@ -116,14 +117,19 @@ def window_violations(rows: Rows, limits: WindowLimits, block: int, stride: int)
 # T' and the trigger
 
 
-def window_count(length: int, compress_block_size: int, compress_stride: int) -> int:
-    """Windows of one segment: ``max(0, 1 + floor((length - block) / stride))``."""
-    return max(0, 1 + (length - compress_block_size) // compress_stride)
+def window_count(
+    length: Any, compress_block_size: Any, compress_stride: Any, maximum: Callable[[Any, int], Any] = max
+) -> Any:
+    """Windows of one segment: ``max(0, 1 + floor((length - block) / stride))``.
+
+    With ``maximum=numpy.maximum``, of many segments at once; with torch.sym_max, for symbolic sizes.
+    """
+    return maximum(length - compress_block_size + compress_stride, 0) // compress_stride
 
 
-def triggers(length: int, compress_block_size: int, compress_stride: int) -> bool:
-    """Whether a sequence of ``length`` tokens completes a window in this decode step."""
-    return length >= compress_block_size and (length - compress_block_size) % compress_stride == 0
+def triggers(length: Any, compress_block_size: int, compress_stride: int) -> Any:
+    """Whether a sequence of ``length`` tokens completes a window in this decode step. Lengths may be an array."""
+    return (length >= compress_block_size) & ((length - compress_block_size) % compress_stride == 0)
 
 
 @dataclass(frozen=True)

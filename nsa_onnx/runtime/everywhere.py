@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import spec
-from ..eager import nsa_compress, nsa_compress_infer
+from ..operators.nsa_compress.call import nsa_compress
+from ..operators.nsa_compress_infer.call import nsa_compress_infer
 from ..schema import register
 from .session import onnxruntime_module, session_options
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import spec
-
 LIBRARY_NAME = "libnsa_onnx_ort.so"
 # Environment variable that forces an instruction set; the library reads it when its kernels are first asked for.
 TARGET_VARIABLE = "NSA_ONNX_CPU_TARGET"
 _ERROR_SIZE = 512
+_DTYPES = ("float16", "bfloat16")  # NSA_FLOAT16, NSA_BFLOAT16
 
 
 class Buffer(NamedTuple):
@@ -53,101 +51,45 @@ def library_path() -> Path:
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(library_path()))
-    array, text, integer = ctypes.POINTER(_Array), ctypes.c_char_p, ctypes.c_int64
-    lengths = ctypes.POINTER(ctypes.c_int64)
-    library.nsa_compress.argtypes = [
-        *(ctypes.c_int, array, array, integer, integer, lengths, integer, array, integer, text, integer)
-    ]
-    library.nsa_compress_infer.argtypes = [
-        *(ctypes.c_int, array, array, array, integer, integer, integer, array, lengths, integer, array),
-        *(integer, text, integer),
-    ]
-    library.nsa_set_cpu_target.argtypes = [text, text, integer]
     for name in ("nsa_cpu_target", "nsa_cpu_targets", "nsa_ascend_backends", "nsa_version"):
-        getattr(library, name).restype = text
+        getattr(library, name).restype = ctypes.c_char_p
     return library
 
 
-def _call(name: str, *arguments: object) -> None:
+Argument = Buffer | npt.NDArray[np.int64] | ctypes.c_int | int | None
+
+
+def call(name: str, *arguments: Argument) -> None:
+    """Call an operator's function; RuntimeError with its message where it refuses.
+
+    A Buffer becomes an ``NsaArray*``, None a null pointer, an int an ``int64_t``; an int64 array becomes two
+    arguments, its data and its size. The buffer for the message comes last.
+    """
     error = ctypes.create_string_buffer(_ERROR_SIZE)
-    if getattr(_library(), name)(*arguments, error, _ERROR_SIZE):
+    converted = [part for argument in arguments for part in _converted(argument)]
+    if getattr(_library(), name)(*converted, error, ctypes.c_int64(_ERROR_SIZE)):
         raise RuntimeError(error.value.decode(errors="replace"))
 
 
-def _array(buffer: Buffer) -> Any:
-    shape = (ctypes.c_int64 * len(buffer.shape))(*buffer.shape)
-    return ctypes.byref(_Array(buffer.address, shape, len(buffer.shape)))
+def _converted(argument: Argument) -> list[Any]:
+    if isinstance(argument, Buffer):
+        shape = (ctypes.c_int64 * len(argument.shape))(*argument.shape)
+        return [ctypes.byref(_Array(argument.address, shape, len(argument.shape)))]
+    if isinstance(argument, np.ndarray):
+        values = np.require(argument, np.int64, ("C", "ALIGNED"))
+        # The pointer keeps a copy alive until the call has returned.
+        return [values.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)), ctypes.c_int64(values.size)]
+    return [ctypes.c_int64(argument) if isinstance(argument, int) else argument]
 
 
-Lengths = Sequence[int] | npt.NDArray[np.int64]
-
-
-def _lengths(actual_seq_len: Lengths) -> tuple[Any, int]:
-    values = np.require(actual_seq_len, np.int64, ("C", "ALIGNED"))
-    return values.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)), values.size
+def dtype(name: str) -> ctypes.c_int:
+    """The element type as the library numbers it (c_api.h)."""
+    return ctypes.c_int(_DTYPES.index(name))
 
 
 def default_threads() -> int:
     """As many as the process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def compress(
-    dtype: str,
-    input: Buffer,
-    weight: Buffer,
-    compress_block_size: int,
-    compress_stride: int,
-    actual_seq_len: Lengths,
-    output: Buffer,
-    threads: int,
-) -> None:
-    """NsaCompress into ``output``, which must have T' rows. RuntimeError as `nsa_onnx.nsa_compress`."""
-    lengths, count = _lengths(actual_seq_len)
-    _call(
-        "nsa_compress",
-        spec.DTYPES.index(dtype),
-        _array(input),
-        _array(weight),
-        compress_block_size,
-        compress_stride,
-        lengths,
-        count,
-        _array(output),
-        threads,
-    )
-
-
-def compress_infer(
-    dtype: str,
-    input: Buffer,
-    weight: Buffer,
-    slot_mapping: Buffer,
-    compress_block_size: int,
-    compress_stride: int,
-    page_block_size: int,
-    block_table: Buffer | None,
-    actual_seq_len: Lengths,
-    cache: Buffer,
-    threads: int,
-) -> None:
-    """NsaCompressInfer on ``cache`` in place. RuntimeError as `nsa_onnx.nsa_compress_infer`."""
-    lengths, count = _lengths(actual_seq_len)
-    _call(
-        "nsa_compress_infer",
-        spec.DTYPES.index(dtype),
-        _array(input),
-        _array(weight),
-        _array(slot_mapping),
-        compress_block_size,
-        compress_stride,
-        page_block_size,
-        None if block_table is None else _array(block_table),
-        lengths,
-        count,
-        _array(cache),
-        threads,
-    )
 
 
 def cpu_target() -> str:

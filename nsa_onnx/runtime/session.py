@@ -18,7 +18,7 @@ import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper
 
 from .. import spec
-from ..eager import nsa_compress
+from ..operators.nsa_compress.call import nsa_compress
 from . import cann, native
 
 if TYPE_CHECKING:

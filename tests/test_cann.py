@@ -27,7 +27,7 @@ KERNELS = "libnsa_ascend_kernels.so"
 
 # With either backend.
 CASES = (
-    *("prefill", "prefill_sizes", "no_window_no_call"),
+    *("prefill", "prefill_sizes", "no_window_no_call", "nothing_to_compute_no_call"),
     *("decode", "decode_sizes", "large_batches", "launches_are_asynchronous"),
     *("concurrent_runs", "two_nodes_and_standard_ones", "nodes_in_a_row"),
     *("failing_allocations", "failing_tasks", "a_failed_run_does_not_fall_back"),

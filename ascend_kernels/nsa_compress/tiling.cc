@@ -180,7 +180,7 @@ std::vector<int64_t> TileCompress(const CompressShape& shape, const nsa::RowRun*
   const int64_t rows = run_count ? runs[run_count - 1].first_row + runs[run_count - 1].rows : 0;
   std::vector<int64_t> plan(kCompressHeader + 1, 0);
   plan[kPlanWords] = static_cast<int64_t>(plan.size());
-  if (rows == 0) return plan;
+  if (rows == 0 || shape.dim == 0) return plan;
 
   const CompressTiling tiling = ChooseCompressTiling(shape, rows, run_count, chip);
   const Cut cut = CutEvenly(runs, run_count, shape, rows, tiling.splits);

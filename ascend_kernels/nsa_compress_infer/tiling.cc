@@ -79,7 +79,7 @@ std::vector<int64_t> TileInfer(const InferShape& shape, const nsa::SlotWrite* wr
                 "the plan has room for every page run");
   std::vector<int64_t> plan(kInferHeader, 0);
   plan[kPlanWords] = static_cast<int64_t>(plan.size());
-  if (write_count == 0) return plan;
+  if (write_count == 0 || shape.dim == 0) return plan;
 
   const InferTiling tiling = ChooseInferTiling(shape, write_count, chip);
   const Bytes bytes = UnitBytes(shape, tiling);

@@ -1,8 +1,10 @@
 // The aclnn backend: CANN's own operators in their two-step form, within their limits.
 //
 // The limits are those that the vendor documents or checks, and two that only its sources tell
-// (ops-transformer, late 2025): both operators count elements in 32 bits, and decode has room for
-// 2048 compressing sequences including an end mark.
+// (ops-transformer): decode has room for 2048 compressing sequences including an end mark, and
+// elements are counted in 32 bits, everywhere in November 2025, in prefill's output offset per core
+// still in July 2026. A CANN does not say which it has, so the narrower one holds. Since then
+// decode also refuses empty inputs; the backend is never called with any (backend.h).
 #include <algorithm>
 #include <array>
 #include <memory>

@@ -23,7 +23,7 @@ class Launch {
   virtual void* Upload(const void* data, size_t bytes) = 0;
 };
 
-// NsaCompress, checked and planned: at least one output row. Device pointers.
+// NsaCompress, checked and planned: at least one output element. Device pointers.
 struct CompressRun {
   cpu::DType dtype;
   const void* input;   // [tokens, heads, dim]
@@ -40,7 +40,7 @@ struct CompressRun {
   const std::vector<RowRun>* plan;
 };
 
-// NsaCompressInfer, in place, checked and planned: at least one write. Device pointers.
+// NsaCompressInfer, in place, checked and planned: at least one write, D not 0. Device pointers.
 struct InferRun {
   cpu::DType dtype;
   const void* input;   // [block_num, page, heads, dim]

@@ -111,7 +111,7 @@ void CompressKernel::Compute(OrtKernelContext* context) const {
   const ort::CompressInputs inputs(context, node_, /*hands_on_lengths=*/true);
   const std::array<int64_t, 3> dims = inputs.output_dims();
   void* output = ort::Output(context, {dims.data(), 3});
-  if (dims[0] == 0) return;
+  if (dims[0] == 0 || dims[2] == 0) return;  // D may be 0
   const CompressRun run{dtype_,
                         inputs.input.data,
                         inputs.weight.data,

@@ -191,6 +191,24 @@ def no_window_no_call():
     assert simulator.calls(PREFILL_CALL) == 1
 
 
+def nothing_to_compute_no_call():
+    """D = 0 and steps that write nothing are legal, and empty arrays are what the vendor's operators refuse."""
+    rng, simulator = np.random.default_rng(2), Simulator()
+    empty = models.compress(x=("T", 4, 0), w=(32, 4), y=("R", 4, 0))
+    check_prefill(session(empty), prefill_feeds(rng, FLOAT16, [40, 100], dim=0))
+    made = session(decode_model(dim=0))
+    for lengths in LENGTHS:
+        check_decode(made, decode_feeds(rng, FLOAT16, lengths, dim=0))
+    made = session(decode_model())
+    feeds = decode_feeds(rng, FLOAT16, [31, 33])
+    check_decode(made, feeds)
+    feeds["x"] = feeds["x"][:0]  # no page at all, and no slot
+    check_decode(made, feeds | {"cache": feeds["cache"][:0]})
+    check_decode(made, feeds)
+    first = ("aclnnNsaCompressGetWorkspaceSize", "aclnnNsaCompressWithCacheGetWorkspaceSize")
+    assert not any(simulator.calls(name) for name in (PREFILL_CALL, DECODE_CALL, *first))
+
+
 # --------------------------------------------------------------------------------------------------
 # Decode
 

@@ -125,6 +125,7 @@ def export_prefill(decoder: Decoder, path: Path) -> None:
         dynamic_shapes=({0: torch.export.Dim("T")}, {0: torch.export.Dim("B")}),
         input_names=["tokens", "actual_seq_len"],
         output_names=["logits", *cache_names(decoder.config.layers, PREFILL_CACHES)],
+        verify=True,
     )
 
 
@@ -148,6 +149,7 @@ def export_decode(decoder: Decoder, path: Path) -> None:
         ),
         input_names=[*example.step, *caches],
         output_names=["logits", *(f"{name}.out" for name in caches)],
+        verify=True,
     )
 
 

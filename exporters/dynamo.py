@@ -24,6 +24,8 @@ from torch.fx import Node
 
 from nsa_onnx import schema, spec
 
+from .mistakes import LOST_UPDATE
+
 # Torch ops by what they mean. In-place infer ops never arrive: functionalization has replaced them.
 COMPRESS_OPS = ("nsa_onnx::nsa_compress", "nsa_onnx::nsa_compress.tensor", "npu::npu_nsa_compress")
 INFER_OPS = (
@@ -31,7 +33,6 @@ INFER_OPS = (
     "nsa_onnx::nsa_compress_infer.tensor",
     "npu::npu_nsa_compress_infer.cache",
 )
-INPLACE_INFER_OPS = ("nsa_onnx::nsa_compress_infer_", "npu::npu_nsa_compress_infer")
 
 
 def _node(op_type: str) -> Callable[..., Any]:
@@ -162,12 +163,7 @@ def warn_of_lost_caches() -> None:
         return
     _warned.add(program)
     if lost := lost_caches(program):
-        warnings.warn(
-            f"nsa_compress_infer updates {', '.join(lost)}, which the model does not return: the update will not be in "
-            "the ONNX graph. Return the cache from forward(), or use nsa_onnx.exporters.export(), which adds updated "
-            "caches to the outputs",
-            stacklevel=2,
-        )
+        warnings.warn(LOST_UPDATE.format(", ".join(lost)), stacklevel=2)
 
 
 def _program_being_exported() -> ExportedProgram | None:
@@ -184,18 +180,27 @@ _RUN_DECOMPOSITIONS = inspect.unwrap(ExportedProgram.run_decompositions).__code_
 
 
 def lost_caches(program: ExportedProgram) -> list[str]:
-    """Arguments and buffers that infer ops of a not yet functionalized program update but no output returns."""
+    """Arguments, buffers and parameters that a not yet functionalized program updates and does not return."""
     (output,) = program.graph.find_nodes(op="output")
     returned = {_origin(node) for node in output.all_input_nodes}
-    updated = [_origin(node) for node in program.graph.nodes if _is_inplace_infer(node)]
+    updated = [_origin(written) for node in program.graph.nodes for written in _written(node)]
     lost = dict.fromkeys(node for node in updated if node.op == "placeholder" and node not in returned)
-    buffers = program.graph_signature.inputs_to_buffers
-    return [f"buffer {buffers[node.name]}" if node.name in buffers else f"argument {node.name}" for node in lost]
+    signature = program.graph_signature
+    names = {name: f"buffer {held}" for name, held in signature.inputs_to_buffers.items()}
+    names |= {name: f"parameter {held}" for name, held in signature.inputs_to_parameters.items()}
+    return [names.get(node.name, f"argument {node.name}") for node in lost]
 
 
-def _is_inplace_infer(node: Node) -> bool:
+def _written(node: Node) -> list[Node]:
+    """The arguments that an op updates in place, by its schema."""
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.name in INPLACE_INFER_OPS and schema.is_mutable
+    if schema is None or not schema.is_mutable:
+        return []
+    values = [
+        (a, node.args[i] if i < len(node.args) else node.kwargs.get(a.name)) for i, a in enumerate(schema.arguments)
+    ]
+    written = [value for a, value in values if a.alias_info is not None and a.alias_info.is_write]
+    return [value for value in written if isinstance(value, Node)]
 
 
 def _origin(node: Node) -> Node:

@@ -1,7 +1,7 @@
 """export(): torch.onnx.export, plus what it does not do.
 
-A cache that the model updates but does not return becomes a graph output instead of vanishing, the
-schemas are registered, and the file is checked before it takes its name.
+A cache that the model updates but does not return becomes a graph output instead of vanishing, the schemas are
+registered, and the file is checked and compared with the model before it takes its name.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import functools
 import inspect
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +22,19 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree as pytree
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
-from nsa_onnx import schema, spec
+from nsa_onnx import functions, schema, spec
 from nsa_onnx.checker import Report, Severity, check
 
 from . import dynamo as dynamo_exporter
 from . import torch_npu
+from .mistakes import told_plainly
+from .observe import Args, Attributes, Kwargs, Run, State, UnexportableError, apart, copies, leaf_names, leaves, observe
+from .publish import draft_of, name_weights, publish
+from .torchscript import untraced
+from .verify import Example, require_onnxruntime
+from .verify import verify as compare
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +47,14 @@ class ExportResult:
         path: the model file; weights in external data lie beside it.
         mutated: for each graph output that is an updated cache, the argument or buffer that it updates.
         report: the report of `nsa_onnx.check`; it holds no error.
+        lost_inputs: tensors among the example's arguments which the graph has no input for (legacy only: the dynamo
+            exporter keeps those that the model does not use).
     """
 
     path: Path
     mutated: Mapping[str, str]
     report: Report
-
-
-@dataclass(frozen=True)
-class _State:
-    """A tensor that the model updates.
-
-    Attributes:
-        name: of the argument, or the buffer's dotted name.
-        leaf: place among the leaves of (args, kwargs); None for a buffer.
-        output: place among the model's own outputs if it is returned; None if it is not.
-    """
-
-    name: str
-    leaf: int | None
-    output: int | None
-
-    def value(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.leaf is None:
-            return model.get_buffer(self.name)
-        return pytree.tree_leaves((args, kwargs))[self.leaf]
+    lost_inputs: tuple[str, ...] = ()
 
 
 def export(
@@ -83,6 +70,7 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     external_data: bool = False,
+    verify: bool | Sequence[tuple[Any, ...]] | None = None,
     **options: Any,
 ) -> ExportResult:
     """Export a model that calls the two operators, its updated caches included.
@@ -97,28 +85,43 @@ def export(
         portable: add the operators' bodies in standard ONNX: the file then runs without our library, too.
         output_names: names of the model's own outputs, then of the updated caches that it does not
             return; such a cache without a name is called ``<argument or buffer>_out``.
-        external_data: write the weights to ``<path>.data``; from 2 GB on that is always done.
+        external_data: write the weights to ``<path>.<hash of them>.data``; from 2 GB on that is always done.
+        verify: run the graph in onnxruntime on the example, and refuse it if an output or an updated cache differs
+            from the model's. Tuples of arguments, of other sizes say, are compared as well as the example. If None,
+            done with ``dynamo=False``, whose exporter loses writes without a word.
 
     Returns:
         Where the file is, which of its outputs are updated caches of what, and the checker's report.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: an argument of this function is wrong.
-        RuntimeError: the graph breaks the operators' contract. Or what torch.onnx.export raises.
+        TypeError, ValueError, FileNotFoundError: an argument of this function is wrong, or the model updates what no
+            graph can hand out.
+        RuntimeError: the graph breaks the operators' contract, or differs from the model; it is to be verified and
+            onnxruntime is missing. Or what torch.onnx.export raises. What the model itself raises names its line;
+            NSA_ONNX_DEBUG=1 in the environment shows torch's trace.
     """
     path = Path(path)
     _check_arguments(model, args, path, dynamo, dynamic_shapes)
+    others = _other_arguments(verify)
+    verified = bool(others) or (not dynamo if verify is None else bool(verify))
+    if verified:
+        require_onnxruntime()
     schema.register()
     options |= {"opset_version": opset_version, "input_names": input_names, "dynamic_shapes": dynamic_shapes}
-    call = _Call(model, args, _in_signature_order(model, dict(kwargs or {})), options, list(output_names or ()))
-    with _draft_of(path) as draft:
-        states = (call.write_dynamo if dynamo else call.write_legacy)(draft, external_data)
-        mutated = _finish(draft, states, call.output_names, portable)
+    call = _Call(
+        model, args, _in_signature_order(model, dict(kwargs or {})), options, list(output_names or ()), verified
+    )
+    with told_plainly(torch_npu.lengths_hint, call.diagnose), draft_of(path) as draft:
+        written = call.write_dynamo(draft, external_data) if dynamo else call.write_legacy(draft)
+        mutated = _finish(draft, written.states, call.output_names, portable, external_data)
         report = _check(draft, path)
-        _publish(draft, path)
+        lost = call.verify(draft, written, others)
+        publish(draft, path)
+    if lost:
+        warnings.warn(f"{path} has no input for {', '.join(lost)}: nothing in the graph depends on it", stacklevel=2)
     for name, source in mutated.items():
         logger.info("%s: output %r is %r after the update", path, name, source)
-    return ExportResult(path, mutated, report)
+    return ExportResult(path, mutated, report, lost)
 
 
 def _check_arguments(model: Any, args: Any, path: Path, dynamo: bool, dynamic_shapes: Any) -> None:
@@ -140,6 +143,14 @@ def _check_arguments(model: Any, args: Any, path: Path, dynamo: bool, dynamic_sh
         raise ValueError("dynamic_shapes is for dynamo=True; with dynamo=False pass dynamic_axes")
 
 
+def _other_arguments(verify: Any) -> tuple[Args, ...]:
+    if verify is None or isinstance(verify, bool):
+        return ()
+    if not isinstance(verify, (list, tuple)) or not all(isinstance(args, tuple) for args in verify):
+        raise TypeError(f"verify must be True, False or a list of tuples of arguments, got {verify!r:.80}")
+    return tuple(verify)
+
+
 def _in_signature_order(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Leaves are counted in this order, which is torch.export's."""
     if not kwargs or isinstance(model, torch.export.ExportedProgram):
@@ -153,17 +164,33 @@ def _in_signature_order(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class _Written:
+    """What one of the exporters has written.
+
+    Attributes:
+        states: what the model updates; those that it does not return are the last outputs, in this order.
+        inputs: for each input of the graph its leaf of (args, kwargs); with the legacy exporter also those it lost.
+        run: the model's run on the example, where there was one.
+    """
+
+    states: list[State]
+    inputs: dict[str, int]
+    run: Run | None = None
+
+
+@dataclass(frozen=True)
 class _Call:
     """One call of torch.onnx.export, repeated with the caches as outputs where there are any to add."""
 
     model: nn.Module | torch.export.ExportedProgram
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: Args
+    kwargs: Kwargs
     options: dict[str, Any]
     output_names: list[str]
+    verified: bool
 
-    def write_dynamo(self, draft: Path, external_data: bool) -> list[_State]:
-        """Write the graph; returns the model's states, those it does not return being the last outputs."""
+    def write_dynamo(self, draft: Path, external_data: bool) -> _Written:
+        """Write the graph through torch.export."""
         with dynamo_exporter.caches_looked_after():
             options = self.options | {"dynamo": True}
             program = self._torch_export(self.model, None, options)
@@ -171,121 +198,158 @@ class _Call:
             if any(state.output is None for state in states):
                 program = self._torch_export(self._returning(states), None, options)
         program.save(draft, external_data=external_data)
-        return states
+        specs = program.exported_program.graph_signature.input_specs
+        arguments = [spec.arg for spec in specs if spec.kind == InputKind.USER_INPUT]
+        given = [leaf for leaf, argument in enumerate(arguments) if not isinstance(argument, ConstantArgument)]
+        names = [str(value.name) for value in program.model.graph.inputs]
+        return _Written(states, dict(zip(names, given, strict=True)))
 
-    def write_legacy(self, draft: Path, external_data: bool) -> list[_State]:
-        """As `write_dynamo`, through the legacy exporter, which runs the model anyway: so may we."""
+    def write_legacy(self, draft: Path) -> _Written:
+        """Write the graph through the legacy exporter, which runs the model anyway: so may we."""
         assert isinstance(self.model, nn.Module)
-        states = _states_of_run(self.model, self.args, self.kwargs)
-        model = self._returning(states) if any(state.output is None for state in states) else self.model
-        leaves = enumerate(pytree.tree_leaves((self.args, self.kwargs)))
-        tensors = [index for index, leaf in leaves if isinstance(leaf, Tensor)]
-        names = [_leaf_name(self.model, self.args, self.kwargs, index) for index in tensors]
-        options = {"custom_opsets": {spec.DOMAIN: spec.OPSET_VERSION}, "input_names": names}
+        run = observe(self.model, self.args, self.kwargs, training=self._training)
+        given = [index for index, leaf in enumerate(leaves(self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+        all_names = leaf_names(self.model, self.args, self.kwargs)
+        chosen = list(self.options.get("input_names") or ())
+        names = chosen + [all_names[index] for index in given[len(chosen) :]]
+        options = {"custom_opsets": {spec.DOMAIN: spec.OPSET_VERSION}}
         options |= {name: value for name, value in self.options.items() if value is not None}
-        self._torch_export(model, draft, options | {"dynamo": False})
-        if external_data:
-            onnx.save(
-                onnx.load(draft), draft, save_as_external_data=True, location=f"{draft.name}.data", size_threshold=0
-            )
-        return states
+        args, kwargs = copies(self.args, self.kwargs)
+        self._torch_export(
+            _returning(self.model, [state for state in run.states if state.output is None], run.states),
+            draft,
+            options | {"dynamo": False, "input_names": names},
+            args,
+            kwargs,
+        )
+        return _Written(run.states, dict(zip(names, given, strict=False)), run)
 
-    def _torch_export(self, model: Any, path: Path | None, options: dict[str, Any]) -> Any:
-        options = {"verbose": False, "kwargs": self.kwargs or None, "output_names": self.output_names or None} | options
-        # torch takes a dict at the end of args for kwargs.
-        args = (*self.args, {}) if self.args and isinstance(self.args[-1], dict) and not self.kwargs else self.args
+    @property
+    def _training(self) -> bool | None:
+        """The mode that the legacy exporter puts the model into."""
+        mode = self.options.get("training") or torch.onnx.TrainingMode.EVAL
+        return None if mode == torch.onnx.TrainingMode.PRESERVE else mode == torch.onnx.TrainingMode.TRAINING
+
+    def diagnose(self) -> Exception | None:
+        """What keeps the model from being exported, where torch does not say it: updates that no graph can have."""
         try:
-            return torch.onnx.export(model, args, path, **options)
-        except Exception as error:
-            if hint := torch_npu.lengths_hint(error):
-                raise RuntimeError(hint) from error
-            raise
+            if isinstance(self.model, nn.Module):
+                observe(self.model, self.args, self.kwargs, tied=False)
+        except UnexportableError as error:
+            return error
+        except Exception:  # torch's error says it better
+            return None
+        return None
 
-    def _returning(self, states: list[_State]) -> nn.Module:
+    def verify(self, draft: Path, written: _Written, others: Sequence[Args]) -> tuple[str, ...]:
+        """Compare the file with the model, if that is wanted; returns the inputs that the graph lacks."""
+        if not self.verified:
+            inputs = {value.name for value in onnx.load(draft, load_external_data=False).graph.input}
+            return tuple(name for name in written.inputs if name not in inputs)
+        legacy = written.run is not None
+        model, args, kwargs = self.model, self.args, self.kwargs
+        if isinstance(model, torch.export.ExportedProgram):
+            if not args and not kwargs and model.example_inputs is not None:
+                args, kwargs = model.example_inputs
+            model = model.module()
+        advice = _LEGACY_ADVICE if legacy else ""
+        example = Example(model, args, kwargs, written.inputs, self._training if legacy else None, advice)
+        return compare(draft, example, written.states, written.run or example.observe(), others)
+
+    def _torch_export(
+        self,
+        model: Any,
+        path: Path | None,
+        options: dict[str, Any],
+        args: Args | None = None,
+        kwargs: Kwargs | None = None,
+    ) -> Any:
+        if args is None or kwargs is None:
+            args, kwargs = apart(self.args, self.kwargs)
+        options = {"verbose": False, "kwargs": kwargs or None, "output_names": self.output_names or None} | options
+        # torch takes a dict at the end of args for kwargs.
+        args = (*args, {}) if args and isinstance(args[-1], dict) and not kwargs else args
+        return torch.onnx.export(model, args, path, **options)
+
+    def _returning(self, states: list[State]) -> nn.Module:
+        added = [state for state in states if state.output is None]
         if not isinstance(self.model, nn.Module):
-            names = ", ".join(state.name for state in states if state.output is None)
+            names = ", ".join(state.name for state in added)
             raise TypeError(f"model is an ExportedProgram that updates {names} without returning it: pass the module")
-        return _returning(self.model, [state for state in states if state.output is None])
+        return _returning(self.model, added)
 
 
-def _returning(model: nn.Module, states: list[_State]) -> nn.Module:
-    """A module that shares everything with ``model`` and returns the states, too.
+_LEGACY_ADVICE = (
+    "The legacy exporter loses writes into views (x.view(...)[i] = t, index_copy_ on a view) and freezes Python's "
+    "branches and numbers. Write into the whole tensor (x[page, offset] = t), or take dynamo=True; "
+)
+
+
+def _returning(model: nn.Module, added: list[State], undone: Sequence[State] | None = None) -> nn.Module:
+    """A module that shares everything with ``model`` and returns the states ``added``, too.
 
     A copy with another class, not a wrapper: parameters and buffers keep their names.
+
+    Args:
+        undone: states to reset at the end of each run, with all attributes: the legacy exporter really runs the model,
+            and takes the buffers' values afterwards.
     """
     twin = copy.copy(model)
     forward = cast(
         Callable[..., Any], twin.__dict__.pop("forward", None) or functools.partial(type(model).forward, twin)
     )
+    held = [state.value(model) for state in undone or () if state.leaf is None]
+    before = [tensor.detach().clone() for tensor in held]
+    attributes = None if undone is None else Attributes(model)
 
     @functools.wraps(type(model).forward)
     def returning(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        given = leaves(args, kwargs)
         output = forward(*args, **kwargs)
-        return output, [state.value(self, args, kwargs) for state in states]
+        values = [state.value(self, given) for state in added]
+        if attributes is not None:
+            with untraced(), torch.no_grad():
+                attributes.put_back()
+                for tensor, value in zip(held, before, strict=True):
+                    tensor.copy_(value)
+        return (output, values) if values else output
 
     twin.__class__ = type(type(model).__name__, (type(model),), {"forward": returning})
     return twin
 
 
-def _states_of_program(program: torch.export.ExportedProgram) -> list[_State]:
+def _states_of_program(program: torch.export.ExportedProgram) -> list[State]:
     """What functionalization has found the model to update."""
     signature = program.graph_signature
     inputs = [spec.arg.name for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
-    outputs = [spec.arg.name for spec in signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
+    returned = [spec.arg for spec in signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
+    outputs = [argument.name for argument in returned if not isinstance(argument, ConstantArgument)]
+    mutations = OutputKind.USER_INPUT_MUTATION, OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION
     states = []
     for output in signature.output_specs:
-        if output.kind in (OutputKind.USER_INPUT_MUTATION, OutputKind.BUFFER_MUTATION):
+        if output.kind in mutations:
             assert output.target is not None
             leaf = inputs.index(output.target) if output.kind == OutputKind.USER_INPUT_MUTATION else None
             place = outputs.index(output.arg.name) if output.arg.name in outputs else None
-            states.append(_State(output.target, leaf, place))
+            states.append(State(output.target, leaf, place))
     return states
-
-
-def _states_of_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_State]:
-    """What a run on copies of buffers and arguments is seen to update."""
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    leaves, structure = pytree.tree_flatten((args, kwargs))
-    leaves = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    copied_args, copied_kwargs = pytree.tree_unflatten(leaves, structure)
-    candidates: list[tuple[str, int | None, Any]] = [(name, None, buffer) for name, buffer in buffers.items()]
-    candidates += [(_leaf_name(model, args, kwargs, i), i, leaf) for i, leaf in enumerate(leaves)]
-    versions = [getattr(tensor, "_version", 0) for _, _, tensor in candidates]
-    with torch.no_grad():
-        outputs = pytree.tree_leaves(torch.func.functional_call(model, buffers, copied_args, copied_kwargs))
-    states = []
-    for (name, leaf, tensor), version in zip(candidates, versions, strict=True):
-        if isinstance(tensor, Tensor) and tensor._version != version:
-            place = next((i for i, output in enumerate(outputs) if output is tensor), None)
-            states.append(_State(name, leaf, place))
-    return states
-
-
-def _leaf_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> str:
-    """The parameter that leaf ``index`` belongs to, with its path where the argument is a structure."""
-    bound = inspect.signature(model.forward).bind(*args, **kwargs)
-    paths = [
-        parameter + pytree.keystr(path)
-        for parameter, value in bound.arguments.items()
-        for path, _ in pytree.tree_flatten_with_path(value)[0]
-    ]
-    return paths[index]
 
 
 # --------------------------------------------------------------------------------------------------
-# From draft to file
+# The draft
 
 
-@contextmanager
-def _draft_of(path: Path) -> Iterator[Path]:
-    """A file of the same name in a directory of its own, on the same file system."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as directory:
-        yield Path(directory) / path.name
-
-
-def _finish(draft: Path, states: list[_State], output_names: list[str], portable: bool) -> dict[str, str]:
-    """Name the added outputs, add the portable bodies; returns the updated state of each output."""
-    model = onnx_ir.load(draft)
+def _finish(
+    draft: Path, states: list[State], output_names: list[str], portable: bool, external_data: bool
+) -> dict[str, str]:
+    """Name the added outputs, add the portable bodies, put weights aside; returns the updated state of each output."""
+    try:
+        model = onnx_ir.load(draft)
+    except Exception as error:  # onnx_ir has several
+        raise RuntimeError(
+            "the exported graph is not valid ONNX, nothing is written. Is one of input_names and output_names the name "
+            f"of a weight, or there twice? {_innermost(error)}"
+        ) from error
     LiftConstantsToInitializersPass(size_limit=1)(model)  # the legacy exporter leaves lengths in Constant nodes
     outputs = model.graph.outputs
     added = [state for state in states if state.output is None]
@@ -294,13 +358,32 @@ def _finish(draft: Path, states: list[_State], output_names: list[str], portable
         if index >= len(output_names):
             outputs[index].name = _unused(f"{state.name}_out", model)
     places = {state.output: state for state in states if state.output is not None} | dict(enumerate(added, first))
-    proto = onnx_ir.to_proto(model)
-    if portable:
-        from nsa_onnx import functions
+    mutated = {str(outputs[place].name): state.name for place, state in sorted(places.items())}
+    _save(model, draft, portable, external_data)
+    return mutated
 
-        proto = functions.expand(proto)
-    onnx.save(proto, draft)
-    return {str(outputs[place].name): state.name for place, state in sorted(places.items())}
+
+def _innermost(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _innermost(error.__cause__)
+
+
+def _save(model: onnx_ir.Model, draft: Path, portable: bool, external_data: bool) -> None:
+    """Replace what torch has written: one file, and one of weights where they are wanted or were put aside."""
+    from_torch = [file for file in draft.parent.iterdir() if file != draft]
+    weights = draft.with_name("weights")
+    if external_data or from_torch:  # torch puts them aside beyond 2 GB
+        onnx_ir.save(model, draft, external_data=weights.name, size_threshold_bytes=_SMALL)
+        proto = onnx.load(draft, load_external_data=False)
+        for file in from_torch:
+            file.unlink()
+    else:
+        proto = onnx_ir.to_proto(model)
+    onnx.save(functions.expand(proto) if portable else proto, draft)
+    if weights.exists():
+        name_weights(draft, weights)
+
+
+_SMALL = 256  # bytes; lengths and the like stay in the model, where shape inference sees them
 
 
 def _unused(name: str, model: onnx_ir.Model) -> str:
@@ -321,11 +404,3 @@ def _check(draft: Path, path: Path) -> Report:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise RuntimeError(f"the exported graph is not valid ONNX, nothing is written: {error}") from error
     return report
-
-
-def _publish(draft: Path, path: Path) -> None:
-    """Move everything into place, the model last: whoever sees it sees its weights, too."""
-    for file in draft.parent.iterdir():
-        if file != draft:
-            os.replace(file, path.parent / file.name)
-    os.replace(draft, path)

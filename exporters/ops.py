@@ -28,6 +28,8 @@ from nsa_onnx.operators.nsa_compress_infer import call as decode_call
 from nsa_onnx.operators.windows import window_count
 from nsa_onnx.runtime import native
 
+from .mistakes import says_where
+
 Lengths = Sequence[int] | Tensor
 
 _LENGTHS_TYPE = {"": "SymInt[]", "tensor": "Tensor"}
@@ -136,6 +138,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 @_disable_dynamo
+@says_where
 def compress_cpu(
     input: Tensor, weight: Tensor, compress_block_size: int, compress_stride: int, *, actual_seq_len: Lengths
 ) -> Tensor:
@@ -161,6 +164,7 @@ def compress_cpu(
 
 
 @_disable_dynamo
+@says_where
 def infer_cpu_(
     input: Tensor,
     weight: Tensor,
@@ -200,6 +204,7 @@ def infer_cpu_(
 
 
 @_disable_dynamo
+@says_where
 def infer_cpu(
     input: Tensor,
     weight: Tensor,
@@ -235,6 +240,7 @@ def compressed_length(actual_seq_len: Sequence[int], compress_block_size: int, c
     return rows
 
 
+@says_where
 def compress_fake(
     input: Tensor, weight: Tensor, compress_block_size: int, compress_stride: int, *, actual_seq_len: Lengths
 ) -> Tensor:
@@ -256,6 +262,7 @@ def _fake_rows(tokens: int, block: int, stride: int, actual_seq_len: Lengths) ->
     return compressed_length(actual_seq_len, block, stride)
 
 
+@says_where
 def infer_fake(
     input: Tensor,
     weight: Tensor,

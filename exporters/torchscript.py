@@ -14,6 +14,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, cast
 
@@ -24,15 +25,10 @@ from torch.onnx import symbolic_helper, utils
 from nsa_onnx import spec
 
 from . import ops
+from .mistakes import LOST_UPDATE
 
 # Lowest opset that the legacy exporter writes; a symbolic serves all later ones.
 _OPSET = 9
-
-LOST_UPDATE = (
-    "nsa_compress_infer updates a cache which the model does not return: the update will not be in the ONNX graph. "
-    "Return the cache from forward(), or use nsa_onnx.exporters.export(), which adds updated caches to the outputs"
-)
-
 
 # --------------------------------------------------------------------------------------------------
 # Tracing
@@ -68,6 +64,17 @@ def install_tracer(library: torch.library.Library, name: str) -> None:
         return cache
 
     library.impl(name, trace, "Tracer")
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """What is done inside is done, and not recorded."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def _traced_value(tensor: Tensor) -> Any:
@@ -145,7 +152,7 @@ def _warn_of_lost_updates(graph: Any) -> None:
         kept = any(user.kind() in _RETURNS for user in users)
         updated_again = any(user.kind() == _INFER and _cache_operand(user) == updated for user in users)
         if _is_state(updated.node()) and not kept and not updated_again:
-            warnings.warn(LOST_UPDATE, stacklevel=2)
+            warnings.warn(LOST_UPDATE.format("a cache of nsa_compress_infer"), stacklevel=2)
 
 
 def _is_state(infer: Any) -> bool:

@@ -26,7 +26,7 @@ from .explain import explain as explain_page
 from .functions import expand
 from .fuse import command as fuse_command
 from .graph.bounds import MAX_FUNCTION_CALLS, MAX_INFERRED_DIMS, function_calls, inferred_dims, propagates_safely
-from .graph.external import embedded
+from .graph.external import SMALL_BYTES, inside
 from .graph.inference import without_weights
 from .graph.reading import load
 from .graph.writing import NotWritableError, replace_file, require_no_weights, write_model
@@ -145,15 +145,20 @@ def _infer_shapes(arguments: argparse.Namespace) -> int:
     if inferred_dims(model, OUTPUT_RANKS) > MAX_INFERRED_DIMS:
         raise _CommandError(f"{arguments.model}: shapes may have more than {MAX_INFERRED_DIMS} dims in all")
     folder = Path(arguments.model).parent
-    for tensor in model.graph.initializer:
-        tensor.CopyFrom(embedded(tensor, folder))  # inference reads no other file
+    in_one_file = ModelProto()
+    in_one_file.CopyFrom(model)
+    for tensor in in_one_file.graph.initializer:
+        tensor.CopyFrom(inside(tensor, folder, SMALL_BYTES))  # inference reads no other file
     try:
         light = infer_shapes(without_weights(model, folder)).graph
         types = {value.name: value.type for value in (*light.value_info, *light.output)}
         # Strict: what onnx would leave out without a word is an error here.
-        result = infer_shapes(model, strict_mode=True, data_prop=propagates_safely(model, OUTPUT_RANKS, types))
+        safely = propagates_safely(in_one_file, OUTPUT_RANKS, types)
+        result = infer_shapes(in_one_file, strict_mode=True, data_prop=safely)
     except Exception as error:  # onnx raises classes of its own, and others for broken models
         raise _CommandError(f"{arguments.model}: {error}") from error
+    for tensor, original in zip(result.graph.initializer, model.graph.initializer, strict=True):
+        tensor.CopyFrom(original)
     write_model(result, Path(arguments.model), Path(arguments.output))
     return OK
 

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto
 
 from .. import spec
-from ..graph.external import embedded, external_bytes
+from ..graph.external import SMALL_BYTES, external_bytes, inside
 from ..graph.folding import MAX_ELEMENTS, Array, Folder
 from ..graph.inference import computed, infer, with_constants, without_weights
 from ..graph.scopes import Scope, add_types
@@ -63,6 +63,7 @@ class Model:
         observed: (node's name, operator, what is wrong) of our nodes as onnx met them, in functions once per call.
         inference_error: why onnx could not infer; empty if it could.
         target: what the model is meant for.
+        folder: of its external data.
     """
 
     proto: ModelProto
@@ -72,6 +73,7 @@ class Model:
     observed: Sequence[tuple[str, str, spec.Violation]]
     inference_error: str
     target: str
+    folder: Path | None
 
 
 def read(proto: ModelProto, folder: Path | None, target: str = "cpu") -> Model:
@@ -93,7 +95,7 @@ def read(proto: ModelProto, folder: Path | None, target: str = "cpu") -> Model:
         for index, node in enumerate(scope.nodes):
             if node.domain == spec.DOMAIN:
                 nodes.append(_nsa_node(node, index, scope, folder, values))
-    return Model(proto, scopes, tuple(nodes), inferred, observed, error, target)
+    return Model(proto, scopes, tuple(nodes), inferred, observed, error, target, folder)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -173,13 +175,13 @@ def _fold(formal: str, value: Array | None, inputs: dict[str, TensorFacts], cons
 
 def _constant_array(tensor: TensorProto, folder: Path | None) -> Array | None:
     """The values of a constant in their own type; None for large ones, other types and those that cannot be read."""
-    inside = embedded(tensor, folder)
-    if len(inside.int32_data) > MAX_ELEMENTS or len(inside.int64_data) > MAX_ELEMENTS:
+    constant = inside(tensor, folder, SMALL_BYTES)
+    if len(constant.int32_data) > MAX_ELEMENTS or len(constant.int64_data) > MAX_ELEMENTS:
         return None
-    if inside.HasField("raw_data") and len(inside.raw_data) > 8 * MAX_ELEMENTS:
+    if constant.HasField("raw_data") and len(constant.raw_data) > 8 * MAX_ELEMENTS:
         return None
-    values = integer_values(inside)
-    return values.astype(np.int32) if values is not None and inside.data_type == TensorProto.INT32 else values
+    values = integer_values(constant)
+    return values.astype(np.int32) if values is not None and constant.data_type == TensorProto.INT32 else values
 
 
 # --------------------------------------------------------------------------------------------------

@@ -12,7 +12,18 @@ from .tensors import elements
 MAX_CONSTANT_BYTES = 64 * 2**20
 # Initializers up to here may matter to shape inference; larger ones are weights, which it need not see.
 SMALL_BYTES = 64 * 2**10
-_ITEM_BYTES: dict[int, int] = {TensorProto.INT64: 8, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
+_ITEM_BYTES: dict[int, int] = {
+    **dict.fromkeys((TensorProto.INT64, TensorProto.UINT64, TensorProto.DOUBLE), 8),
+    **dict.fromkeys((TensorProto.INT32, TensorProto.UINT32, TensorProto.FLOAT), 4),
+    **dict.fromkeys((TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT16, TensorProto.UINT16), 2),
+    **dict.fromkeys((TensorProto.INT8, TensorProto.UINT8, TensorProto.BOOL), 1),
+}
+
+
+def data_size(tensor: TensorProto) -> float | None:
+    """Bytes of a tensor's data in a file; None if its type or its dims make no such number."""
+    item = _ITEM_BYTES.get(tensor.data_type)
+    return None if item is None or any(dim < 0 for dim in tensor.dims) else item * elements(tensor.dims)
 
 
 def external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
@@ -25,8 +36,7 @@ def external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
         return None
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    size = _ITEM_BYTES.get(tensor.data_type, 4)
-    needed = size * elements(tensor.dims) if all(dim >= 0 for dim in tensor.dims) else 0
+    needed = data_size(tensor) or 0
     if needed > MAX_CONSTANT_BYTES:
         return None
     length = int(needed)
@@ -51,17 +61,19 @@ def external_bytes(tensor: TensorProto, folder: Path | None) -> bytes | None:
     return data
 
 
-def embedded(tensor: TensorProto, folder: Path | None) -> TensorProto:
-    """The tensor, with its data inside if that is a few integers in the model's folder: lengths, a table."""
-    if tensor.data_location != TensorProto.EXTERNAL:
-        return tensor
-    small = all(dim >= 0 for dim in tensor.dims) and 8 * elements(tensor.dims) <= SMALL_BYTES
-    if not small or tensor.data_type not in (TensorProto.INT64, TensorProto.INT32):
+def inside(tensor: TensorProto, folder: Path | None, most: int = MAX_CONSTANT_BYTES) -> TensorProto:
+    """The tensor, with its data in it if that lies in a file of the model's folder and is no more than so many bytes.
+
+    The one reader of constants: a model that an exporter has put into two files is the model that it would be in one.
+    What cannot be read stays as it is; a rule of the checker says why.
+    """
+    size = data_size(tensor)
+    if tensor.data_location != TensorProto.EXTERNAL or size is None or size > most:
         return tensor
     try:
         data = external_bytes(tensor, folder)
-    except ValueError:  # told by a rule
-        data = None
+    except ValueError:
+        return tensor
     if data is None:
         return tensor
     return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data)

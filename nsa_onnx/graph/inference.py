@@ -12,7 +12,7 @@ import onnx.shape_inference
 from onnx import ModelProto, TensorProto, TypeProto, ValueInfoProto
 
 from .bounds import MAX_FUNCTION_CALLS, MAX_INFERRED_DIMS, Own, function_calls, inferred_dims, propagates_safely
-from .external import SMALL_BYTES, embedded
+from .external import SMALL_BYTES, inside
 from .folding import Array, Folder, runs
 from .scopes import Scope
 from .tensors import tensor_facts, tensor_type
@@ -85,9 +85,9 @@ def without_weights(proto: ModelProto, folder: Path | None) -> ModelProto:
     for tensor in source.initializer:
         if tensor.name in inputs:
             continue
-        inside = embedded(tensor, folder)
-        if inside.data_location != TensorProto.EXTERNAL and inside.ByteSize() <= SMALL_BYTES:
-            graph.initializer.append(inside)
+        small = inside(tensor, folder, SMALL_BYTES)
+        if small.data_location != TensorProto.EXTERNAL and small.ByteSize() <= SMALL_BYTES:
+            graph.initializer.append(small)
         else:
             graph.input.add(name=tensor.name, type=tensor_type(tensor))
     graph.output.extend(ValueInfoProto(name=value.name) for value in source.output)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
-from ..graph.external import external_bytes
+from ..graph.external import inside
 from ..graph.tensors import elements, integer_values
 from ..graph.walk import constant_tensor, is_standard, subgraphs
 from .call import Scalar
@@ -240,16 +240,3 @@ def loaded(tensor: TensorProto, folder: Path | None) -> npt.NDArray[np.generic] 
         return np.asarray(numpy_helper.to_array(tensor))
     except Exception:  # a malformed tensor: onnx and NumPy have their own errors for that
         return None
-
-
-def inside(tensor: TensorProto, folder: Path | None) -> TensorProto:
-    """The tensor, with its data in it if that lies in a file of the model's folder and is not too large."""
-    if tensor.data_location != TensorProto.EXTERNAL or folder is None:
-        return tensor
-    try:
-        data = external_bytes(tensor, folder)
-    except ValueError:  # a rule of the checker says why
-        return tensor
-    if data is None:
-        return tensor
-    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=data)

@@ -46,7 +46,11 @@ def _decomposed(model: Model) -> Iterator[Finding]:
     right, needs many times the memory and time, and no kernel of ours runs. Only what is proven to be the same is
     reported, up to the rounding of partial sums.
     """
-    found = [one for one in candidates(model.proto, model.inferred, allow_rounding=True) if not one.reason]
+    found = [
+        one
+        for one in candidates(model.proto, model.inferred, allow_rounding=True, folder=model.folder)
+        if not one.reason
+    ]
     for one in found:
         window = f"compress_block_size = {one.compress_block_size}, compress_stride = {one.compress_stride}"
         message = f"{one.output!r} is {one.op_type} with {window}, written in standard operators ({one.form})"

@@ -12,6 +12,7 @@ from ..checker import Report, RunUnavailableError, Severity, check
 from ..checker.run import require_onnxruntime
 from ..console import say, tell
 from ..graph.writing import write_model
+from ..recognise.pattern import OWN_BODY
 from . import Candidate, FuseResult, fuse
 from .compare import compare
 
@@ -74,14 +75,18 @@ def _where(candidate: Candidate) -> str:
 
 def _window(candidate: Candidate) -> str:
     count = len(candidate.actual_seq_len)
-    segments = "one segment of any length" if not count else f"{count} segment{'s' if count > 1 else ''}"
+    segments = f"{count} segment{'s' if count > 1 else ''}"
+    if not count:
+        segments = "lengths as before" if candidate.form == OWN_BODY else "one segment of any length"
     return f"block {candidate.compress_block_size}, stride {candidate.compress_stride}, {segments}"
 
 
 def _verify(model: ModelProto, result: FuseResult, folder: Path) -> None:
-    differences = compare(model, result.model, result.replacements, folder)
-    for one in differences:
+    comparison = compare(model, result.model, result.replacements, folder)
+    for one in comparison.differences:
         what, word = "means" if one.replaced else "ran  ", "equal" if one.equal else "DIFFERENT"
         say(f"{what} {one.name!r}: {word} (largest difference {one.largest:.3g}, largest value {one.scale:.3g})")
-    if not all(one.equal for one in differences):
+    if comparison.not_run:
+        say(f"ran   nothing of the model as it was: {comparison.not_run}")
+    if not comparison.equal:
         raise ValueError("the two models were compared, and they differ")

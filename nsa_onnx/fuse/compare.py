@@ -58,9 +58,25 @@ class Difference:
     equal: bool
 
 
-def compare(
-    before: ModelProto, after: ModelProto, replacements: Sequence[Replacement], folder: Path
-) -> list[Difference]:
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared.
+
+    Attributes:
+        differences: of the replaced values, then of the outputs of the model.
+        not_run: why onnxruntime cannot run the model as it was, and so no output was compared; empty if it can.
+    """
+
+    differences: tuple[Difference, ...]
+    not_run: str = ""
+
+    @property
+    def equal(self) -> bool:
+        """Whether all values are as equal as they have to be."""
+        return all(one.equal for one in self.differences)
+
+
+def compare(before: ModelProto, after: ModelProto, replacements: Sequence[Replacement], folder: Path) -> Comparison:
     """Compute each replaced value from the tensors that it is proven to be made of, then run both models.
 
     Our own bodies are not computed: they were compared node by node.
@@ -69,15 +85,22 @@ def compare(
         folder: of the external data.
 
     Raises:
-        ValueError: one of them cannot be computed or run, with the reason.
+        ValueError: a value cannot be computed, or the new model cannot be run although the old one can, or there is
+            nothing that can be compared; with the reason.
     """
     opset = standard_opset(before.opset_import) or 0
     differences = [_meanings(one, opset) for one in replacements if one.found.compression is not None]
     models = [_watching(model, folder) for model in (before, after)]
-    feeds = {value.name: _made_up_input(value, index) for index, value in enumerate(_inputs(models[0]))}
-    results = [_run(model, feeds) for model in models]
-    differences += [_difference(name, results[0][name], results[1][name], None) for name in results[0]]
-    return differences
+    try:
+        feeds = {value.name: _made_up_input(value, index) for index, value in enumerate(_inputs(models[0]))}
+        first = _run(models[0], feeds)
+    except ValueError as error:
+        if not differences:
+            raise
+        return Comparison(tuple(differences), str(error))
+    second = _run(models[1], feeds)
+    differences += [_difference(name, first[name], second[name], None) for name in first]
+    return Comparison(tuple(differences))
 
 
 def _meanings(replacement: Replacement, opset: int) -> Difference:

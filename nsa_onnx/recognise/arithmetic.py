@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from onnx import AttributeProto
 
-from .call import Call, Scalar, Value
+from .call import Call, Numbers, Scalar, Value
 from .integers import add_integers, divide_integers, multiply_integers
 from .loops import WINDOW_LOOP
 from .positions import Dim, Dynamic, Integers, Positions, RefusalError, Steps, bounded, normal_axis, static
@@ -39,7 +39,7 @@ def _mul(call: Call) -> Value:
 
 
 def _div(call: Call) -> Value:
-    if len(call.inputs) == 2 and all(isinstance(value, np.ndarray) for value in call.inputs):
+    if len(call.inputs) == 2 and all(isinstance(value, np.ndarray | Numbers) for value in call.inputs):
         return divide_integers(call)
     scalar = call.input(1)
     if not isinstance(scalar, Scalar):

@@ -76,6 +76,16 @@ class Graph:
             self.scalars[name] = None if tensor is None else _scalar(tensor, self.folder)
         return self.scalars[name]
 
+    def dims(self, name: str) -> tuple[int | None, ...] | None:
+        """A value's shape, None for what is open; None if the rank is not known, or is none of a tensor's."""
+        tensor = self.constant(name)
+        if tensor is not None:
+            return tuple(tensor.dims) if len(tensor.dims) <= MAX_RANK else None
+        known = self.types.get(name)
+        if known is None or not known.tensor_type.HasField("shape") or len(known.tensor_type.shape.dim) > MAX_RANK:
+            return None
+        return tuple(int(dim.dim_value) if dim.HasField("dim_value") else None for dim in known.tensor_type.shape.dim)
+
     def root(self, name: str) -> Root | None:
         """A value as a root, if its type and shape are known well enough."""
         tensor = self.constant(name)

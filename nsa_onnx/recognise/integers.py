@@ -11,7 +11,19 @@ from onnx import AttributeProto, TensorProto
 
 from ..graph.tensors import integer_values
 from .call import Call, Numbers, Scalar, Value
-from .positions import Dim, Dynamic, Integers, Positions, RefusalError, Steps, bounded, positions, separated, stretched
+from .positions import (
+    Dim,
+    Dynamic,
+    Integers,
+    Positions,
+    RefusalError,
+    Steps,
+    bounded,
+    parts_of,
+    positions,
+    separated,
+    stretched,
+)
 from .terms import INDEX, MAX_RANK, Terms, insert_axes
 
 
@@ -78,11 +90,20 @@ def multiply_integers(call: Call) -> Value:
 
 
 def divide_integers(call: Call) -> Value:
-    """Div of integers."""
+    """Div of integers, or of the number of tokens."""
+    if isinstance(call.input(0), Numbers):
+        return _divide_tokens(numbers_of(call.input(0)), numbers_of(call.input(1)))
     first, second = constant_arrays(call)
     if (first < 0).any() or (second <= 0).any():
         raise RefusalError("a division of negative integers, or by 0")
     return _broadcast(lambda a, b: a // b, first, second)
+
+
+def _divide_tokens(tokens: Numbers, length: Numbers) -> Value:
+    divisor = length.values[0] if len(length.values) == 1 else 0
+    if tokens.values != (Dynamic(),) or isinstance(divisor, Dynamic) or divisor < 1:
+        raise RefusalError("arithmetic on the number of tokens that is not followed")
+    return Numbers((parts_of(divisor) if divisor > 1 else Dynamic(),), tokens.scalar and length.scalar)
 
 
 def _non_zero(call: Call) -> Value:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from .evaluation import Values, evaluate
+from .filters import worth_trying
 from .graph import Graph, weight_values
 from .inlined import own_body
 from .loops import WINDOW_LOOP
@@ -100,6 +101,8 @@ def search(graph: Graph, budget: Budget, folder: Path | None) -> Iterator[Found]
             if index in done or not (sums(node) if pooling else multiplies(graph, node)):
                 continue
             budget.visit()
+            if not worth_trying(graph, node, budget):
+                continue
             chain = _forward(graph, index, budget)
             if node.op_type == "Mul" and not any(_is_sum(graph, value) for value in chain):
                 continue

@@ -84,6 +84,11 @@ class Dynamic:
     step: int = 1
 
 
+def parts_of(length: int) -> Dynamic:
+    """How many whole parts of this length T has."""
+    return Dynamic(length - 1, length)
+
+
 Dim = int | Dynamic
 
 

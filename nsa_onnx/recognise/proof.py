@@ -17,13 +17,10 @@ from .positions import Axis, Dim, Dynamic, Integers, RefusalError, Steps, axis_l
 from .precision import FLOAT, SHORT, representable, type_name
 from .results import Compression, Root, Roots, UnprovenError
 from .segments import segments_of
-from .terms import BIAS, Terms, W, X, transpose
+from .terms import BIAS, LEAST_SUMMED, Terms, W, X, transpose
 
 # A weight as numbers, in float32 or in its own type, flat; None if they are not known.
 WeightValues = Callable[[], npt.NDArray[np.generic] | None]
-
-# Means of fewer tokens are common elsewhere; nobody would call them the compression.
-_LEAST_POOLED = 8
 
 NOT_CONSECUTIVE = "what is summed over is not consecutive tokens of the input, each once"
 
@@ -170,7 +167,7 @@ def _layout(terms: Terms, token: int) -> _Layout:
 
 def _check_pooling(x: Root, token: int, block: int) -> None:
     """Tokens that all count the same are in windows only if a sequence has several: a mean of it all is none."""
-    if token < spec.ALIGNMENT or block < _LEAST_POOLED:
+    if token < spec.ALIGNMENT or block < LEAST_SUMMED:
         raise UnprovenError("what is averaged is not windows of tokens, the channels innermost")
     size = 1
     for dim in reversed(x.shape):

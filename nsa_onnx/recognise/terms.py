@@ -28,6 +28,7 @@ from .positions import (
     bounded,
     merge,
     normal_axis,
+    parts_of,
     positions,
     same_axis,
     separated,
@@ -36,8 +37,10 @@ from .positions import (
 )
 
 MAX_RANK = 32
-# Sums over fewer elements are none that a person would call windows of tokens.
+# What is read in windows of fewer elements, nobody would call windows of tokens.
 LEAST_WINDOW = 16
+# Sums of fewer elements are common elsewhere; nobody would call them the compression.
+LEAST_SUMMED = 8
 
 X, W, BIAS, INDEX = "x", "w", "bias", "index"
 
@@ -274,6 +277,10 @@ def reshape(terms: Terms, target: Sequence[Dim]) -> Terms:
             if len(old) == 1 and len(new) == 1:
                 result.append(axes[old[0]])
                 continue
+            first = axes[old[0]] if old else None
+            if isinstance(first, Steps):
+                result.extend(_in_parts(first, [shape[k] for k in new]))
+                continue
             merged = merge([axes[k] for k in old])
             split = separated(merged.reshape([static(shape[k]) for k in new]))
             base += split.base
@@ -281,6 +288,18 @@ def reshape(terms: Terms, target: Sequence[Dim]) -> Terms:
         return base, result
 
     return _map_axes(terms, shape, change)
+
+
+def _in_parts(axis: Steps, dims: Sequence[Dim]) -> list[Axis]:
+    """An axis of unknown length, which is as long as the dims say, in parts of a fixed length each."""
+    parts, *inner = dims
+    assert isinstance(parts, Dynamic)
+    inside = np.arange(bounded(parts.step), dtype=np.int64).reshape([static(dim) for dim in inner])
+    split = separated(inside)
+    return [
+        Steps(axis.step * parts.step, parts),
+        *(line * axis.step for line in split.axes if not isinstance(line, Steps)),
+    ]
 
 
 def _resolved(old: Sequence[Dim], target: Sequence[Dim]) -> list[Dim]:
@@ -296,13 +315,20 @@ def _resolved(old: Sequence[Dim], target: Sequence[Dim]) -> list[Dim]:
         raise RefusalError("Reshape to an impossible shape")
     if free and unknown and not any(isinstance(dim, Dynamic) for dim in shape) and rest == size:
         shape[free[0]] = unknown[0]
+    elif free and unknown == [Dynamic()] and not any(isinstance(dim, Dynamic) for dim in shape):
+        if size == 0 or rest == 0 or rest % size:
+            raise RefusalError("Reshape to an impossible shape")
+        shape[free[0]] = parts_of(rest // size)
     elif free:
         if rest == 0 or size % rest:
             raise RefusalError("Reshape to an impossible shape")
         shape[free[0]] = size // rest
-    if math.prod(d for d in shape if not isinstance(d, Dynamic)) != size or unknown != [
-        dim for dim in shape if isinstance(dim, Dynamic)
-    ]:
+    now = [dim for dim in shape if isinstance(dim, Dynamic)]
+    rest = math.prod(dim for dim in shape if not isinstance(dim, Dynamic))
+    in_parts = (
+        unknown == [Dynamic()] and len(now) == 1 and now == [parts_of(now[0].step)] and rest == size * now[0].step
+    )
+    if not in_parts and (rest != size or unknown != now):
         raise RefusalError("Reshape to a shape of another size")
     return shape
 
@@ -322,6 +348,17 @@ def _groups(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[list[int], lis
         if both and isinstance(old[i], Dynamic) and new[j] == 1:
             groups.append(([], [j]))
             j += 1
+            continue
+        whole, parts = (old[i], new[j]) if both else (1, 1)
+        if isinstance(whole, Dynamic) and isinstance(parts, Dynamic):
+            start, inside = j, 1
+            while inside < parts.step and j + 1 < len(new):
+                j += 1
+                inside *= static(new[j])
+            if inside != parts.step:
+                raise RefusalError("Reshape to a shape of another size")
+            groups.append(([i], list(range(start, j + 1))))
+            i, j = i + 1, j + 1
             continue
         size, other = 1, 1
         while (i < len(old) or j < len(new)) and (size != other or not (mine or theirs)):

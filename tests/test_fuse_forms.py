@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import onnx
+import onnx.parser
 import oracle
 import pytest
 import torch
@@ -25,10 +28,12 @@ from onnx import numpy_helper
 from torch.nn import functional
 
 import nsa_onnx
+from nsa_onnx.checker.model import read
 from nsa_onnx.cli import main
 from nsa_onnx.fuse import candidates, fuse, rewrite
 from nsa_onnx.fuse.compare import compare
 from nsa_onnx.recognise.graph import rebuilt
+from nsa_onnx.recognise.search import search_model
 
 TOKENS = 128
 STARTS = torch.arange(0, TOKENS - BLOCK + 1, STRIDE)
@@ -398,6 +403,113 @@ def test_means_of_something_else_are_no_candidates():
 def test_the_checker_warns_of_pooling_too():
     report = nsa_onnx.check(exported(in_blocks, False, tokens()))
     assert [finding.rule for finding in report.findings] == ["NSA028"]
+
+
+# --------------------------------------------------------------------------------------------------
+# Cost, and hostile files
+
+
+def parsed(body, constants=(), x="float16[128, 2, 16]"):
+    model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["" : 18]>
+        g ({x} x) => (float16[R, 2, 16] y) {{ {body} }}""")
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in constants)
+    return model
+
+
+BLOCKS = ("shape", np.array([4, 32, 2, 16]))
+AXIS = ("one", np.array([1]))
+
+
+def hostile():
+    pool = "c = Reshape (x, wide)\n p = AveragePool <{}> (c)\n y = Reshape (p, narrow)"
+    shapes = [("wide", np.array([1, 32, 128])), ("narrow", np.array([-1, 2, 16]))]
+    for name, attributes in {
+        "a huge kernel": "kernel_shape = [4611686018427387904]",
+        "a kernel of none": "kernel_shape = [0]",
+        "no kernel": "ceil_mode = 0",
+        "negative strides": "kernel_shape = [32], strides = [-32]",
+        "huge dilations": "kernel_shape = [32], dilations = [4611686018427387904]",
+        "two kernels": "kernel_shape = [32, 32]",
+    }.items():
+        yield name, parsed(pool.format(attributes), shapes)
+    yield "axes out of range", parsed("y = ReduceMean <keepdims = 0> (x, nine)", [("nine", np.array([9]))])
+    yield (
+        "a mean of nothing",
+        parsed("y = ReduceMean <keepdims = 0> (x, one)", [AXIS], x="float16[128, 0, 2, 16]"),
+    )
+    chain = "\n".join(f"s{k + 1} = Mul (s{k}, third)" for k in range(5000))
+    body = f"s0 = Reshape (x, shape)\n {chain}\n y = ReduceMean <keepdims = 0> (s5000, one)"
+    yield "thousands of constants", parsed(body, [BLOCKS, AXIS, ("third", np.float16(1 / 3))])
+    for name, number in (("infinity", np.inf), ("nan", np.nan), ("zero", 0)):
+        body = "s = Reshape (x, shape)\n m = Mul (s, c)\n y = ReduceMean <keepdims = 0> (m, one)"
+        yield f"times {name}", parsed(body, [BLOCKS, AXIS, ("c", np.float16(number))])
+    body = "s = Reshape (x, shape)\n m = Div (s, c)\n y = ReduceMean <keepdims = 0> (m, one)"
+    yield "divided by zero", parsed(body, [BLOCKS, AXIS, ("c", np.float16(0))])
+    adds = "\n".join(f"a{k + 1} = Add (a{k}, pe)" for k in range(2000))
+    body = f"a0 = Reshape (x, shape)\n {adds}\n y = ReduceMean <keepdims = 0> (a2000, one)"
+    yield "thousands of biases", parsed(body, [BLOCKS, AXIS, ("pe", np.zeros((32, 2, 16), np.float16))])
+    doubled = "\n".join(f"d{k + 1} = Add (d{k}, d{k})" for k in range(2000))
+    body = f"d0 = Reshape (x, shape)\n {doubled}\n y = ReduceMean <keepdims = 0> (d2000, one)"
+    yield "doubled again and again", parsed(body, [BLOCKS, AXIS])
+    body = "z = ReduceSum <keepdims = 0> (x, one)\n s = Add (x, y)\n y = ReduceMean <keepdims = 0> (s, one)"
+    yield "a cycle", parsed(body, [AXIS])
+    scatter = 's = ScatterElements <axis = 0, reduction = "add"> (zeros, at, at)\n c = CumSum (s, zero)\n'
+    body = scatter + "w = Gather <axis = 0> (x, c)\n y = ReduceMean <keepdims = 0> (w, one)"
+    far = [("zeros", np.zeros(4, np.int64)), ("at", np.array([2**62, 1])), ("zero", np.array(0)), AXIS]
+    yield "indices far outside", parsed(body, far)
+
+
+@pytest.mark.parametrize(("name", "model"), list(hostile()), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_hostile_model_is_neither_fused_nor_costly(name, model):
+    started = time.process_time()
+    assert not fuse(model, allow_rounding=True).fused
+    assert time.process_time() - started < 10
+
+
+def layers(count):
+    """Normalisation and attention, as often as wanted: 21 nodes, and nothing that is the operator."""
+    layer = """
+        m{0} = ReduceMean (x{0}, last)
+        d{0} = Sub (x{0}, m{0})
+        p{0} = Mul (d{0}, d{0})
+        v{0} = ReduceMean (p{0}, last)
+        s{0} = Sqrt (v{0})
+        n{0} = Div (d{0}, s{0})
+        g{0} = Mul (n{0}, gain)
+        l{0} = MatMul (g{0}, square)
+        b{0} = Add (l{0}, gain)
+        r{0} = Reshape (b{0}, heads)
+        q{0} = Transpose <perm = [0, 2, 1, 3]> (r{0})
+        t{0} = Transpose <perm = [0, 1, 3, 2]> (q{0})
+        c{0} = Mul (q{0}, quarter)
+        a{0} = MatMul (c{0}, t{0})
+        f{0} = Softmax <axis = -1> (a{0})
+        o{0} = MatMul (f{0}, q{0})
+        u{0} = Transpose <perm = [0, 2, 1, 3]> (o{0})
+        w{0} = Reshape (u{0}, flat)
+        e{0} = Mul (w{0}, quarter)
+        h{0} = Add (x{0}, e{0})
+        x{1} = Identity (h{0})
+    """
+    body = "x0 = Identity (x)\n" + "".join(layer.format(k, k + 1) for k in range(count)) + f"y = Identity (x{count})"
+    constants = [
+        ("last", np.array([-1])),
+        ("heads", np.array([1, 64, 4, 32])),
+        ("flat", np.array([1, 64, 128])),
+        ("gain", np.ones(128, np.float16)),
+        ("square", np.ones((128, 128), np.float16)),
+        ("quarter", np.float16(0.25)),
+    ]
+    return parsed(body, constants, x="float16[1, 64, 128]")
+
+
+def test_a_model_of_many_layers_is_searched_in_less_than_a_tenth_of_a_millisecond_a_node():
+    model = layers(500)
+    types = read(model, None).inferred
+    started = time.process_time()
+    found, complete = search_model(model, types, None)
+    assert (found, complete) == ([], True)
+    assert (time.process_time() - started) / len(model.graph.node) < 1e-4
 
 
 # --------------------------------------------------------------------------------------------------

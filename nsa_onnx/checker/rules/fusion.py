@@ -39,8 +39,8 @@ def _windows(reduction: str) -> str:
     hint="nsa-onnx fuse puts the node in, where it has proven that it is the same",
 )
 def _decomposed(model: Model) -> Iterator[Finding]:
-    """No value is computed in standard operators that NsaCompress would compute: windows gathered, weighted and
-    summed, or a grouped convolution.
+    """No value is computed in standard operators that one of our nodes would compute: the mean of blocks of tokens,
+    windows gathered, weighted and summed, a grouped convolution, or the inlined body of a portable file.
 
     That is what is left where an exporter has taken the operator apart, or a model was written without it. It is
     right, needs many times the memory and time, and no kernel of ours runs. Only what is proven to be the same is

@@ -63,7 +63,11 @@ class Model:
         observed: (node's name, operator, what is wrong) of our nodes as onnx met them, in functions once per call.
         inference_error: why onnx could not infer; empty if it could.
         target: what the model is meant for.
+<<<<<<< HEAD
         folder: of its external data.
+=======
+        values: what its small integer nodes compute from constants.
+>>>>>>> f165bed (Rule for T' = 0 before operators that cannot take it; decode steps)
     """
 
     proto: ModelProto
@@ -74,6 +78,7 @@ class Model:
     inference_error: str
     target: str
     folder: Path | None
+    values: Folder
 
 
 def read(proto: ModelProto, folder: Path | None, target: str = "cpu") -> Model:
@@ -95,7 +100,7 @@ def read(proto: ModelProto, folder: Path | None, target: str = "cpu") -> Model:
         for index, node in enumerate(scope.nodes):
             if node.domain == spec.DOMAIN:
                 nodes.append(_nsa_node(node, index, scope, folder, values))
-    return Model(proto, scopes, tuple(nodes), inferred, observed, error, target, folder)
+    return Model(proto, scopes, tuple(nodes), inferred, observed, error, target, folder, values)
 
 
 # --------------------------------------------------------------------------------------------------

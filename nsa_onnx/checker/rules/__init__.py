@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..model import Model
 from ..report import Finding
-from . import bodies, caches, contract, fusion, running, shapes, targets, usage
+from . import bodies, caches, contract, empty, fusion, running, shapes, targets, usage
 from .registry import REGISTERED, RULE_OF_ROW, TARGETS, Rule
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "bodies",
     "caches",
     "contract",
+    "empty",
     "fusion",
     "run",
     "running",

@@ -1,0 +1,204 @@
+"""NSA042: a compression of nothing (T' = 0) reaches an operator that cannot take it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from onnx import NodeProto
+
+from ...graph.emptiness import Extent, results
+from ...graph.folding import Array
+from ...graph.scopes import Scope
+from ...graph.tensors import tensor_facts
+from ...graph.walk import is_standard, node_name, text
+from ...schema import output_rows
+from ...targets import cpu
+from ..model import Model, NsaNode
+from ..report import Finding, Severity
+from .examples import compress
+from .registry import COMPRESS, note, of_type, rule, sound
+
+# How often all scopes are looked at: what a function or a branch returns may reach another one.
+_PASSES = 8
+
+
+def _attention(node: str, *before: str) -> str:
+    """Scores of queries against compressed keys."""
+    text = compress(x="T, 4, 16", after=[*before, node], outputs=["float16[4, Q, R] scores"])
+    return text.replace("float16[T, 4, 16] x", "float16[T, 4, 16] x, float16[Q, 4, 16] q")
+
+
+def _stops(model: Model) -> Iterator[Finding]:
+    for reached in _Search(model).reached:
+        outcome = "the process dies there" if reached.stop.dies else "the run fails there"
+        message = f"T' of {COMPRESS} {reached.origin.name!r} may be 0, and reaches this node: {outcome}"
+        yield note(
+            f"{message} (onnxruntime {cpu.ONNXRUNTIME}: {reached.stop.reason})",
+            node=node_name(reached.node, reached.position),
+            op_type=text(reached.node.op_type),
+            place=reached.scope.place,
+            hint=reached.stop.hint,
+        )
+
+
+def _listed(dies: bool) -> str:
+    return textwrap.fill(", ".join(name for name, stop in cpu.STOPS.items() if stop.dies is dies), 118)
+
+
+_stops.__doc__ = f"""
+Where no segment fills a window, T' is 0. That is legal, and most operators take such a tensor. The CPU provider of
+onnxruntime {cpu.ONNXRUNTIME} does not take it in some forms of these operators. The whole process dies in:
+
+{_listed(dies=True)}.
+
+The run fails in:
+
+{_listed(dies=False)}.
+
+The rule follows the empty axis through the nodes between. It reports a node that this axis certainly reaches when
+T' is 0, where lengths are not known before a run or give T' = 0. A branch of an If may be there because of it: nodes
+in it are not reported for a T' from outside.
+"""
+rule(
+    "NSA042",
+    "no T' = 0 reaches an operator that cannot take it",
+    severity=Severity.WARNING,
+    example=_attention('[scores] scores = Einsum <equation = "qhd,khd->hqk"> (q, y)'),
+    accepted=_attention(
+        "[scores] scores = MatMul (rows, columns)",
+        "rows = Transpose <perm = [1, 0, 2]> (q)",
+        "columns = Transpose <perm = [1, 2, 0]> (y)",
+    ),
+    hint="put a null row in front of the compressed tokens (Concat), or run this part in an If on T' > 0",
+)(_stops)
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """A node that stops at what comes from ``origin``."""
+
+    origin: NsaNode
+    stop: cpu.Stop
+    scope: Scope
+    position: int
+    node: NodeProto
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value that is empty along some axes when T' of ``origin`` is 0."""
+
+    extent: Extent
+    origin: NsaNode
+
+
+def _may_be_empty(node: NsaNode) -> bool:
+    """Whether T' can be 0: with B sequences of T tokens in all, one has a window if T > B * (block - 1)."""
+    assert node.facts is not None
+    if (rows := output_rows(node.facts)) is not None:
+        return rows == 0
+    declared = tensor_facts(node.scope.type_of(node.proto.output[0])).dim(0)
+    if isinstance(declared, int) and declared > 0:
+        return False
+    tokens, block = node.facts.tensor("input").dim(0), node.facts.integer("compress_block_size")
+    sequences = node.facts.tensor("actual_seq_len").dim(0)
+    full = tokens is not None and block is not None and sequences is not None and tokens > sequences * (block - 1)
+    return not full
+
+
+@dataclass
+class _Search:
+    model: Model
+    reached: list[_Reached] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._values: dict[tuple[int, str], _Value] = {}
+        self._seen: set[tuple[int, int]] = set()
+        for node in sound(of_type(self.model, COMPRESS)):
+            if node.proto.output and _may_be_empty(node):
+                value = _Value(Extent(3, frozenset({0})), node)
+                self._values[(id(node.scope), node.proto.output[0])] = value
+        functions = [scope for scope in self.model.scopes if scope.is_function]
+        keys = [(text(one.domain), text(one.name)) for one in self.model.proto.functions]
+        self._functions: Mapping[tuple[str, str], Scope] = dict(zip(keys, functions, strict=True))
+        self._inner: dict[tuple[int, int], list[Scope]] = {}
+        for scope in self.model.scopes:
+            if scope.parent is not None:
+                self._inner.setdefault((id(scope.parent), scope.position), []).append(scope)
+        for _ in range(_PASSES if self._values else 0):
+            before = dict(self._values)
+            for scope in self.model.scopes:
+                self._follow(scope)
+            if self._values == before:
+                break
+
+    def _follow(self, scope: Scope) -> None:
+        for position, node in enumerate(scope.nodes):
+            inputs = [self._value(scope, name) for name in node.input]
+            empty = next((one for one in inputs if one is not None), None)
+            if (id(scope), position) in self._inner:
+                self._leave_branches(scope, position, node)
+            if empty is None:
+                continue
+            if is_standard(node):
+                self._pass(scope, position, node, inputs, empty)
+            elif (function := self._functions.get((text(node.domain), text(node.op_type)))) is not None:
+                self._call(scope, node, function, inputs)
+
+    def _value(self, scope: Scope, name: str) -> _Value | None:
+        """The value if it may be empty; not from outside of a branch, which may be there because of it."""
+        for one in scope.chain():
+            if name in one.names:
+                return self._values.get((id(one), name))
+            if one.parent is not None and one.parent.nodes[one.position].op_type == "If":
+                return None
+        return None
+
+    def _pass(self, scope: Scope, position: int, node: NodeProto, inputs: list[_Value | None], empty: _Value) -> None:
+        values = self.model.values
+
+        def constant(index: int) -> Array | None:
+            return values.value(scope, node.input[index]) if index < len(node.input) and node.input[index] else None
+
+        extents = [
+            one.extent if one is not None else _extent(scope, name)
+            for one, name in zip(inputs, node.input, strict=True)
+        ]
+        stop = cpu.stop(node, extents, constant)
+        if stop is not None:
+            if (id(scope), position) not in self._seen:
+                self._seen.add((id(scope), position))
+                self.reached.append(_Reached(empty.origin, stop, scope, position, node))
+            return
+        for name, extent in zip(node.output, results(node, extents, constant), strict=True):
+            self._keep(scope, name, extent, empty.origin)
+
+    def _keep(self, scope: Scope, name: str, extent: Extent | None, origin: NsaNode) -> None:
+        if name and extent is not None and extent.empty:
+            self._values.setdefault((id(scope), name), _Value(extent, origin))
+
+    def _call(self, scope: Scope, node: NodeProto, function: Scope, inputs: list[_Value | None]) -> None:
+        for formal, one in zip(function.inputs, inputs, strict=False):
+            if one is not None:
+                self._keep(function, formal, one.extent, one.origin)
+        self._return(function, scope, node)
+
+    def _leave_branches(self, scope: Scope, position: int, node: NodeProto) -> None:
+        if node.op_type == "If" and is_standard(node):
+            for inner in self._inner[(id(scope), position)]:
+                self._return(inner, scope, node)
+
+    def _return(self, inner: Scope, scope: Scope, node: NodeProto) -> None:
+        for result, name in zip(inner.outputs, node.output, strict=False):
+            one = self._values.get((id(inner), result))
+            if one is not None:
+                self._keep(scope, name, one.extent, one.origin)
+
+
+def _extent(scope: Scope, name: str) -> Extent | None:
+    """The rank of a value that is not empty; None if it is not known."""
+    known = scope.type_of(name) if name else None
+    rank = tensor_facts(known).rank()
+    return None if rank is None else Extent(rank)

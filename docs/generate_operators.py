@@ -13,6 +13,7 @@ from onnx.defs import OpSchema
 
 from nsa_onnx import spec
 from nsa_onnx.functions import MIN_OPSET
+from nsa_onnx.operators.hints import HINTS
 from nsa_onnx.schema import SCHEMAS
 
 OUTPUT = Path(__file__).with_name("operators.md")
@@ -31,8 +32,10 @@ def render() -> str:
         "",
     ]
     lines.extend(f"- [{name}](#{name.lower()})" for name in SCHEMAS)
+    lines.append("- [Hints](#hints)")
     for schema in SCHEMAS.values():
         lines.extend(_operator(schema))
+    lines.extend(_hints())
     return "\n".join(lines) + "\n"
 
 
@@ -54,6 +57,18 @@ def _operator(schema: OpSchema) -> Iterator[str]:
     for constraint in schema.type_constraints:
         types = ", ".join(sorted(constraint.allowed_type_strs))
         yield f"- `{constraint.type_param_str}` in {types}. {constraint.description}"
+
+
+def _hints() -> Iterator[str]:
+    yield from ("", "## Hints", "")
+    text = (
+        "An error names the argument, its value and the bound. Where a habit explains the mistake, the message ends "
+        "with the way out, in the same words in eager calls, exporters, onnxruntime and `nsa-onnx check`."
+    )
+    yield textwrap.fill(text, 110)
+    yield from ("", "| what was given | the message ends with |", "|---|---|")
+    for hint in HINTS.values():
+        yield f"| {hint.habit} | {hint.text} |"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,11 @@ them. torch_npu's ops get what they lack for that (`torch_npu`), before or after
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+if missing := [name for name in ("torch", "onnxscript") if find_spec(name) is None]:
+    raise ImportError(f"nsa_onnx.exporters needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+
 from . import dynamo, torch_npu, torchscript
 from .dynamo import onnx_translation_table
 from .export import ExportResult, export

@@ -25,7 +25,7 @@ from nsa_onnx import spec
 from nsa_onnx.operators import arrays
 from nsa_onnx.operators.nsa_compress import call as prefill_call
 from nsa_onnx.operators.nsa_compress_infer import call as decode_call
-from nsa_onnx.operators.windows import window_count
+from nsa_onnx.operators.windows import seq_tensor_violations, window_count
 from nsa_onnx.runtime import native
 
 from .mistakes import says_where
@@ -64,10 +64,7 @@ def _check_lengths_kind(rows: dict[str, spec.Row], actual_seq_len: object) -> No
     if actual_seq_len is None:
         spec.Violation(rows["seq_kind"], ("None: it is required here",)).throw()
     if isinstance(actual_seq_len, Tensor):
-        if actual_seq_len.dtype != torch.int64:
-            raise TypeError(f"actual_seq_len must be int64, got {_array(actual_seq_len).dtype}")
-        if actual_seq_len.dim() != 1:
-            raise RuntimeError(f"actual_seq_len must have rank 1 [B], got rank {actual_seq_len.dim()}")
+        spec.raise_first(seq_tensor_violations(_array(actual_seq_len).dtype, actual_seq_len.dim()))
 
 
 def _check_devices(input: Tensor, computed: dict[str, Tensor], indices: dict[str, Any]) -> None:
@@ -281,6 +278,9 @@ def infer_fake(
     if not isinstance(actual_seq_len, Tensor):
         batch = slot_mapping.shape[0]
         _require_equal(batch, len(actual_seq_len), "B = slot_mapping.shape[0]", "the length of actual_seq_len")
+        pages = block_table.shape[1] if block_table is not None else input.shape[0] // max(len(actual_seq_len), 1)
+        if isinstance(pages, int) and all(isinstance(length, int) for length in actual_seq_len):
+            spec.raise_first(spec.infer_length_violations(actual_seq_len, pages * page_block_size))
     return cache.new_empty(cache.shape)
 
 

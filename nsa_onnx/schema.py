@@ -23,6 +23,7 @@ from onnx.shape_inference import InferenceContext, InferenceError
 
 from . import spec
 from .graph.tensors import Integers, TensorFacts, Unknown, attribute_value, integer_values, tensor_facts
+from .operators.windows import TENSOR_ROWS, seq_tensor_violations
 
 # --------------------------------------------------------------------------------------------------
 # Reading a node
@@ -62,9 +63,8 @@ NODE_ROWS = {
     for row in (
         spec.Row("input_missing", TypeError, "inputs", "{} is a required input and is not connected"),
         spec.Row("attribute_missing", TypeError, "attributes", "{} is a required attribute and is missing"),
-        spec.Row("seq_dtype", TypeError, "actual_seq_len", "actual_seq_len must be int64, got {}"),
         spec.Row("seq_negative", RuntimeError, "actual_seq_len", "actual_seq_len[{}] must be >= 0, got {}"),
-        spec.Row("seq_rank", RuntimeError, "actual_seq_len", "actual_seq_len must have rank 1 [B], got rank {}"),
+        *TENSOR_ROWS.values(),
     )
 }
 
@@ -107,10 +107,7 @@ def _attribute(facts: NodeFacts, name: str) -> object:
 
 def _sequence_type_violations(facts: NodeFacts) -> spec.Violations:
     seq = facts.tensor("actual_seq_len")
-    if seq.dtype not in (None, "int64"):
-        yield _row("seq_dtype", seq.dtype)
-    if seq.rank() not in (None, 1):
-        yield _row("seq_rank", seq.rank())
+    yield from seq_tensor_violations(seq.dtype, seq.rank())
 
 
 def _compress_violations(facts: NodeFacts) -> spec.Violations:

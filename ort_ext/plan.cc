@@ -87,6 +87,18 @@ int64_t LongestSequence(const InferCall& call) {
   return longest;
 }
 
+// The habit that explains lengths beyond the pages, if one does (length_violations): they do not
+// decrease, and their steps would fit. Read again, as in PrefixSumHabit.
+std::string_view LengthsHabit(const InferCall& call, int64_t longest) {
+  int64_t before = 0;
+  for (int64_t b = 0; b < call.sequences; ++b) {
+    const int64_t end = ReadOnce(call.actual_seq_len, b);
+    if (end < before || end - before > longest) return {};
+    before = end;
+  }
+  return call.sequences > 1 ? spec::hint::kPrefixSums : std::string_view();
+}
+
 // The windows that the step completes, all but what slots and table say: runs hold logical pages
 // for now.
 std::string ReadLengths(const InferCall& call, std::vector<SlotWrite>* writes) {
@@ -94,7 +106,8 @@ std::string ReadLengths(const InferCall& call, std::vector<SlotWrite>* writes) {
   for (int64_t b = 0; b < call.sequences; ++b) {
     const int64_t length = ReadOnce(call.actual_seq_len, b);
     if (length < 0 || length > longest) {
-      return Message(infer_row::kSeqRange, {b, longest, length});
+      return Message(infer_row::kSeqRange, {b, longest, length})
+          .append(LengthsHabit(call, longest));
     }
     if (!Triggers(length, call.block, call.stride)) continue;
     SlotWrite& write = writes->emplace_back(SlotWrite{b, 0, 0, {}});

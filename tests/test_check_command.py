@@ -42,7 +42,7 @@ def good(path):
 
 def bad(path):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(models.compress([50, 40]), path)
+    onnx.save(models.compress([40, 50], x=(90, 4, 16)), path)
     return str(path)
 
 

@@ -112,7 +112,7 @@ def test_kernel_and_body_agree_on_decode_with_and_without_a_table():
 def test_devices_are_refused_in_words():
     with pytest.raises(ValueError, match="device must be one of auto, cpu, ascend, got 'gpu'"):
         nsa_onnx.create_session(models.compress(SEQ), device="gpu")
-    with pytest.raises(RuntimeError, match=r"has no CANNExecutionProvider: pip install 'nsa_onnx\[cann\]'"):
+    with pytest.raises(RuntimeError, match=r"has no CANNExecutionProvider: pip install onnxruntime-cann"):
         nsa_onnx.create_session(models.compress(SEQ), device="ascend")
     with pytest.raises(ValueError, match="ascend_backend must be one of auto, ascend_kernels, aclnn, got 'acl'"):
         nsa_onnx.create_session(models.compress(SEQ), device="ascend", ascend_backend="acl")
@@ -155,7 +155,7 @@ def test_where_no_cann_is_the_doctor_says_what_is_missing():
 
 def test_without_onnxruntime_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(RuntimeError, match=r"pip install 'nsa_onnx\[ort\]'"):
+    with pytest.raises(RuntimeError, match=r": pip install onnxruntime$"):
         nsa_onnx.create_session(models.compress(SEQ))
 
 

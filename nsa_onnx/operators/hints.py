@@ -41,6 +41,11 @@ _ALL = (
         "these are lengths, which sum up to T: pass their prefix sums, itertools.accumulate(lengths)",
     ),
     Hint(
+        "prefix_sums",
+        "prefix sums for lengths: they do not decrease, and their steps would fit the pages",
+        "these look like prefix sums: pass each sequence's own length",
+    ),
+    Hint(
         "list_of_ints",
         "an ndarray, a tensor or a list of tensors for a list of ints",
         "pass a list of ints: .tolist()",

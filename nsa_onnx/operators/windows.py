@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .contract import DTYPES, Array, Rows, Shape, Violation, Violations, is_int, kind, wrong_sequence
+from .contract import DTYPES, Array, Rows, Shape, Violation, Violations, is_int, kind, table, wrong_sequence
 from .hints import HINTS
 
 ALIGNMENT = 16  # of D, compress_block_size and compress_stride
@@ -42,6 +42,11 @@ WINDOW_KIND_ROWS = (
     ("stride_kind", TypeError, STRIDE, f"{STRIDE} must be an int, got {{}}"),
 )
 SEQ_KIND_ROW = ("seq_kind", TypeError, SEQ, f"{SEQ} must be a tuple or list of ints, got {{}}")
+# Of lengths in a tensor, which an eager call does not take.
+TENSOR_ROWS = table(
+    ("seq_dtype", TypeError, SEQ, f"{SEQ} must be int64, got {{}}"),
+    ("seq_rank", RuntimeError, SEQ, f"{SEQ} must have rank 1 [B], got rank {{}}"),
+)
 WEIGHT_RANK_ROW = ("weight_rank", RuntimeError, "weight", f"weight must have rank 2 [{BLOCK}, N], got rank {{}}")
 DIM_ROWS = (
     ("weight_block", RuntimeError, "weight", f"weight.shape[0] must equal {BLOCK} = {{}}, got {{}}"),
@@ -75,9 +80,21 @@ def window_kind_violations(rows: Rows, block: object, stride: object) -> Violati
 def seq_kind_violations(rows: Rows, actual_seq_len: object) -> Violations:
     """The row that says which kind of argument the lengths are."""
     wrong = wrong_sequence(actual_seq_len)
-    if wrong is not None:
-        array = wrong.split(" ")[0] in ("ndarray", "Tensor", "FakeTensor", "FunctionalTensor", "Parameter")
-        yield Violation(rows["seq_kind"], (wrong,), HINTS["list_of_ints"] if array else None)
+    if wrong is None:
+        return
+    given = actual_seq_len
+    if isinstance(given, (tuple, list)):
+        given = next(element for element in given if not is_int(element))
+    integers = "int" in str(getattr(given, "dtype", ""))  # NumPy's or torch's
+    yield Violation(rows["seq_kind"], (wrong,), HINTS["list_of_ints"] if integers else None)
+
+
+def seq_tensor_violations(dtype: str | None, rank: int | None) -> Violations:
+    """The rows on lengths in a tensor: of a node, or of an exporter's call."""
+    if dtype not in (None, "int64"):
+        yield Violation(TENSOR_ROWS["seq_dtype"], (dtype,), HINTS["cast_int64"] if dtype == "int32" else None)
+    if rank not in (None, 1):
+        yield Violation(TENSOR_ROWS["seq_rank"], (rank,))
 
 
 def dim_violations(

@@ -41,7 +41,7 @@ _OPTIONS = frozenset(
     )
 )
 
-_INSTALL = "pip install 'nsa_onnx[cann]' into an environment without onnxruntime"
+_INSTALL = "pip install onnxruntime-cann 'numpy<2' in an environment without onnxruntime"
 
 
 def _version(distribution: str) -> str | None:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,10 @@ import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper
 
 from .. import spec
+from ..graph.inference import infer, without_weights
+from ..graph.reading import load
 from ..operators.nsa_compress.call import nsa_compress
+from ..schema import OUTPUT_RANKS, observing, violations
 from . import cann, native
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ def onnxruntime_module() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise RuntimeError(f"onnxruntime cannot be imported ({error}): pip install 'nsa_onnx[ort]'") from error
+        raise RuntimeError(f"onnxruntime cannot be imported ({error}): pip install onnxruntime") from error
     return onnxruntime
 
 
@@ -145,8 +149,28 @@ def create_session(
         except RuntimeError as error:
             warnings.warn(f"device 'auto' takes the CPU: {error}", RuntimeWarning, stacklevel=2)
     chosen = ["CPUExecutionProvider"] if providers is None else list(providers)
-    session: InferenceSession = onnxruntime.InferenceSession(source, options, providers=chosen)
+    try:
+        session: InferenceSession = onnxruntime.InferenceSession(source, options, providers=chosen)
+    except Exception as error:  # onnxruntime has classes of its own
+        reason = _reason(source)
+        if not reason or reason in str(error):
+            raise
+        raise type(error)(f"{reason}; onnxruntime says: {error}") from error
     return session
+
+
+def _reason(source: str | bytes) -> str:
+    """What is wrong with a node of ours in a model that onnxruntime refuses, in the contract's words; or nothing.
+
+    onnxruntime checks the types of a node's inputs itself, before our library sees it, and gives no way out.
+    """
+    try:
+        model = ModelProto.FromString(source) if isinstance(source, bytes) else load(Path(source))
+    except Exception:  # protobuf's own class, or no model at all: onnxruntime has said so
+        return ""
+    _, seen, _ = infer(without_weights(model, None), OUTPUT_RANKS, observing)
+    found = (f"{facts.op_type}: {violation.message}" for _, facts in seen for violation in violations(facts))
+    return next(found, "")
 
 
 # --------------------------------------------------------------------------------------------------

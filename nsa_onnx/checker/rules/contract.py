@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 from ... import spec
 from ...schema import SCHEMAS
-from ..model import Model, NsaNode
+from ..model import Model
 from ..report import Finding
 from .examples import compress, infer, model
-from .registry import COMPRESS, RULE_OF_ROW, finding, note, observed_violations, row_rule, rule
+from .registry import RULE_OF_ROW, finding, note, observed_violations, row_rule, rule
 
 _EXPORT_AGAIN = "export again with nsa_onnx.exporters.export, which writes complete nodes"
 _PAGES = " or ".join(map(str, spec.PAGE_BLOCK_SIZES))
@@ -233,46 +233,18 @@ row_rule(
 # Constants
 
 
-def _mistaken_lengths(node: NsaNode) -> str:
-    """The way out where constants that break a row of lengths fit what the other operator takes."""
-    lengths = None if node.facts is None else node.facts.constants.get("actual_seq_len")
-    if node.facts is None or lengths is None or lengths.ndim != 1 or lengths.size < 2:
-        return ""
-    values = lengths.tolist()
-    if node.op_type == COMPRESS:
-        if values[0] == 0 < values[1] and values == sorted(values):
-            return "drop the leading 0: prefix sums begin with the end of the first segment"
-        tokens = node.facts.tensor("input").dim(0)
-        if min(values) >= 0 and sum(values) == (sum(values) if tokens is None else tokens):
-            return f"these look like lengths: give their prefix sums, which end in {sum(values)}"
-    elif values == sorted(values) and values[0] >= 0:
-        return f"these look like prefix sums: give the lengths themselves, {values[0]}, {values[1] - values[0]}, ..."
-    return ""
-
-
-_SEQ_ROWS = ("seq_empty", "seq_decreasing", "seq_positive", "seq_last", "seq_range", "seq_negative")
-RULE_OF_ROW.update(dict.fromkeys(_SEQ_ROWS, "NSA015"))
-
-
-@rule(
+row_rule(
     "NSA015",
     "constant lengths are what the operator takes",
-    example=compress(x="100, 4, 16", seq=[40, 60]),
-    accepted=compress(x="100, 4, 16", seq=[40, 100]),
-)
-def _lengths(model: Model) -> Iterator[Finding]:
     """NsaCompress takes prefix sums: positive, not decreasing, the last one equal to T. NsaCompressInfer takes
     lengths, each within what its pages hold. Giving one operator what the other takes is a common mistake.
 
     Constants are looked at, and what small nodes (Cast, Concat, Add, CumSum, Slice, ...) make of them.
-    """
-    for node in model.nodes:
-        for violation in node.violations:
-            if violation.row.id in _SEQ_ROWS:
-                yield finding(node, violation.message, violation.row.argument, _mistaken_lengths(node))
-    yield from observed_violations(model, _SEQ_ROWS)
-
-
+    """,
+    ("seq_empty", "seq_decreasing", "seq_positive", "seq_last", "seq_range", "seq_negative"),
+    example=compress(x="100, 4, 16", seq=[40, 60]),
+    accepted=compress(x="100, 4, 16", seq=[40, 100]),
+)
 _PAGES_USED = [0, -1, -1, -1, -1, -1, -1, -1, 3, -1, -1, -1]
 row_rule(
     "NSA016",

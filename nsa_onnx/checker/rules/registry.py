@@ -98,10 +98,10 @@ def row_rule(
 
 def observed_violations(model: Model, rows: Sequence[str]) -> Iterator[Finding]:
     """What only inference can know: nodes in functions with what a call gives them, computed constants."""
-    seen = {(node.op_type, violation.message) for node in model.nodes for violation in node.violations}
+    seen = {(node.op_type, violation.row.id, violation.values) for node in model.nodes for violation in node.violations}
     for name, op_type, violation in model.observed:
-        if violation.row.id in rows and (op_type, violation.message) not in seen:
-            seen.add((op_type, violation.message))
+        if violation.row.id in rows and (key := (op_type, violation.row.id, violation.values)) not in seen:
+            seen.add(key)
             # onnx names a node "node <op type>[<domain>] (<name>)", without the brackets if it has no name.
             same = [n for n in model.nodes if n.op_type == op_type and name.endswith(f"({n.proto.name})")]
             same = same or [n for n in model.nodes if n.op_type == op_type and not n.proto.name]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..contract import Array, Contract, Dim, Shape, Violation, Violations, is_int, kind, table
 from ..hints import HINTS
@@ -161,9 +162,11 @@ def shape_violations(
 
 def length_violations(actual_seq_len: Sequence[int], longest: int) -> Violations:
     """Lengths of the sequences; ``longest`` is what their pages can hold, in tokens."""
-    for b, length in enumerate(actual_seq_len):
-        if not 0 <= length <= longest:
-            yield Violation(ROWS["seq_range"], (b, longest, length))
+    wrong = [b for b, length in enumerate(actual_seq_len) if not 0 <= length <= longest]
+    steps = [end - start for start, end in pairwise((0, *actual_seq_len))] if wrong else []
+    hint = HINTS["prefix_sums"] if len(steps) > 1 and all(0 <= step <= longest for step in steps) else None
+    for b in wrong:
+        yield Violation(ROWS["seq_range"], (b, longest, actual_seq_len[b]), hint)
 
 
 def index_violations(

@@ -63,11 +63,8 @@ class Model:
         observed: (node's name, operator, what is wrong) of our nodes as onnx met them, in functions once per call.
         inference_error: why onnx could not infer; empty if it could.
         target: what the model is meant for.
-<<<<<<< HEAD
         folder: of its external data.
-=======
         values: what its small integer nodes compute from constants.
->>>>>>> f165bed (Rule for T' = 0 before operators that cannot take it; decode steps)
     """
 
     proto: ModelProto

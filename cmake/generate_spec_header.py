@@ -100,7 +100,6 @@ def header(package: Package, version: str) -> str:
     shared, windows = package.load("operators.contract"), package.load("operators.windows")
     hints, vendor = package.load("operators.hints").HINTS, package.load("targets.vendor")
     contracts = {name: package.load(f"operators.{name}.contract").CONTRACT for name in package.rooms()}
-    vendor_numbers = ("MAX_DECODE_BLOCK", "MAX_ODD_HEADS", "MAX_ELEMENTS", "MAX_BATCH")
     lines = [
         "// Generated from nsa_onnx/operators by cmake/generate_spec_header.py. Do not edit.",
         "#ifndef NSA_ONNX_SPEC_H_",
@@ -114,7 +113,7 @@ def header(package: Package, version: str) -> str:
         constant("int", "kOpsetVersion", str(shared.OPSET_VERSION)),
         numbers("ALIGNMENT", windows.ALIGNMENT),
         numbers("MAX_HEAD_DIM", windows.MAX_HEAD_DIM),
-        *(numbers(f"VENDOR_{name}", getattr(vendor, f"VENDOR_{name}")) for name in vendor_numbers),
+        *(numbers(f"VENDOR_{name}", getattr(vendor, name)) for name in vendor.CPP_CONSTANTS),
         *strings("hint", {hint.id: hint.ending for hint in hints.values()}),
     ]
     for name, contract in contracts.items():

@@ -1,4 +1,4 @@
-"""The command line: nsa-onnx check | infer-shapes | expand | prepare-atc | fuse | explain | with | doctor | demo.
+"""The command line: nsa-onnx check | infer-shapes | expand | prepare | fuse | explain | with | doctor | demo.
 
 Exit status: 0 all is well, 1 something was found or the command could not be done, 2 wrong usage or a file that
 cannot be read or written. Errors are one line on stderr that names the file.
@@ -20,7 +20,7 @@ from onnx.shape_inference import infer_shapes
 from . import __version__, spec
 from .checker import TARGETS, UnreadableModelError, check
 from .checker import command as check_command
-from .console import PROGRAM, Parser, clean, finish, say, show, tell
+from .console import PROGRAM, Parser, clean, finish, show, tell
 from .explain import MAX_DRAWN_LENGTH
 from .explain import explain as explain_page
 from .functions import expand
@@ -34,7 +34,7 @@ from .operators.nsa_compress.call import nsa_compress
 from .runtime.everywhere import command_with
 from .runtime.session import compress_model, create_session, doctor
 from .schema import OUTPUT_RANKS
-from .targets.atc import AtcError, prepare_atc
+from .targets import command as prepare_command
 
 OK, FOUND, UNUSABLE = 0, 1, 2
 
@@ -100,9 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     ):
         converting = command(name, run, text)
         _add_files(converting)
-    preparing = command("prepare-atc", _prepare_atc, "Write a model that CANN's converter ATC is known to take.")
-    _add_files(preparing)
-    preparing.add_argument("--converter-only", action="store_true", help="OUT need not load in onnxruntime")
+    for name, target, text in (
+        ("prepare", None, prepare_command.DESCRIPTION),
+        ("prepare-atc", "atc", "Another name for prepare --target atc."),
+    ):
+        preparing = command(name, _prepare, text)
+        _add_files(preparing)
+        prepare_command.add_arguments(preparing, target)
     fusing = command("fuse", _fuse, fuse_command.DESCRIPTION)
     _add_files(fusing)
     fuse_command.add_arguments(fusing)
@@ -174,20 +178,12 @@ def _expand(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _prepare_atc(arguments: argparse.Namespace) -> int:
-    source, model = Path(arguments.model), _load(arguments)
+def _prepare(arguments: argparse.Namespace) -> int:
+    model = _load(arguments)
     try:
-        prepared = prepare_atc(model, folder=source.parent, converter_only=arguments.converter_only)
-    except AtcError as error:
-        for reason in error.reasons:
-            _fail(f"{source}: {reason}", FOUND)
-        return FOUND
+        return prepare_command.run(arguments, model)
     except UnreadableModelError as error:
-        return _fail(f"{source}: {error}", UNUSABLE)
-    write_model(prepared.model, source, Path(arguments.output))
-    for line in [*prepared.changes, *(f"note: {note}" for note in prepared.notes)] or ["nothing to change"]:
-        say(line)
-    return OK
+        return _fail(f"{arguments.model}: {error}", UNUSABLE)
 
 
 def _explain(arguments: argparse.Namespace) -> int:

@@ -1,9 +1,8 @@
-"""Names that move: contracts are in `nsa_onnx.operators`, the vendor's limits in `targets.vendor`."""
+"""Names that move: contracts are in `nsa_onnx.operators`."""
 
 from .operators import contract, windows
 from .operators.nsa_compress import contract as compress
 from .operators.nsa_compress_infer import contract as decode
-from .targets import vendor
 
 DOMAIN = contract.DOMAIN
 DTYPES = contract.DTYPES
@@ -43,12 +42,3 @@ compress_plan = windows.row_plan
 triggers = windows.triggers
 window_count = windows.window_count
 window_violations = windows.window_violations
-VENDOR_MAX_BATCH = vendor.VENDOR_MAX_BATCH
-VENDOR_MAX_DECODE_BLOCK = vendor.VENDOR_MAX_DECODE_BLOCK
-VENDOR_MAX_ELEMENTS = vendor.VENDOR_MAX_ELEMENTS
-VENDOR_MAX_ODD_HEADS = vendor.VENDOR_MAX_ODD_HEADS
-VENDOR_ROWS = vendor.VENDOR_ROWS
-direct_compress_violations = vendor.direct_compress_violations
-direct_infer_violations = vendor.direct_infer_violations
-vendor_compress_violations = vendor.vendor_compress_violations
-vendor_infer_violations = vendor.vendor_infer_violations

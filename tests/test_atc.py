@@ -14,7 +14,9 @@ from nsa_onnx.checker import UnreadableModelError
 from nsa_onnx.cli import main
 from nsa_onnx.functions import expand
 from nsa_onnx.runtime.session import session_options
-from nsa_onnx.targets.atc import MAX_CONSTANT_PAGES, AtcError, prepare_atc
+from nsa_onnx.targets.atc import prepare_atc
+from nsa_onnx.targets.atc_table import MAX_CONSTANT_PAGES
+from nsa_onnx.targets.preparing import PrepareError
 
 
 def subgraphs(node):
@@ -237,7 +239,7 @@ def test_a_computed_table_refuses_pages_that_do_not_divide():
 
 
 def reasons(model, **options):
-    with pytest.raises(AtcError) as caught:
+    with pytest.raises(PrepareError) as caught:
         prepare_atc(model, **options)
     return caught.value.reasons
 
@@ -460,6 +462,6 @@ def test_mutated_files_never_end_in_a_traceback():
             continue
         try:
             prepare_atc(model)
-        except (AtcError, UnreadableModelError):
+        except (PrepareError, UnreadableModelError):
             refused += 1
     assert 0 < refused < 300

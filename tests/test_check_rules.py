@@ -11,13 +11,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from nsa_onnx import spec
 from nsa_onnx.checker import RULES, TARGETS, Severity, UnreadableModelError, check
-from nsa_onnx.checker.rules.examples import compress, infer, infer_node
 from nsa_onnx.functions import MIN_OPSET, expand
 from nsa_onnx.fuse import candidates
 from nsa_onnx.graph import folding as limits
 from nsa_onnx.operators.hints import HINTS
+from nsa_onnx.rulebook.examples import compress, infer, infer_node
+from nsa_onnx.targets import vendor
 from nsa_onnx.targets.atc import prepare_atc
 
 
@@ -464,10 +464,10 @@ def test_one_broadcast_operand_is_fine(a, b):
     assert binary(a, b) == binary(b, a) == set()
 
 
-def test_limits_of_the_targets_are_those_of_spec():
+def test_a_limit_of_a_target_is_in_its_message():
     block = parsed(infer(w="80, 4", block=80))
     (finding,) = check(block, target="cann-aclnn").findings
-    assert f"<= {spec.VENDOR_MAX_DECODE_BLOCK}" in finding.message and "got 80" in finding.message
+    assert f"<= {vendor.DECODE_MAX_BLOCK}" in finding.message and "got 80" in finding.message
 
 
 # --------------------------------------------------------------------------------------------------

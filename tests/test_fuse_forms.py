@@ -348,7 +348,7 @@ def test_a_block_of_8_is_named(dynamo):
 @EXPORTERS
 def test_a_model_in_float32_is_named(dynamo):
     reason = one_reason(exported(in_blocks, dynamo, tokens(np.dtype(np.float32))))
-    assert reason == "input must be float16 or bfloat16, got float32"
+    assert reason.startswith("input must be float16 or bfloat16, got float32")
 
 
 DENSE = "a dense projection over the window, not one weight per token and head"

@@ -69,7 +69,9 @@ def writers():
     (actions,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for name, command in actions.choices.items():
         outputs = [action for action in command._actions if action.metavar == "OUT"]
-        yield from ([name, "m.onnx", action.option_strings[0], "{}"] for action in outputs)
+        needed = [action for action in command._actions if action.required and action.choices]
+        more = [word for action in needed for word in (action.option_strings[0], next(iter(action.choices)))]
+        yield from ([name, "m.onnx", action.option_strings[0], "{}", *more] for action in outputs)
     yield from (["check", "m.onnx", "--format", f"{name}={{}}"] for name in FORMATS)
 
 

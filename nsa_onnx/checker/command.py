@@ -17,10 +17,11 @@ from pathlib import Path
 from ..console import progress, show, tell, wants_color
 from ..graph.reading import UnreadableModelError, load
 from ..graph.writing import NotWritableError, replace_file, require_no_weights
+from ..rulebook.finding import Severity
 from . import RULES, TARGETS, check
 from .documentation import explain, list_rules
 from .formats import FORMATS, Context, Outcome, Unreadable
-from .report import Report, Severity
+from .report import Report
 from .run import RunUnavailableError, require_onnxruntime
 
 SUFFIX = ".onnx"

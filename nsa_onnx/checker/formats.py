@@ -18,8 +18,9 @@ from xml.etree import ElementTree
 
 from ..console import clean, path_text
 from ..console import to_json as json_text
+from ..rulebook.finding import Finding, Severity
 from . import rules
-from .report import Finding, Report, Severity, finding_lines, plural, run_line, where
+from .report import Report, finding_lines, plural, run_line, where
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 Such an axis is legal in ONNX, and a compression has it where no segment fills a window (T' = 0).
 ``tools/empty_dims.py`` tries all standard operators that take floats, each in a process that may die; a test does that
 again and compares.
+
+The target has no limits of its own on our operators: the library is built from the contract, takes what that allows
+and refuses what it does not.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 from onnx import NodeProto
 
 from ..graph.emptiness import Constant, Extent, Extents, attribute, integers
+from .base import Target
 
 ONNXRUNTIME = "1.32.0"
 """The version that the table was made with. Older ones stop at more: 1.21.1 at nearly every Einsum."""
@@ -168,3 +172,6 @@ def stop(node: NodeProto, inputs: Extents, constant: Constant) -> Stop | None:
         return found if found is not None and inputs and found.where(node, inputs, constant) else None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # the node is broken
         return None
+
+
+TARGET = Target("cpu", "onnxruntime with our library. What holds here holds for all.")

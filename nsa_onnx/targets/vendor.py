@@ -1,119 +1,163 @@
-"""What CANN's own NsaCompress and NsaCompressWithCache do less than the contract. Needs the standard library only.
+"""What the vendor's operators take, CANN's own NsaCompress and NsaCompressWithCache. Needs the standard library only.
 
-Sources: aclnnNsaCompress.md and aclnnNsaCompressWithCache.md, and the tiling of both operators (ops-transformer, late
-2025). ort_ext/cann/aclnn.cc works around what it can (the second kind of rows below) and refuses the rest (the first).
+Each number stands here, also where the contract has the same today: if the contract grows, CANN does not grow with it.
+Sources, in ops-transformer: aclnnNsaCompress.md and aclnnNsaCompressWithCache.md of July 2026, and the tiling of both
+operators, of November 2025 and July 2026. Where the two differ, the older and narrower one counts: the machine that a
+model will run on may have either. The products are in ``aclnn.py``.
+
+ort_ext/cann/aclnn.cc refuses the same and gets the numbers from a generated header (`CPP_CONSTANTS`). It works around
+`DIRECT_LIMITS`, which bind a graph that calls the operators itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ..operators.contract import Dim, Shape, Violation, Violations, table
-from ..operators.windows import BLOCK, SEQ, row_plan
+from ..operators.contract import Dim, Row, Violation, Violations, table
+from ..operators.windows import BLOCK, SEQ, STRIDE, row_plan
+from .base import Limit, Number, bound
+from .windows import Sizes, size_limits
 
-VENDOR_MAX_DECODE_BLOCK = 64
-VENDOR_MAX_ODD_HEADS = 50
-VENDOR_MAX_ELEMENTS = 2**32 - 1
+if TYPE_CHECKING:
+    from ..schema import NodeFacts
+
+DTYPES = ("float16", "bfloat16")
+HEAD_DIM_MULTIPLE = 16
+MAX_HEAD_DIM = 256
+WINDOW_MULTIPLE = 16  # of block and stride
+
+PREFILL_MAX_HEADS = 128
+PREFILL_MAX_BLOCK = 128
+
+DECODE_MAX_HEADS = 64
+# The tiling shares heads out by 8, 4 and 2; above this number the buffer has no room for an odd one.
+DECODE_MAX_ODD_HEADS = 50
+DECODE_MAX_BLOCK = 64
+DECODE_STRIDES = (16, 32, 48, 64)
+DECODE_PAGES = (64, 128)
 # The tiling refuses more than 2048, and leaves out its end mark when 2048 sequences compress.
-VENDOR_MAX_BATCH = 2047
+DECODE_MAX_BATCH = 2047
 
-VENDOR_ROWS = table(
-    # What the operators cannot do, called in whatever way.
-    (
-        "vendor_block",
-        RuntimeError,
-        BLOCK,
-        f"{BLOCK} must be <= {VENDOR_MAX_DECODE_BLOCK} for the vendor's decode operator, got {{}}",
+# Prefill keeps where each core begins in 32 bits, and so did decode with the cache before 2026.
+MAX_ELEMENTS = 2**32 - 1
+
+CPP_CONSTANTS = ("DECODE_MAX_BLOCK", "DECODE_MAX_ODD_HEADS", "DECODE_MAX_BATCH", "MAX_ELEMENTS")
+
+_PREFILL, _DECODE = "NsaCompress", "NsaCompressInfer"
+_FOR, _FOR_PREFILL, _FOR_DECODE = (
+    "the vendor's operator",
+    "the vendor's prefill operator",
+    "the vendor's decode operator",
+)
+_SIZES = {
+    _PREFILL: Sizes(DTYPES, HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, PREFILL_MAX_HEADS, WINDOW_MULTIPLE, PREFILL_MAX_BLOCK),
+    _DECODE: Sizes(
+        DTYPES,
+        HEAD_DIM_MULTIPLE,
+        MAX_HEAD_DIM,
+        DECODE_MAX_HEADS,
+        WINDOW_MULTIPLE,
+        DECODE_MAX_BLOCK,
+        DECODE_STRIDES,
+        DECODE_PAGES,
+        block_row="vendor_block",
     ),
-    (
-        "vendor_odd_heads",
-        RuntimeError,
-        "input",
-        f"input: N must be even above {VENDOR_MAX_ODD_HEADS} for the vendor's decode operator, got {{}}",
+}
+
+
+def _elements(row: str, argument: str) -> Limit:
+    """A limit on how many elements an input has at least, taking a dim that is not known for 1."""
+    made = Row(row, RuntimeError, argument, f"{argument} must have <= {MAX_ELEMENTS} elements for {_FOR}, got {{}}")
+
+    def find(facts: NodeFacts) -> Violations:
+        count = 1
+        for dim in facts.tensor(argument).shape or ():
+            count *= 1 if dim is None else dim
+        if count > MAX_ELEMENTS:
+            yield Violation(made, (count,))
+
+    return Limit((row,), find)
+
+
+def _even_heads(heads: int) -> bool:
+    return heads <= DECODE_MAX_ODD_HEADS or heads % 2 == 0
+
+
+LIMITS = {
+    _PREFILL: (*size_limits(_SIZES[_PREFILL], 3, _FOR_PREFILL), _elements("vendor_elements", "input")),
+    _DECODE: (
+        *size_limits(_SIZES[_DECODE], 4, _FOR_DECODE),
+        bound(
+            "vendor_odd_heads", Number("input", 2, "N"), _even_heads, f"even above {DECODE_MAX_ODD_HEADS}", _FOR_DECODE
+        ),
+        # Only slots beyond the last row are out of reach: our backend refuses those when they come up.
+        _elements("vendor_cache_elements", "cache"),
     ),
-    (
-        "vendor_elements",
-        RuntimeError,
-        "input",
-        f"input must have <= {VENDOR_MAX_ELEMENTS} elements for the vendor's operator, got {{}}",
-    ),
-    (
-        "vendor_cache_elements",
-        RuntimeError,
-        "cache",
-        f"cache must have <= {VENDOR_MAX_ELEMENTS} elements for the vendor's operator, got {{}}",
-    ),
-    # What a graph that calls them directly cannot do; our backend has a way around each.
+}
+"""What the operators do not take, called in whatever way."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Called by a graph
+
+_ROWS = table(
     (
         "vendor_no_rows",
         RuntimeError,
         SEQ,
-        f"T' must be >= 1 for the vendor's operator, got 0: no segment of {SEQ} has {BLOCK} = {{}} tokens",
+        f"T' must be >= 1 for {_FOR}, got 0: no segment of {SEQ} has {BLOCK} = {{}} tokens",
     ),
-    ("vendor_batch_min", RuntimeError, SEQ, f"{SEQ} must have >= 1 elements for the vendor's operator, got {{}}"),
+    ("vendor_batch_min", RuntimeError, SEQ, f"{SEQ} must have >= 1 elements for {_FOR}, got {{}}"),
     (
         "vendor_batch_max",
         RuntimeError,
         SEQ,
-        f"{SEQ} must have <= {VENDOR_MAX_BATCH} elements for the vendor's decode operator, got {{}}",
+        f"{SEQ} must have <= {DECODE_MAX_BATCH} elements for {_FOR_DECODE}, got {{}}",
     ),
-    ("vendor_pages_min", RuntimeError, "input", "input.shape[0] must be >= 1 for the vendor's decode operator, got {}"),
-    ("vendor_table", RuntimeError, "block_table", "block_table must be connected for the vendor's decode operator"),
+    ("vendor_pages_min", RuntimeError, "input", f"input.shape[0] must be >= 1 for {_FOR_DECODE}, got {{}}"),
+    ("vendor_slots_min", RuntimeError, "cache", f"cache.shape[0] must be >= 1 for {_FOR_DECODE}, got {{}}"),
+    ("vendor_table", RuntimeError, "block_table", f"block_table must be connected for {_FOR_DECODE}"),
 )
 
 
-def _elements(shape: Shape) -> int | None:
-    """How many elements there are at least, taking a dim that is not known for 1; None if a dim is 0."""
-    count = 1
-    for dim in shape:
-        count *= 1 if dim is None else dim
-    return count or None
+def _no_rows(facts: NodeFacts) -> Violations:
+    """The tiling walks off an array where T' is 0."""
+    block, stride, tokens = facts.integer(BLOCK), facts.integer(STRIDE), facts.tensor("input").dim(0)
+    lengths = facts.constants.get(SEQ)
+    ends = None if lengths is None else lengths.tolist()
+    if ends is None and tokens is not None and block is not None and tokens < block:
+        ends = [tokens]  # however they are cut, no segment is longer
+    if ends is not None and block is not None and stride is not None and not row_plan(ends, block, stride):
+        yield Violation(_ROWS["vendor_no_rows"], (block,))
 
 
-def vendor_compress_violations(input_shape: Shape) -> Violations:
-    """What the vendor's prefill operator cannot do, called in whatever way (target aclnn)."""
-    elements = _elements(input_shape)
-    if elements is not None and elements > VENDOR_MAX_ELEMENTS:
-        yield Violation(VENDOR_ROWS["vendor_elements"], (elements,))
+def batch(facts: NodeFacts) -> Dim:
+    """How many sequences a decode node has, from whichever input tells."""
+    dims = [facts.tensor(name).dim(0) for name in (SEQ, "slot_mapping", "block_table")]
+    return next((dim for dim in dims if dim is not None), None)
 
 
-def vendor_infer_violations(input_shape: Shape, cache_shape: Shape, compress_block_size: Dim) -> Violations:
-    """What the vendor's decode operator cannot do, called in whatever way (target aclnn).
-
-    Of the cache, only slots beyond the last row are out of reach: our backend refuses those when they come up.
-    """
-    rows = VENDOR_ROWS
-    if compress_block_size is not None and compress_block_size > VENDOR_MAX_DECODE_BLOCK:
-        yield Violation(rows["vendor_block"], (compress_block_size,))
-    heads = input_shape[2] if len(input_shape) == 4 else None
-    if heads is not None and heads > VENDOR_MAX_ODD_HEADS and heads % 2:
-        yield Violation(rows["vendor_odd_heads"], (heads,))
-    elements = _elements(cache_shape)
-    if elements is not None and elements > VENDOR_MAX_ELEMENTS:
-        yield Violation(rows["vendor_cache_elements"], (elements,))
-
-
-def direct_compress_violations(
-    actual_seq_len: Sequence[int] | None, compress_block_size: Dim, compress_stride: Dim
-) -> Violations:
-    """What a graph that calls the vendor's prefill operator directly cannot do (target ATC, graph mode).
-
-    ``actual_seq_len`` is None where it is not constant. Lengths, block and stride must otherwise be checked.
-    """
-    if actual_seq_len is None or compress_block_size is None or compress_stride is None:
-        return
-    if not row_plan(actual_seq_len, compress_block_size, compress_stride):
-        yield Violation(VENDOR_ROWS["vendor_no_rows"], (compress_block_size,))
+def _one_call(facts: NodeFacts) -> Violations:
+    """What one call of the decode operator does not take."""
+    sequences, pages, slots = batch(facts), facts.tensor("input").dim(0), facts.tensor("cache").dim(0)
+    if sequences is not None and sequences < 1:
+        yield Violation(_ROWS["vendor_batch_min"], (sequences,))
+    if sequences is not None and sequences > DECODE_MAX_BATCH:
+        yield Violation(_ROWS["vendor_batch_max"], (sequences,))
+    if pages is not None and pages < 1:
+        yield Violation(_ROWS["vendor_pages_min"], (pages,))
+    if slots is not None and slots < 1:
+        yield Violation(_ROWS["vendor_slots_min"], (slots,))
+    if "block_table" not in facts.inputs:
+        yield Violation(_ROWS["vendor_table"], ())
 
 
-def direct_infer_violations(batch: Dim, has_table: bool, block_num: Dim = None) -> Violations:
-    """What a graph that calls the vendor's decode operator directly cannot do (target ATC, graph mode)."""
-    rows = VENDOR_ROWS
-    if batch is not None and batch < 1:
-        yield Violation(rows["vendor_batch_min"], (batch,))
-    if batch is not None and batch > VENDOR_MAX_BATCH:
-        yield Violation(rows["vendor_batch_max"], (batch,))
-    if block_num is not None and block_num < 1:
-        yield Violation(rows["vendor_pages_min"], (block_num,))
-    if not has_table:
-        yield Violation(rows["vendor_table"], ())
+DIRECT_LIMITS = {
+    _PREFILL: (Limit(("vendor_no_rows",), _no_rows),),
+    _DECODE: (
+        Limit(
+            ("vendor_batch_min", "vendor_batch_max", "vendor_pages_min", "vendor_slots_min", "vendor_table"), _one_call
+        ),
+    ),
+}
+"""What a graph that calls the operators itself must keep, beyond `LIMITS`; our backend has a way around each."""

@@ -14,7 +14,7 @@
 namespace nsa::cann {
 namespace {
 
-constexpr size_t kMaxSequences = static_cast<size_t>(spec::kVendorMaxBatch);
+constexpr size_t kMaxSequences = static_cast<size_t>(spec::kVendorDecodeMaxBatch);
 // See Decode: not the node's.
 constexpr int64_t kDecodeStride = 16;
 enum LengthsKind : int64_t { kPrefixSums = 0, kLengths = 1 };
@@ -176,9 +176,9 @@ class AclnnBackend : public Backend {
   const char* name() const override { return "aclnn"; }
 
   void RequireInferBlock(int64_t block) const override {
-    if (block <= spec::kVendorMaxDecodeBlock) return;
+    if (block <= spec::kVendorDecodeMaxBlock) return;
     Refuse("compresses into a cache with compress_block_size <= " +
-           std::to_string(spec::kVendorMaxDecodeBlock) + ", got " + std::to_string(block));
+           std::to_string(spec::kVendorDecodeMaxBlock) + ", got " + std::to_string(block));
   }
 
   void Compress(const CompressRun& run, Launch& launch) const override {
@@ -187,8 +187,8 @@ class AclnnBackend : public Backend {
   }
 
   void Infer(const InferRun& run, Launch& launch) const override {
-    if (run.heads > spec::kVendorMaxOddHeads && run.heads % 2 != 0) {
-      Refuse("needs an even number of heads above " + std::to_string(spec::kVendorMaxOddHeads) +
+    if (run.heads > spec::kVendorDecodeMaxOddHeads && run.heads % 2 != 0) {
+      Refuse("needs an even number of heads above " + std::to_string(spec::kVendorDecodeMaxOddHeads) +
              ", got " + std::to_string(run.heads));
     }
     const std::vector<SlotWrite>& plan = *run.plan;

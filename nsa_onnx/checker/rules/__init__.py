@@ -1,15 +1,21 @@
 """The rules: each a small function with a stable id, a severity, its documentation and an example that triggers it.
 
-To add a rule, decorate a function with `registry.rule` in the module of its theme; ids are never reused or renumbered.
-`docs/rules.md` is generated from here.
+To add a rule for all targets, decorate a function with `registry.general` in the module of its theme; the rules of one
+target are in its module of `nsa_onnx.targets`. Ids are never reused or renumbered. `docs/rules.md` is generated from
+here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ...rulebook.finding import Finding
+from ...rulebook.rule import Rule
+from ...targets import TARGETS
 from ..model import Model
-from ..report import Finding
-from . import bodies, caches, contract, empty, fusion, running, shapes, targets, usage
-from .registry import REGISTERED, RULE_OF_ROW, TARGETS, Rule
+from . import bodies, caches, contract, empty, fusion, running, shapes, usage
+from .registry import REGISTERED, RULE_OF_ROW
 
 __all__ = [
     "RULES",
@@ -24,11 +30,25 @@ __all__ = [
     "run",
     "running",
     "shapes",
-    "targets",
     "usage",
 ]
 
-RULES: dict[str, Rule] = dict(sorted(REGISTERED.items()))
+
+def _all_rules() -> Iterator[Rule]:
+    """The rules for all targets, then those of single ones, each once."""
+    yield from (replace(rule, targets=tuple(TARGETS)) for rule in REGISTERED.values())
+    of_targets = {rule.id: rule for target in TARGETS.values() for rule in target.rules}
+    for rule in of_targets.values():
+        if rule.id in REGISTERED:
+            raise ValueError(f"{rule.id} is taken by {REGISTERED[rule.id].title!r}")
+        holders = [target for target in TARGETS.values() if rule.id in [one.id for one in target.rules]]
+        if any(one is not rule for target in holders for one in target.rules if one.id == rule.id):
+            raise ValueError(f"{rule.id} is two rules of targets")
+        RULE_OF_ROW.update(dict.fromkeys(rule.rows, rule.id))
+        yield replace(rule, targets=tuple(target.name for target in holders))
+
+
+RULES: dict[str, Rule] = {rule.id: rule for rule in sorted(_all_rules(), key=lambda rule: rule.id)}
 """All rules by id, in the order in which they report."""
 
 

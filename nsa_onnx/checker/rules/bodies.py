@@ -10,11 +10,12 @@ from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorPro
 from ... import spec
 from ...functions import MIN_OPSET, body
 from ...graph.walk import is_standard, standard_opset
+from ...rulebook.examples import STANDARD_OPSET, compress
+from ...rulebook.finding import Finding, Severity
+from ...rulebook.rule import note
 from ...schema import SCHEMAS
 from ..model import Model
-from ..report import Finding, Severity
-from .examples import STANDARD_OPSET, compress
-from .registry import note, rule
+from .registry import general
 
 
 def _with_body(opset: int) -> str:
@@ -34,7 +35,7 @@ def _place(function: FunctionProto) -> str:
     return f"function {function.domain}.{function.name}"
 
 
-@rule(
+@general(
     "NSA020",
     "a portable body has the model's opset",
     example=_with_body(STANDARD_OPSET - 1),
@@ -54,7 +55,7 @@ def _opset(model: Model) -> Iterator[Finding]:
             yield note(message, place=_place(function))
 
 
-@rule(
+@general(
     "NSA026",
     "a portable body is ours",
     severity=Severity.WARNING,

@@ -12,11 +12,12 @@ from onnx import NodeProto
 from ... import spec
 from ...graph.scopes import Scope
 from ...graph.walk import is_standard, node_name, text
+from ...rulebook.examples import infer, infer_node
+from ...rulebook.finding import Finding, Severity
+from ...rulebook.rule import INFER, connected, finding, of_type
 from ...schema import INPUT_NAMES
 from ..model import Model, NsaNode
-from ..report import Finding, Severity
-from .examples import infer, infer_node
-from .registry import INFER, connected, finding, of_type, rule
+from .registry import general
 
 # Operators that hand a cache on, possibly in another form. What others compute from it is no cache.
 _HAND_ON = frozenset(
@@ -61,7 +62,7 @@ def _updates(model: Model) -> Iterator[tuple[NsaNode, str, str]]:
             yield node, node.proto.input[_CACHE], node.proto.output[0]
 
 
-@rule(
+@general(
     "NSA024",
     "an updated cache leaves the graph",
     severity=Severity.WARNING,
@@ -119,7 +120,7 @@ def _two(cache: str) -> str:
     return made.replace("int32[3] slots", "int32[3] slots, int32[3] later")
 
 
-@rule(
+@general(
     "NSA025",
     "nobody reads the cache of before the update",
     severity=Severity.WARNING,

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ... import spec
+from ...rulebook.examples import compress, infer, model
+from ...rulebook.finding import Finding
+from ...rulebook.rule import finding, note
 from ...schema import SCHEMAS
 from ..model import Model
-from ..report import Finding
-from .examples import compress, infer, model
-from .registry import RULE_OF_ROW, finding, note, observed_violations, row_rule, rule
+from .registry import RULE_OF_ROW, general, observed_violations, row_rule
 
 _EXPORT_AGAIN = "export again with nsa_onnx.exporters.export, which writes complete nodes"
 _PAGES = " or ".join(map(str, spec.PAGE_BLOCK_SIZES))
 _GOOD = compress()
 
 
-@rule(
+@general(
     "NSA001",
     "a model has a graph",
     example=model([], [], []),
@@ -35,7 +36,7 @@ def _graph(model: Model) -> Iterator[Finding]:
         yield note("the graph has no nodes")
 
 
-@rule(
+@general(
     "NSA002",
     "the domain is imported",
     example=compress(imports=f'"{spec.DOMAIN}" : {spec.OPSET_VERSION + 1}'),
@@ -58,7 +59,7 @@ def _import(model: Model) -> Iterator[Finding]:
         yield finding(node, message, "opset_import")
 
 
-@rule(
+@general(
     "NSA003",
     "the operator exists",
     example=_GOOD.replace("NsaCompress", "NsaCompres"),
@@ -72,7 +73,7 @@ def _operator(model: Model) -> Iterator[Finding]:
             yield finding(node, f"domain {spec.DOMAIN} has no operator {node.op_type!r}, only {', '.join(SCHEMAS)}")
 
 
-@rule(
+@general(
     "NSA004",
     "inputs and outputs are all there",
     example=compress(inputs="x, w"),
@@ -104,7 +105,7 @@ _ATTRIBUTE_ROWS = ("attribute_missing", "block_kind", "stride_kind", "page_kind"
 RULE_OF_ROW.update(dict.fromkeys(_ATTRIBUTE_ROWS, "NSA005"))
 
 
-@rule(
+@general(
     "NSA005",
     "attributes are there, known and ints",
     example=_GOOD.replace(", compress_stride = 16", ""),
@@ -258,7 +259,7 @@ row_rule(
 )
 
 
-@rule(
+@general(
     "NSA017",
     "constants are readable",
     example=compress(x="T, 4, 16", seq=[40, 100]).replace("int64[2]", "int64[3]"),

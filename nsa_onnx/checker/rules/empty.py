@@ -13,12 +13,13 @@ from ...graph.folding import Array
 from ...graph.scopes import Scope
 from ...graph.tensors import tensor_facts
 from ...graph.walk import is_standard, node_name, text
+from ...rulebook.examples import compress
+from ...rulebook.finding import Finding, Severity
+from ...rulebook.rule import COMPRESS, note, of_type, sound
 from ...schema import output_rows
 from ...targets import cpu
 from ..model import Model, NsaNode
-from ..report import Finding, Severity
-from .examples import compress
-from .registry import COMPRESS, note, of_type, rule, sound
+from .registry import general
 
 # How often all scopes are looked at: what a function or a branch returns may reach another one.
 _PASSES = 8
@@ -61,7 +62,7 @@ The rule follows the empty axis through the nodes between. It reports a node tha
 T' is 0, where lengths are not known before a run or give T' = 0. A branch of an If may be there because of it: nodes
 in it are not reported for a T' from outside.
 """
-rule(
+general(
     "NSA042",
     "no T' = 0 reaches an operator that cannot take it",
     severity=Severity.WARNING,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...recognise.search import candidates
+from ...rulebook.examples import integers, model
+from ...rulebook.finding import Finding, Severity
+from ...rulebook.rule import COMPRESS, note
 from ..model import Model
-from ..report import Finding, Severity
-from .examples import integers, model
-from .registry import COMPRESS, note, rule
+from .registry import general
 
 
 def _windows(reduction: str) -> str:
@@ -30,7 +31,7 @@ def _windows(reduction: str) -> str:
     )
 
 
-@rule(
+@general(
     "NSA028",
     f"what {COMPRESS} computes is a node of it",
     severity=Severity.WARNING,

@@ -1,80 +1,30 @@
-"""What a rule is and how one is made: the `rule` decorator, `row_rule` for rows of the error table, `finding`."""
+"""The rules for all targets, as their modules are imported: `general` registers one, `row_rule` one for error rows."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import Any
 
-from ... import spec
-from ...graph.walk import text
-from ..model import Model, NsaNode
-from ..report import Finding, Severity
-
-Check = Callable[[Model], Iterator[Finding]]
-
-TARGETS = ("cpu", "cann", "cann-aclnn", "atc")
-"""What a model can be meant for: cpu, and on Ascend our kernels, the vendor's operators in onnxruntime, ATC."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule of the checker.
-
-    Attributes:
-        id: stable; never reused or renumbered.
-        title: what must hold, in a few words.
-        severity: of all of its findings.
-        documentation: what it looks for and why; its function's docstring.
-        example: a model that it has a finding for, in ONNX's text format (``onnx.parser.parse_model`` reads it);
-            empty if no model alone triggers it.
-        accepted: a model just inside the bound, of which it says nothing.
-        hint: the way out; empty where the message says it. Findings may have one that fits better.
-        targets: what a model must be meant for, so that the rule looks at it.
-        check: gives its findings.
-    """
-
-    id: str
-    title: str
-    severity: Severity
-    documentation: str
-    example: str
-    accepted: str
-    hint: str
-    targets: tuple[str, ...]
-    check: Check
-
+from ...rulebook.finding import Finding
+from ...rulebook.rule import Check, Rule, finding, note, rule, sound
+from ...targets import TARGETS
+from ..model import Model
 
 REGISTERED: dict[str, Rule] = {}
-"""All rules by id, as their modules are imported."""
+"""The rules for all targets, by id."""
 
 RULE_OF_ROW: dict[str, str] = {}
 """Which rule reports a row of the error table."""
 
 
-def rule(
-    rule_id: str,
-    title: str,
-    *,
-    example: str,
-    accepted: str,
-    hint: str = "",
-    severity: Severity = Severity.ERROR,
-    targets: tuple[str, ...] = TARGETS,
-) -> Callable[[Check], Check]:
-    """Register a rule (arguments: `Rule`). Its findings get id, severity and, if they have none, the hint from here."""
+def general(rule_id: str, title: str, **more: Any) -> Callable[[Check], Rule]:
+    """`rulebook.rule.rule`, for all targets."""
 
-    def register(check: Check) -> Check:
-        def stamped(model: Model) -> Iterator[Finding]:
-            for found in check(model):
-                argument = text(found.argument)
-                yield replace(found, rule=rule_id, severity=severity, argument=argument, hint=found.hint or hint)
-
+    def register(check: Check) -> Rule:
         if rule_id in REGISTERED:
             raise ValueError(f"{rule_id} is taken by {REGISTERED[rule_id].title!r}")
-        documentation = inspect.cleandoc(check.__doc__ or "")
-        REGISTERED[rule_id] = Rule(rule_id, title, severity, documentation, example, accepted, hint, targets, stamped)
-        return check
+        REGISTERED[rule_id] = rule(rule_id, title, **more)(check)
+        return REGISTERED[rule_id]
 
     return register
 
@@ -89,10 +39,14 @@ def row_rule(
             for violation in node.violations:
                 if violation.row.id in rows:
                     yield finding(node, violation.message, violation.row.argument)
+        for node in sound(model.nodes):  # what the target forbids, and the contract not
+            for violation in TARGETS[model.target].violations(node):
+                if violation.row.id in rows:
+                    yield finding(node, violation.message, violation.row.argument)
         yield from observed_violations(model, rows)
 
     check.__doc__ = documentation
-    rule(rule_id, title, example=example, accepted=accepted, hint=hint)(check)
+    general(rule_id, title, example=example, accepted=accepted, hint=hint)(check)
     RULE_OF_ROW.update(dict.fromkeys(rows, rule_id))
 
 
@@ -109,33 +63,3 @@ def observed_violations(model: Model, rows: Sequence[str]) -> Iterator[Finding]:
                 yield finding(same[0], violation.message, violation.row.argument)
             else:
                 yield note(violation.message, node=name, op_type=op_type, argument=violation.row.argument)
-
-
-def finding(node: NsaNode, message: str, argument: str = "", hint: str = "") -> Finding:
-    """A finding about a node of ours. The rule's id and severity are filled in by `rule`."""
-    return Finding("", Severity.ERROR, message, node.name, node.op_type, argument, node.scope.place, hint)
-
-
-def note(
-    message: str, *, node: str = "", op_type: str = "", argument: str = "", place: str = "", hint: str = ""
-) -> Finding:
-    """A finding about the model, or about a node that is not ours."""
-    return Finding("", Severity.ERROR, message, node, op_type, argument, place, hint)
-
-
-def connected(node: NsaNode, name: str) -> bool:
-    """Whether an input of the schema is connected."""
-    return node.facts is not None and name in node.facts.inputs
-
-
-def of_type(model: Model, op_type: str) -> Iterator[NsaNode]:
-    """The nodes of one of our operators."""
-    return (node for node in model.nodes if node.facts is not None and node.op_type == op_type)
-
-
-def sound(nodes: Iterator[NsaNode]) -> Iterator[NsaNode]:
-    """The nodes that break no row of the error table: what is said of others would follow from that."""
-    return (node for node in nodes if not node.violations and not node.unreadable)
-
-
-COMPRESS, INFER = spec.COMPRESS_OP, spec.INFER_OP

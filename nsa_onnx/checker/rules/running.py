@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...rulebook.finding import Finding
 from ..model import Model
-from ..report import Finding
-from .registry import rule
+from .registry import general
 
 COMPUTES = "NSA100"
 
 
 # It has no example: what triggers it is a fault of the machine, not of the model alone.
-@rule(
+@general(
     COMPUTES,
     "the node computes what the contract says",
     example="",

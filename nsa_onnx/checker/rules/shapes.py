@@ -8,15 +8,16 @@ from onnx import TypeProto
 
 from ...graph.scopes import merged_type
 from ...graph.tensors import dtype_name
+from ...rulebook.examples import compress
+from ...rulebook.finding import Finding, Severity
+from ...rulebook.rule import finding, note
 from ...schema import SCHEMAS, output_type
 from ..model import Model, NsaNode
-from ..report import Finding, Severity
 from .contract import _import
-from .examples import compress
-from .registry import finding, note, rule
+from .registry import general
 
 
-@rule(
+@general(
     "NSA018",
     "declared types and shapes are the inferred ones",
     example=compress(x="100, 4, 16", y="4, 4, 16", seq=[40, 100]),
@@ -80,7 +81,7 @@ def _difference(declared: TypeProto, inferred: TypeProto) -> str:
     return ""
 
 
-@rule(
+@general(
     "NSA019",
     "dims are not negative",
     example=compress(x="-1, 4, 16"),
@@ -96,7 +97,7 @@ def _dims(model: Model) -> Iterator[Finding]:
                 yield note(f"{value.name!r} is declared with dim {axis} = {dim.dim_value}")
 
 
-@rule(
+@general(
     "NSA021",
     "shapes can be inferred",
     severity=Severity.WARNING,
@@ -106,6 +107,6 @@ def _dims(model: Model) -> Iterator[Finding]:
 )
 def _inference(model: Model) -> Iterator[Finding]:
     """onnx can infer the model's shapes. Where it cannot, what is checked is what the model declares."""
-    explained = any(True for _ in _import(model))
+    explained = any(True for _ in _import.check(model))
     if model.inference_error and model.proto.graph.node and not explained:
         yield note(f"shapes could not be inferred: {model.inference_error}")

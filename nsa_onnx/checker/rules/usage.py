@@ -7,18 +7,19 @@ from collections.abc import Iterator, Sequence
 from onnx import NodeProto
 
 from ... import spec
+from ...rulebook.examples import compress, infer, integers, model
+from ...rulebook.finding import Finding, Severity
+from ...rulebook.rule import COMPRESS, INFER, connected, finding, note, of_type, sound
 from ...schema import INPUT_NAMES, output_rows
 from ..model import Model, NsaNode
-from ..report import Finding, Severity
-from .examples import compress, infer, integers, model
-from .registry import COMPRESS, INFER, connected, finding, note, of_type, rule, sound
+from .registry import general
 
 _SEQ = "actual_seq_len"
 # Constants that are compared: as many elements.
 _SEEN = 4096
 
 
-@rule(
+@general(
     "NSA022",
     "some window is complete",
     severity=Severity.WARNING,
@@ -59,7 +60,7 @@ _BOTH = model(
 )
 
 
-@rule(
+@general(
     "NSA023",
     "lengths and prefix sums are not mixed up",
     severity=Severity.WARNING,
@@ -156,7 +157,7 @@ def _pages(lengths: Sequence[int], page: int) -> int:
 # The rest
 
 
-@rule(
+@general(
     "NSA027",
     "who imports the domain uses it",
     severity=Severity.WARNING,
@@ -178,7 +179,7 @@ def _unused(model: Model) -> Iterator[Finding]:
 _INDICES = [0, 1, 2, 3] + [-1] * 8
 
 
-@rule(
+@general(
     "NSA029",
     "constant slots and pages can be used",
     severity=Severity.WARNING,

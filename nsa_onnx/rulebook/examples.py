@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from ... import spec
+from .. import spec
 
 STANDARD_OPSET = 18
 _LINE = 80

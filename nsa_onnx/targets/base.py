@@ -1,0 +1,130 @@
+"""What a target is, and how its limits are written down. Needs the standard library only.
+
+A target's limits are its own: each stands in the target's module, also where the contract has the same bound today.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..operators.contract import Row, Violation, Violations
+
+if TYPE_CHECKING:
+    from ..checker.model import NsaNode
+    from ..rulebook.rule import Rule
+    from ..schema import NodeFacts
+    from .preparing import Prepare
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that a target does not take of a node that is right.
+
+    Attributes:
+        rows: ids of the rows that it may break. Where the contract bounds the same number, the id is the contract's,
+            and the rule for that row reports both.
+        find: the rows that a node breaks, from what is known of it.
+    """
+
+    rows: tuple[str, ...]
+    find: Callable[[NodeFacts], Violations]
+
+
+Limits = Mapping[str, Sequence[Limit]]
+"""Limits by operator."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model can be meant for.
+
+    Attributes:
+        name: what ``--target`` takes.
+        title: what it is, for docs/rules.md.
+        limits: what it does not take of our operators; an operator that is not in it has the contract's limits alone.
+        rules: the rules that hold for it, beyond those for all targets.
+        prepare: makes a model ready for it; None if there is nothing to do.
+        options: flags of ``prepare``: name and help.
+    """
+
+    name: str
+    title: str
+    limits: Limits = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    prepare: Prepare | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def violations(self, node: NsaNode) -> Violations:
+        """What it does not take of a node that breaks no row of the contract."""
+        return violations(self.limits, node)
+
+
+def violations(limits: Limits, node: NsaNode) -> Violations:
+    """What the limits do not allow of a node that breaks no row of the contract."""
+    if node.facts is not None:
+        for limit in limits.get(node.op_type, ()):
+            yield from limit.find(node.facts)
+
+
+# --------------------------------------------------------------------------------------------------
+# Bounds of one number
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of a node: an attribute, or a dim of an input.
+
+    Attributes:
+        argument: the attribute or input.
+        axis: of the input; None for an attribute.
+        name: what people call the dim.
+    """
+
+    argument: str
+    axis: int | None = None
+    name: str = ""
+
+    def of(self, facts: NodeFacts) -> int | None:
+        """Its value; None if that is not known."""
+        return facts.integer(self.argument) if self.axis is None else facts.tensor(self.argument).dim(self.axis)
+
+    def __str__(self) -> str:
+        return f"{self.argument}: {self.name}" if self.name else self.argument
+
+
+def bound(row: str, number: Number, accepts: Callable[[int], bool], must: str, whose: str) -> Limit:
+    """A limit on one number. The message says what it must be, for whose operator."""
+    made = Row(row, RuntimeError, number.argument, f"{number} must be {must} for {whose}, got {{}}")
+
+    def find(facts: NodeFacts) -> Violations:
+        value = number.of(facts)
+        if value is not None and not accepts(value):
+            yield Violation(made, (value,))
+
+    return Limit((row,), find)
+
+
+def at_most(row: str, number: Number, most: int, whose: str) -> Limit:
+    return bound(row, number, lambda value: value <= most, f"<= {most}", whose)
+
+
+def multiple(row: str, number: Number, of: int, whose: str) -> Limit:
+    return bound(row, number, lambda value: value % of == 0, f"a multiple of {of}", whose)
+
+
+def one_of(row: str, number: Number, choices: Sequence[int], whose: str) -> Limit:
+    return bound(row, number, lambda value: value in choices, " or ".join(map(str, choices)), whose)
+
+
+def types(row: str, argument: str, choices: Sequence[str], whose: str) -> Limit:
+    """A limit on the element type of an input."""
+    made = Row(row, TypeError, argument, f"{argument} must be {' or '.join(choices)} for {whose}, got {{}}")
+
+    def find(facts: NodeFacts) -> Violations:
+        dtype = facts.tensor(argument).dtype
+        if dtype is not None and dtype not in choices:
+            yield Violation(made, (dtype,))
+
+    return Limit((row,), find)

@@ -1,0 +1,38 @@
+"""Rules that report what the limits of a target do not allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..rulebook.finding import Finding
+from ..rulebook.rule import Rule, finding, rule, sound
+from .base import Limits, violations
+
+if TYPE_CHECKING:
+    from ..checker.model import Model
+
+
+def limit_rule(
+    rule_id: str,
+    title: str,
+    documentation: str,
+    limits: Limits,
+    rows: Sequence[str],
+    *,
+    example: str,
+    accepted: str,
+    hint: str,
+) -> Rule:
+    """A rule on nodes that break one of these rows."""
+
+    def check(model: Model) -> Iterator[Finding]:
+        for node in sound(model.nodes):
+            for violation in violations(limits, node):
+                if violation.row.id in rows:
+                    yield finding(node, violation.message, violation.row.argument)
+
+    check.__doc__ = documentation
+    made = rule(rule_id, title, example=example, accepted=accepted, hint=hint)(check)
+    return replace(made, rows=tuple(rows))

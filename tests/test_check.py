@@ -15,8 +15,8 @@ from onnx import ModelProto, TensorProto, helper
 
 import nsa_onnx
 from nsa_onnx import spec
+from nsa_onnx.analysis import MAX_ALIKE
 from nsa_onnx.checker import TARGETS, Report, Severity, UnreadableModelError, check
-from nsa_onnx.checker.model import MAX_ALIKE
 from nsa_onnx.checker.rules import RULE_OF_ROW, RULES
 from nsa_onnx.checker.rules.registry import general
 from nsa_onnx.functions import expand

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from nsa_onnx import spec
+from nsa_onnx.analysis import read
 from nsa_onnx.checker import Severity, check
 from nsa_onnx.checker import run as running
-from nsa_onnx.checker.model import read
 from nsa_onnx.cli import main
 from nsa_onnx.schema import violations
 

@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from nsa_onnx import spec
+from nsa_onnx.analysis import read
 from nsa_onnx.checker import Finding, Report, Severity, UnreadableModelError
-from nsa_onnx.checker.model import read
 from nsa_onnx.cli import main
 from nsa_onnx.explain import explain, page
 from nsa_onnx.explain.drawing import MAX_ROWS, MAX_SEGMENTS, MAX_WINDOWS, next_write

@@ -28,7 +28,7 @@ from onnx import numpy_helper
 from torch.nn import functional
 
 import nsa_onnx
-from nsa_onnx.checker.model import read
+from nsa_onnx.analysis import read
 from nsa_onnx.cli import main
 from nsa_onnx.fuse import candidates, fuse, rewrite
 from nsa_onnx.fuse.compare import compare

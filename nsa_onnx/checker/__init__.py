@@ -13,10 +13,10 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from ..analysis import Model, read
 from ..graph.reading import UnreadableModelError, load
 from ..rulebook.finding import Finding, Severity
 from . import rules
-from .model import Model, read
 from .report import NodeRun, Report
 from .rules import RULES, TARGETS, Rule
 from .run import RunUnavailableError, run_nodes

@@ -24,9 +24,9 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from .. import spec
+from ..analysis import Model
 from ..rulebook.finding import Finding, Severity
 from ..schema import INPUT_NAMES, NodeFacts
-from .model import Model
 from .report import NodeRun, plural
 from .rules import RULES
 from .rules.running import COMPUTES

@@ -12,8 +12,8 @@ import numpy as np
 from onnx import NodeProto, TypeProto
 
 from .. import spec
+from ..analysis import Model, NsaNode
 from ..checker import Finding, Report
-from ..checker.model import Model, NsaNode
 from ..graph.scopes import Scope
 from ..graph.tensors import Integers, Unknown, tensor_facts
 from ..graph.walk import node_name, nodes_below, subgraphs, text

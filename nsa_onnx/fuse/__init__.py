@@ -14,7 +14,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from .. import spec
-from ..checker.model import read
+from ..analysis import read
 from ..graph.reading import load
 from ..recognise import search
 from ..recognise.search import Candidate, candidate

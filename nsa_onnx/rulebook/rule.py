@@ -14,7 +14,7 @@ from ..graph.walk import node_name, text
 from .finding import Finding, Severity
 
 if TYPE_CHECKING:
-    from ..checker.model import Model, NsaNode
+    from ..analysis import Model, NsaNode
     from ..graph.scopes import Scope
 
 Check = Callable[["Model"], Iterator[Finding]]

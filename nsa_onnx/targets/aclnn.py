@@ -17,7 +17,7 @@ from .base import Target
 from .reporting import limit_rule
 
 if TYPE_CHECKING:
-    from ..checker.model import Model
+    from ..analysis import Model
 
 ELSEWHERE = "serve the model with onnxruntime-cann and our ascend_kernels, which have no such limit"
 

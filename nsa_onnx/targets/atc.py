@@ -21,7 +21,7 @@ from .base import Target
 from .reporting import limit_rule
 
 if TYPE_CHECKING:
-    from ..checker.model import Model
+    from ..analysis import Model
 
 PREPARE = "nsa-onnx prepare --target atc does it"
 

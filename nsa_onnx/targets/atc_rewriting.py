@@ -17,7 +17,7 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, helper
 
 from .. import spec
-from ..checker.model import Model, NsaNode
+from ..analysis import Model, NsaNode
 from ..functions import DEFAULT_OPSET
 from ..graph.bounds import MAX_FUNCTION_CALLS, function_calls
 from ..graph.walk import standard_opset, subgraphs

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from .. import spec
-from ..checker.model import Model
+from ..analysis import Model
 from ..graph.walk import standard_opset
 from ..schema import INPUT_NAMES
 from . import vendor

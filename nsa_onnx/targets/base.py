@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..operators.contract import Row, Violation, Violations
 
 if TYPE_CHECKING:
-    from ..checker.model import NsaNode
+    from ..analysis import NsaNode
     from ..rulebook.rule import Rule
     from ..schema import NodeFacts
     from .preparing import Prepare

@@ -20,7 +20,7 @@ from .preparing import Prefixes, PrepareResult, Work, insert_before, label
 from .windows import Sizes, size_limits
 
 if TYPE_CHECKING:
-    from ..checker.model import Model
+    from ..analysis import Model
     from ..graph.scopes import Scope
 
 # What ascend_kernels has been run with (tests/test_ascend_kernels.py): its tiling divides larger sizes, too, but nobody

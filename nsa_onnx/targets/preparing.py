@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from onnx import GraphProto, ModelProto, NodeProto
 
-from ..checker.model import Model, read
+from ..analysis import Model, read
 from ..graph.reading import UnreadableModelError, load
 from ..graph.walk import subgraphs
 

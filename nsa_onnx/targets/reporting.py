@@ -11,7 +11,7 @@ from ..rulebook.rule import Rule, finding, rule, sound
 from .base import Limits, violations
 
 if TYPE_CHECKING:
-    from ..checker.model import Model
+    from ..analysis import Model
 
 
 def limit_rule(

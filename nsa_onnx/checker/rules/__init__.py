@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ...analysis import Model
 from ...rulebook.finding import Finding
 from ...rulebook.rule import Rule
 from ...targets import TARGETS
-from ..model import Model
 from . import bodies, caches, contract, empty, fusion, running, shapes, usage
 from .registry import REGISTERED, RULE_OF_ROW
 

@@ -8,13 +8,13 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
 
 from ... import spec
+from ...analysis import Model
 from ...functions import MIN_OPSET, body
 from ...graph.walk import is_standard, standard_opset
 from ...rulebook.examples import STANDARD_OPSET, compress
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import note
 from ...schema import SCHEMAS
-from ..model import Model
 from .registry import general
 
 

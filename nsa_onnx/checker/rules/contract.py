@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ... import spec
+from ...analysis import Model
 from ...rulebook.examples import compress, infer, model
 from ...rulebook.finding import Finding
 from ...rulebook.rule import finding, note
 from ...schema import SCHEMAS
-from ..model import Model
 from .registry import RULE_OF_ROW, general, observed_violations, row_rule
 
 _EXPORT_AGAIN = "export again with nsa_onnx.exporters.export, which writes complete nodes"

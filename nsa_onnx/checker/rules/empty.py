@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto
 
+from ...analysis import Model, NsaNode
 from ...graph.emptiness import Extent, results
 from ...graph.folding import Array
 from ...graph.scopes import Scope
@@ -18,7 +19,6 @@ from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import COMPRESS, note, of_type, sound
 from ...schema import output_rows
 from ...targets import cpu
-from ..model import Model, NsaNode
 from .registry import general
 
 # How often all scopes are looked at: what a function or a branch returns may reach another one.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...analysis import Model
 from ...recognise.search import candidates
 from ...rulebook.examples import integers, model
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import COMPRESS, note
-from ..model import Model
 from .registry import general
 
 

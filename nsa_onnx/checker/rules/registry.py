@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ...analysis import Model
 from ...rulebook.finding import Finding
 from ...rulebook.rule import Check, Rule, finding, note, rule, sound
 from ...targets import TARGETS
-from ..model import Model
 
 REGISTERED: dict[str, Rule] = {}
 """The rules for all targets, by id."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...analysis import Model
 from ...rulebook.finding import Finding
-from ..model import Model
 from .registry import general
 
 COMPUTES = "NSA100"

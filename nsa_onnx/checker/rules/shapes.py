@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from onnx import TypeProto
 
+from ...analysis import Model, NsaNode
 from ...graph.scopes import merged_type
 from ...graph.tensors import dtype_name
 from ...rulebook.examples import compress
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import finding, note
 from ...schema import SCHEMAS, output_type
-from ..model import Model, NsaNode
 from .contract import _import
 from .registry import general
 

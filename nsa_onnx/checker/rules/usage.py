@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from onnx import NodeProto
 
 from ... import spec
+from ...analysis import Model, NsaNode
 from ...rulebook.examples import compress, infer, integers, model
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import COMPRESS, INFER, connected, finding, note, of_type, sound
 from ...schema import INPUT_NAMES, output_rows
-from ..model import Model, NsaNode
 from .registry import general
 
 _SEQ = "actual_seq_len"

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto
 
-from .. import spec
-from ..graph.external import SMALL_BYTES, external_bytes, inside
-from ..graph.folding import MAX_ELEMENTS, Array, Folder
-from ..graph.inference import computed, infer, with_constants, without_weights
-from ..graph.scopes import Scope, add_types
-from ..graph.scopes import scopes as find_scopes
-from ..graph.tensors import Integers, TensorFacts, attribute_value, integer_values, tensor_facts
-from ..graph.walk import node_name, text
-from ..schema import INPUT_NAMES, OUTPUT_RANKS, NodeFacts, observing, violations
+from . import spec
+from .graph.external import SMALL_BYTES, external_bytes, inside
+from .graph.folding import MAX_ELEMENTS, Array, Folder
+from .graph.inference import computed, infer, with_constants, without_weights
+from .graph.scopes import Scope, add_types
+from .graph.scopes import scopes as find_scopes
+from .graph.tensors import Integers, TensorFacts, attribute_value, integer_values, tensor_facts
+from .graph.walk import node_name, text
+from .schema import INPUT_NAMES, OUTPUT_RANKS, NodeFacts, observing, violations
 
 # Of one kind of mistake, as many are reported per node, then their number: a batch has thousands of lengths.
 MAX_ALIKE = 8

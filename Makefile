@@ -1,4 +1,4 @@
-# make demo · make test · make test-aarch64 · make bench · make lint. All state lies under .venv/ and build/.
+# make demo · make test · make test-aarch64 · make test-tools · make bench · make lint. All state lies under .venv/ and build/.
 #
 # Needs python3 (3.10 or later) with venv and headers, g++, make. Everything else, cmake included, comes
 # from Python packages or is fetched by the build (see cmake/).
@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # torch loads every installed backend by itself and stops where one of them does not find its driver.
 export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 
-.PHONY: env build demo test test-aarch64 test-browser bench bench-quick lint format clean
+.PHONY: env build demo test test-aarch64 test-browser test-tools bench bench-quick lint format clean
 
 # What a stamp stands for is redone when what it was made from changes.
 ENV := .venv/.stamp-env
@@ -17,6 +17,7 @@ OLD_ORT := build/venv-ort-1.21/.stamp
 TORCH_NPU := build/torch_npu/.stamp
 ORT_CANN := build/venv-cann/.stamp
 CANN := build/venv-cann/.stamp
+TOOLS := build/tools/.stamp
 SIM := build/sim/.stamp
 BUILD := .venv/.stamp-build
 BENCH := .venv/.stamp-bench
@@ -40,6 +41,14 @@ $(OLD_ORT): pyproject.toml
 $(TORCH_NPU): pyproject.toml
 	$(PYTHON) -m venv build/venv-pip >/dev/null
 	build/venv-pip/bin/pip install -q --upgrade --no-deps --target $(@D) torch_npu==2.13.0 pyyaml==6.0.3
+	touch $@
+
+# The tools of docs/tools.md, beside the environment as well: their own wishes for versions are older than ours.
+$(TOOLS): pyproject.toml tools/extra_requirements.py
+	$(PYTHON) -m venv build/venv-pip >/dev/null
+	$(PYTHON) tools/extra_requirements.py tools > build/venv-pip/tools.txt
+	rm -rf $(@D)
+	build/venv-pip/bin/pip install -q --no-deps --target $(@D) -r build/venv-pip/tools.txt
 	touch $@
 
 # The real onnxruntime-cann, which needs numpy < 2 and has the import name of onnxruntime.
@@ -81,6 +90,10 @@ test-aarch64: $(ENV)
 # The page of `nsa-onnx explain` in headless Chromium: apt install chromium chromium-driver
 test-browser: $(BUILD)
 	$(BIN)/python -m pytest tests/browser
+
+# What the tools of others do to our nodes: docs/tools.md
+test-tools: $(BUILD) $(TOOLS)
+	PYTHONPATH=$(CURDIR)/build/tools $(BIN)/python -m pytest -n 2 --confcutdir=tests/tools tests/tools
 
 # What draws the plots and the progress bar; the library of limits builds itself (benchmarks/limits.py).
 $(BENCH): $(ENV) pyproject.toml

@@ -1,0 +1,11 @@
+"""What `polygraphy run` reads its inputs from."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from layers import FEEDS
+
+
+def load_data():
+    yield FEEDS

@@ -458,6 +458,18 @@ def hostile():
     far = [("zeros", np.zeros(4, np.int64)), ("at", np.array([2**62, 1])), ("zero", np.array(0)), AXIS]
     yield "indices far outside", parsed(body, far)
 
+    for op_type in ("ReduceMean", "AveragePool", "MatMul", "Conv", "Einsum", "Mul"):
+        for around in ("Gather", "Cast", "Identity", "Concat", "Mul", "Div", "Add"):
+            model = parsed(f"s = Reshape (x, shape)\n z = {around} (s, s)\n y = {op_type} (z, z)", [BLOCKS])
+            del model.graph.node[1].input[1:]
+            yield f"{op_type} of {around} with one input", model
+            model = onnx.ModelProto.FromString(model.SerializeToString())
+            del model.graph.node[1].input[:]
+            yield f"{op_type} of {around} without inputs", model
+            model = onnx.ModelProto.FromString(model.SerializeToString())
+            del model.graph.node[2].input[:]
+            yield f"{op_type} without inputs after {around}", model
+
 
 @pytest.mark.parametrize(("name", "model"), list(hostile()), ids=lambda value: value if isinstance(value, str) else "")
 def test_a_hostile_model_is_neither_fused_nor_costly(name, model):

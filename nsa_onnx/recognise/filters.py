@@ -13,7 +13,7 @@ from onnx import AttributeProto, NodeProto
 from .graph import Graph
 from .loops import WINDOW_LOOP
 from .positions import Budget
-from .roots import added_to, data_inputs, moves, sums
+from .roots import added_to, data_inputs, moves
 from .terms import LEAST_SUMMED, LEAST_WINDOW
 
 # A window of this many tokens is far beyond the contract.
@@ -22,30 +22,47 @@ _MOST_SUMMED = 1024
 _NEARBY = 12
 
 
-def worth_trying(graph: Graph, node: NodeProto, budget: Budget) -> bool:
-    """Whether a product or a sum may be the compression, or look like it."""
+def is_dense(graph: Graph, node: NodeProto) -> bool:
+    """Whether a product has a matrix for its weight, by shapes and equation alone."""
     if node.op_type == "MatMul":
-        return _matmul(graph, node, budget)
+        sizes = _matrix_sizes(graph, node)
+        return sizes is not None and 1 not in (sizes[0], sizes[2])
     if node.op_type == "Einsum":
-        return not _is_dense_einsum(node) or _reads_windows(graph, node, budget)
+        return _is_dense_einsum(node)
+    shape = graph.dims(node.input[1]) if node.op_type == "Conv" else None
+    return shape is not None and len(shape) > 2 and shape[1] is not None and shape[1] > 1
+
+
+def looks_like_windows(graph: Graph, node: NodeProto, budget: Budget) -> bool:
+    """Whether a person would take a dense product for the compression."""
+    if node.op_type != "Conv":
+        return _reads_windows(graph, node, budget)
+    numbers = {a.name: list(a.ints) for a in node.attribute if a.type == AttributeProto.INTS}
+    group = next((a.i for a in node.attribute if a.name == "group"), 1)
+    kernel = [dim or 0 for dim in (graph.dims(node.input[1]) or ())[2:]]
+    wide = max(kernel, default=0) >= LEAST_WINDOW
+    return group > 1 and wide and max(numbers.get("strides", []), default=1) > 1
+
+
+def worth_trying(graph: Graph, node: NodeProto, budget: Budget) -> bool:
+    """Whether a product that is not dense, or a sum, may be the compression, or look like it."""
+    if node.op_type == "MatMul":
+        sizes = _matrix_sizes(graph, node)
+        return sizes is None or sizes[1] is None or LEAST_SUMMED <= sizes[1] <= _MOST_SUMMED
     if node.op_type == "Conv":
-        return _conv(graph, node)
+        kernel = (graph.dims(node.input[1]) or (None,))[2:]
+        return None in kernel or not kernel or math.prod(dim or 0 for dim in kernel) >= LEAST_SUMMED
     if node.op_type == "Mul":
         return str(node.input[0]) != str(node.input[1])
-    return node.op_type in (WINDOW_LOOP, "AveragePool") or (sums(node) and _is_moved(graph, node.input[0], budget))
+    return node.op_type in ("Einsum", WINDOW_LOOP, "AveragePool") or _is_moved(graph, node.input[0], budget)
 
 
-def _matmul(graph: Graph, node: NodeProto, budget: Budget) -> bool:
-    """A weight has one column, or one row: with more, the product is a projection."""
-    shapes = [graph.dims(name) for name in node.input[:2]]
-    first, second = shapes
-    if first is None or second is None or not first or not second:
-        return True
-    summed, rows = first[-1], first[-2] if len(first) > 1 else 1
-    columns = second[-1] if len(second) > 1 else 1
-    if 1 in (rows, columns):
-        return summed is None or LEAST_SUMMED <= summed <= _MOST_SUMMED
-    return _reads_windows(graph, node, budget)
+def _matrix_sizes(graph: Graph, node: NodeProto) -> tuple[int | None, int | None, int | None] | None:
+    """Rows, what is summed over, and columns of a matrix product; None if the ranks are not known."""
+    first, second = (graph.dims(name) for name in node.input[:2])
+    if not first or not second:
+        return None
+    return first[-2] if len(first) > 1 else 1, first[-1], second[-1] if len(second) > 1 else 1
 
 
 def _is_dense_einsum(node: NodeProto) -> bool:
@@ -59,21 +76,11 @@ def _is_dense_einsum(node: NodeProto) -> bool:
     return bool(first - second) and bool(second - first)
 
 
-def _conv(graph: Graph, node: NodeProto) -> bool:
-    """One weight per token and channel, or what looks like that: groups, and windows of many tokens."""
-    shape = graph.dims(node.input[1])
-    if shape is None or len(shape) < 3 or None in shape:
-        return True
-    known = [dim for dim in shape if dim is not None]
-    numbers = {a.name: list(a.ints) for a in node.attribute if a.type == AttributeProto.INTS}
-    group = next((a.i for a in node.attribute if a.name == "group"), 1)
-    if known[1] == 1:
-        return math.prod(known[2:]) >= LEAST_SUMMED
-    return group > 1 and max(known[2:]) >= LEAST_WINDOW and max(numbers.get("strides", []), default=1) > 1
-
-
 def _reads_windows(graph: Graph, node: NodeProto, budget: Budget) -> bool:
-    """Whether an operand has just been gathered in windows, or put together from slices."""
+    """Whether an operand has just been gathered at constant places in windows.
+
+    A Concat says nothing: caches and rotary embeddings are put together before products, too.
+    """
     pending = list(node.input[:2])
     for _ in range(_NEARBY):
         if not pending:
@@ -82,8 +89,9 @@ def _reads_windows(graph: Graph, node: NodeProto, budget: Budget) -> bool:
         maker = graph.producer(pending.pop(0))
         if maker is None or not moves(graph, maker):
             continue
-        index = graph.dims(maker.input[1]) if maker.op_type in ("Gather", "GatherND") and len(maker.input) > 1 else None
-        if maker.op_type == "Concat" or (index is not None and len(index) > 1):
+        gathers = maker.op_type in ("Gather", "GatherND") and len(maker.input) > 1
+        index = graph.constant(maker.input[1]) if gathers else None
+        if index is not None and len(index.dims) > 1:
             return True
         pending.extend(data_inputs(graph, maker))
     return False
@@ -99,7 +107,7 @@ def _is_moved(graph: Graph, name: str, budget: Budget) -> bool:
         if moves(graph, maker):
             if maker.op_type not in ("Cast", "Identity", "Mul", "Div"):
                 return True
-            (name,) = data_inputs(graph, maker)
+            name = next(iter(data_inputs(graph, maker)), "")
             continue
         pair = added_to(graph, maker, budget)
         if pair is None:

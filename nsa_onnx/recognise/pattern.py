@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from .arithmetic import DENSE
 from .evaluation import Values, evaluate
-from .filters import worth_trying
+from .filters import is_dense, looks_like_windows, worth_trying
 from .graph import Graph, weight_values
 from .inlined import own_body
 from .loops import WINDOW_LOOP
@@ -100,17 +101,27 @@ def search(graph: Graph, budget: Budget, folder: Path | None) -> Iterator[Found]
         for index, node in enumerate(graph.nodes):
             if index in done or not (sums(node) if pooling else multiplies(graph, node)):
                 continue
-            budget.visit()
-            if not worth_trying(graph, node, budget):
-                continue
-            chain = _forward(graph, index, budget)
-            if node.op_type == "Mul" and not any(_is_sum(graph, value) for value in chain):
-                continue
-            with budget.counting():
-                attempt = _attempt(graph, index, chain, budget, folder)
-            if attempt.found is not None:
+            attempt = _look(graph, index, pooling, budget, folder)
+            if attempt is not None and attempt.found is not None:
                 done |= attempt.nodes
                 yield attempt.found
+
+
+def _look(graph: Graph, index: int, pooling: bool, budget: Budget, folder: Path | None) -> _Attempt | None:
+    """What one product or sum is; None where its shapes say that it is nothing."""
+    budget.visit()
+    node = graph.nodes[index]
+    if not pooling and is_dense(graph, node):
+        looks = looks_like_windows(graph, node, budget)
+        found = Found(graph, str(node.output[0]), _FORMS[node.op_type], DENSE) if looks else None
+        return _Attempt(found, 0, frozenset({index}))
+    if not worth_trying(graph, node, budget):
+        return None
+    chain = _forward(graph, index, budget)
+    if node.op_type == "Mul" and not any(_is_sum(graph, value) for value in chain):
+        return None
+    with budget.counting():
+        return _attempt(graph, index, chain, budget, folder)
 
 
 def _is_sum(graph: Graph, value: str) -> bool:

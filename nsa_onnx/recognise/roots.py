@@ -44,7 +44,7 @@ def multiplies(graph: Graph, node: NodeProto) -> bool:
 
 def sums(node: NodeProto) -> bool:
     """Whether a node sums or averages elements of one tensor."""
-    return is_standard(node) and node.op_type in SUMS and len(node.output) == 1
+    return is_standard(node) and node.op_type in SUMS and len(node.input) > 0 and len(node.output) == 1
 
 
 def moves(graph: Graph, node: NodeProto) -> bool:

@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from nsa_onnx import functions, spec
+from nsa_onnx import spec
+from nsa_onnx.operators.expand import expand
 from nsa_onnx.runtime import native
 
 ONNX_TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -47,7 +48,7 @@ def compress(weight: Any, stride: int, tokens: int, dim: int, dtype: str) -> Any
 
 def portable(weight: Any, stride: int, tokens: int, dim: int, dtype: str) -> Any:
     """The same with our body in standard operators, for sessions without our library."""
-    return functions.expand(compress(weight, stride, tokens, dim, dtype))
+    return expand(compress(weight, stride, tokens, dim, dtype))
 
 
 def conv(weight: Any, stride: int, tokens: int, dim: int, dtype: str) -> Any:

@@ -145,7 +145,7 @@ def figures(record: Record) -> Iterator[str]:
         ]
         for r in record["portable"]
     ]
-    title = "The portable body (nsa_onnx/functions.py), [16384, 4, 128] float16, threads: 2"
+    title = "The portable body (nsa_onnx/operators/bodies.py), [16384, 4, 128] float16, threads: 2"
     yield table(title, ["L/S", "form", "ms", "extra MiB", "ulps off"], rows, left=2)
 
 

@@ -24,8 +24,9 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from torch import Tensor, nn
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
-from nsa_onnx import functions, schema, spec
+from nsa_onnx import schema, spec
 from nsa_onnx.checker import Report, Severity, check
+from nsa_onnx.operators.expand import expand
 
 from . import dynamo as dynamo_exporter
 from . import torch_npu
@@ -378,7 +379,7 @@ def _save(model: onnx_ir.Model, draft: Path, portable: bool, external_data: bool
             file.unlink()
     else:
         proto = onnx_ir.to_proto(model)
-    onnx.save(functions.expand(proto) if portable else proto, draft)
+    onnx.save(expand(proto) if portable else proto, draft)
     if weights.exists():
         name_weights(draft, weights)
 

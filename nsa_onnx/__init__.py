@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .operators.nsa_compress.call import nsa_compress as nsa_compress
     from .operators.nsa_compress.contract import compressed_length as compressed_length
     from .operators.nsa_compress_infer.call import nsa_compress_infer as nsa_compress_infer
+    from .operators.schema import register as register
     from .runtime.everywhere import everywhere as everywhere
     from .runtime.everywhere import reference_ops as reference_ops
     from .runtime.session import create_session as create_session
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from .runtime.session import session_options as session_options
     from .runtime.values import from_ortvalue as from_ortvalue
     from .runtime.values import to_ortvalue as to_ortvalue
-    from .schema import register as register
 
 __version__ = "0.1.0"
 
@@ -43,7 +43,7 @@ _MODULES = {
     "nsa_compress": "operators.nsa_compress.call",
     "nsa_compress_infer": "operators.nsa_compress_infer.call",
     "reference_ops": "runtime.everywhere",
-    "register": "schema",
+    "register": "operators.schema",
     "session_options": "runtime.session",
     "to_ortvalue": "runtime.values",
 }
@@ -54,7 +54,7 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> object:
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        import_module(f"{__name__}.schema")  # whoever uses us finds the operators registered
+        import_module(f"{__name__}.operators.schema")  # whoever uses us finds the operators registered
         value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
         setattr(self, name, value)
         return value

@@ -23,13 +23,13 @@ from .checker import command as check_command
 from .console import PROGRAM, Parser, clean, finish, show, tell
 from .explain import MAX_DRAWN_LENGTH
 from .explain import explain as explain_page
-from .functions import expand
 from .fuse import command as fuse_command
 from .graph.bounds import MAX_FUNCTION_CALLS, MAX_INFERRED_DIMS, function_calls, inferred_dims, propagates_safely
 from .graph.external import SMALL_BYTES, inside
 from .graph.inference import without_weights
 from .graph.reading import load
 from .graph.writing import NotWritableError, replace_file, require_no_weights, write_model
+from .operators.expand import expand
 from .operators.nsa_compress.call import nsa_compress
 from .runtime.everywhere import command_with
 from .runtime.session import compress_model, create_session, doctor

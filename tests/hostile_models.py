@@ -97,8 +97,9 @@ def complaint(status, stdout, stderr, out, is_check):
 def api(path):
     """The Python functions, on a model that has been parsed: nothing but the errors that they promise."""
     import nsa_onnx
-    from nsa_onnx import functions, fuse
+    from nsa_onnx import fuse
     from nsa_onnx.explain import explain
+    from nsa_onnx.operators import expand
     from nsa_onnx.targets import atc
 
     try:
@@ -110,7 +111,7 @@ def api(path):
         "explain": lambda: explain(model),
         "candidates": lambda: fuse.candidates(model),
         "fuse": lambda: fuse.fuse(model, folder=Path(path).parent),
-        "expand": lambda: functions.expand(model),
+        "expand": lambda: expand.expand(model),
         "prepare_atc": lambda: atc.prepare_atc(model),
     }
     for name, call in calls.items():
@@ -207,7 +208,7 @@ def external(model, location="weights.bin", offset="0", length=None):
 def good_models():
     """Small models by name, each of which a command has much to do with."""
     from nsa_onnx.checker import RULES
-    from nsa_onnx.functions import expand
+    from nsa_onnx.operators.expand import expand
 
     compress = models.compress([40, 100], x=(100, 4, 16), y=(3, 4, 16))
     found = {

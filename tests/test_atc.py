@@ -12,7 +12,7 @@ import nsa_onnx
 from nsa_onnx import spec
 from nsa_onnx.checker import UnreadableModelError
 from nsa_onnx.cli import main
-from nsa_onnx.functions import expand
+from nsa_onnx.operators.expand import expand
 from nsa_onnx.runtime.session import session_options
 from nsa_onnx.targets.atc import prepare_atc
 from nsa_onnx.targets.atc_table import MAX_CONSTANT_PAGES

@@ -19,8 +19,8 @@ from nsa_onnx.analysis import MAX_ALIKE
 from nsa_onnx.checker import TARGETS, Report, Severity, UnreadableModelError, check
 from nsa_onnx.checker.rules import RULE_OF_ROW, RULES
 from nsa_onnx.checker.rules.registry import general
-from nsa_onnx.functions import expand
 from nsa_onnx.graph.bounds import propagates_safely
+from nsa_onnx.operators.expand import expand
 from nsa_onnx.schema import NODE_ROWS, OUTPUT_RANKS
 
 

@@ -12,9 +12,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from nsa_onnx.checker import RULES, TARGETS, Severity, UnreadableModelError, check
-from nsa_onnx.functions import MIN_OPSET, expand
 from nsa_onnx.fuse import candidates
 from nsa_onnx.graph import folding as limits
+from nsa_onnx.operators.bodies import MIN_OPSET
+from nsa_onnx.operators.expand import expand
 from nsa_onnx.operators.hints import HINTS
 from nsa_onnx.rulebook.examples import compress, infer, infer_node
 from nsa_onnx.targets import vendor

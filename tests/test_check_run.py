@@ -21,7 +21,11 @@ from nsa_onnx.analysis import read
 from nsa_onnx.checker import Severity, check
 from nsa_onnx.checker import run as running
 from nsa_onnx.cli import main
-from nsa_onnx.schema import violations
+from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.base import NotRunError
+from nsa_onnx.operators.numbers import rounded, ulps
+from nsa_onnx.operators.sampling import MAX_ELEMENTS
+from nsa_onnx.operators.schema import violations
 
 TYPES = pytest.mark.parametrize("dtype", [np.dtype(np.float16), models.BFLOAT16], ids=["float16", "bfloat16"])
 MODELS = {
@@ -74,7 +78,7 @@ def test_nothing_is_run_unless_that_is_wanted():
 def wrong(monkeypatch, change):
     """Let onnxruntime's results be something else."""
     computing = running._compute
-    monkeypatch.setattr(running, "_compute", lambda model, values: change(computing(model, values), values))
+    monkeypatch.setattr(running, "_compute", lambda *node: [change(computing(*node)[0], node[-1])])
 
 
 def one_ulp_more(got, _):
@@ -119,7 +123,7 @@ def test_a_wrong_shape_and_a_crash_are_findings(monkeypatch):
     (found,) = check(models.compress(), run=True).findings
     assert "the result has shape" in found.message
 
-    def crash(model, values):
+    def crash(*node):
         raise ValueError("[ONNXRuntimeError] : 1\nmore")
 
     monkeypatch.setattr(running, "_compute", crash)
@@ -163,11 +167,11 @@ def test_the_reference_of_compress_is_the_oracles(seed, lengths, window):
     sums = np.cumsum(lengths)
     generator = np.random.default_rng(seed)
     x, w = generator.standard_normal((sums[-1], 2, 16)), generator.standard_normal((block, 2))
-    got, slack = running._compress(
-        {"input": x, "weight": w, "actual_seq_len": sums}, {"compress_block_size": block, "compress_stride": stride}
-    )
-    assert np.array_equal(got, oracle.compress_float64(x, w, block, stride, sums))
-    assert (slack <= 1e-3).all()
+    values = {"input": x, "weight": w, "actual_seq_len": sums}
+    window = {"compress_block_size": block, "compress_stride": stride}
+    (got,) = OPERATORS["NsaCompress"].reference(values, window)
+    assert np.array_equal(got.values, oracle.compress_float64(x, w, block, stride, sums))
+    assert (got.slack <= 1e-3).all()
 
 
 @pytest.mark.parametrize("with_table", [True, False])
@@ -181,11 +185,11 @@ def test_the_reference_of_infer_is_the_oracles(with_table):
     if with_table:
         values["block_table"] = table
     attributes = {"compress_block_size": 48, "compress_stride": 16, "page_block_size": 64}
-    got, slack = running._infer(values, attributes)
+    (got,) = OPERATORS["NsaCompressInfer"].reference(values, attributes)
     slots, lengths = values["slot_mapping"], values["actual_seq_len"]
-    assert np.array_equal(got, oracle.infer_float64(x, w, slots, 48, 16, 64, table, lengths, cache))
-    assert (slack[[1, 2]] == 0).all()
-    assert (slack[[0, 3]] > 0).all()
+    assert np.array_equal(got.values, oracle.infer_float64(x, w, slots, 48, 16, 64, table, lengths, cache))
+    assert (got.slack[[1, 2]] == 0).all()
+    assert (got.slack[[0, 3]] > 0).all()
 
 
 @TYPES
@@ -198,7 +202,7 @@ def test_rounding_is_to_nearest_even(dtype):
     halfway = (numbers[1:] + numbers[:-1]) / 2
     halfway = halfway[np.abs(halfway) >= tiny]
     for values in (numbers, halfway, np.nextafter(halfway, -np.inf), np.nextafter(halfway, np.inf)):
-        got = running._rounded(values, dtype.name)
+        got = rounded(values, dtype.name)
         low = numbers[np.searchsorted(numbers, values, "right") - 1]
         high = numbers[np.minimum(np.searchsorted(numbers, values, "left"), len(numbers) - 1)]
         even = (low.astype(dtype).view(np.uint16) & 1) == 0
@@ -211,7 +215,7 @@ def test_ulps_count_the_numbers_in_between(dtype):
     numbers = np.array([-1.0, -0.0, 0.0, 1.0, 2.0, np.nan, np.inf], dtype)
     for a in numbers:
         for b in numbers:
-            got = running._ulps(*(np.array([v], np.float64) for v in (a, b)), dtype.name)[0]
+            got = ulps(*(np.array([v], np.float64) for v in (a, b)), dtype.name)[0]
             assert got == oracle.ulp_distance(np.array([a]), np.array([b])), (a, b)
 
 
@@ -246,13 +250,12 @@ def test_generated_input_is_valid_whatever_is_declared(data, op_type):
     (node,) = read(made, None, "cpu").nodes
     if any(True for _ in violations(node.facts)):
         return
-    attributes = {name: node.facts.integer(name) for name in running._ATTRIBUTES[op_type]}
-    make = running._compress_input if op_type == "NsaCompress" else running._infer_input
+    attributes = {name: node.facts.integer(name) for name in OPERATORS[op_type].attribute_names}
     try:
-        values = make(node.facts, attributes).values
-    except running._NotRunError:
+        values = OPERATORS[op_type].sample(node.facts, attributes).values
+    except NotRunError:
         return
-    assert all(value.size <= running.MAX_ELEMENTS for value in values.values())
+    assert all(value.size <= MAX_ELEMENTS for value in values.values())
     shape = values["input"].shape
     if op_type == "NsaCompress":
         spec.raise_first(spec.compress_shape_violations(shape, values["weight"].shape, 32, 16))

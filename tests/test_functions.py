@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from nsa_onnx.functions import MIN_OPSET, body, expand
+from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.bodies import MIN_OPSET
+from nsa_onnx.operators.expand import expand
 
 DTYPES = [np.dtype(np.float16), models.BFLOAT16]
 RUNTIMES = [models.run_ort, models.run_reference]
@@ -197,8 +199,8 @@ def test_without_a_table_the_pages_must_divide(run):
 @pytest.mark.parametrize("op_type", ["NsaCompress", "NsaCompressInfer"])
 def test_the_result_depends_on_every_check(op_type):
     """A runtime may drop nodes that nothing needs, so a check beside the computation would check nothing."""
-    nodes = body(op_type, 18).node
-    needed = set(body(op_type, 18).output)
+    nodes = OPERATORS[op_type].body(18).node
+    needed = set(OPERATORS[op_type].body(18).output)
     for node in reversed(nodes):
         if needed & set(node.output):
             needed.update(node.input)

@@ -13,8 +13,8 @@ from fuse_models import op_types, run
 from onnx import TensorProto, helper, numpy_helper
 
 import nsa_onnx
-from nsa_onnx.functions import expand
 from nsa_onnx.fuse import fuse
+from nsa_onnx.operators.expand import expand
 
 TOOLS = pytest.mark.parametrize(
     "inline", [onnxscript.optimizer.optimize, onnx.inliner.inline_local_functions], ids=["onnxscript", "onnx"]

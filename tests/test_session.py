@@ -17,7 +17,7 @@ import oracle
 import pytest
 
 import nsa_onnx
-from nsa_onnx.functions import expand
+from nsa_onnx.operators.expand import expand
 from nsa_onnx.runtime import native, session
 
 SEQ = [40, 100, 230]

@@ -18,9 +18,10 @@ from xml.etree import ElementTree
 
 from ..console import clean, path_text
 from ..console import to_json as json_text
+from ..operators.contract import plural
 from ..rulebook.finding import Finding, Severity
 from . import rules
-from .report import Report, finding_lines, plural, run_line, where
+from .report import Report, finding_lines, run_line, where
 
 
 @dataclass(frozen=True)

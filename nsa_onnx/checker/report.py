@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..console import clean, path_text, to_json
+from ..operators.contract import plural
 from ..rulebook.finding import Finding, Severity
 
 
@@ -125,10 +126,6 @@ def paint(text: str, code: str, color: bool) -> str:
 
 def _worst(report: Report) -> str:
     return _RED if report.count(Severity.ERROR) else _YELLOW
-
-
-def plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def where(finding: Finding | NodeRun) -> str:

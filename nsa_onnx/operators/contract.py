@@ -109,6 +109,11 @@ def is_int(value: object) -> bool:
     )
 
 
+def plural(number: int, noun: str) -> str:
+    """``1 token``, ``2 tokens``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def kind(value: object) -> str:
     """The kind of an argument, for messages."""
     return type(value).__name__

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from ..functions import DEFAULT_OPSET, body
 from ..graph.walk import is_standard
+from ..operators import OPERATORS
+from ..operators.expand import DEFAULT_OPSET
 from ..schema import SCHEMAS
 from .graph import Graph, loaded
 from .loops import WINDOW_LOOP, window_loop
@@ -40,7 +41,7 @@ class _Body:
     """A body with its loop as one node."""
 
     def __init__(self, op_type: str) -> None:
-        function = body(op_type, DEFAULT_OPSET)
+        function = OPERATORS[op_type].body(DEFAULT_OPSET)
         nodes = [window_loop(node) or node for node in function.node]
         self.op_type = op_type
         self.inputs: Sequence[str] = list(function.input)

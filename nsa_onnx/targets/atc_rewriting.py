@@ -18,9 +18,9 @@ from onnx import ModelProto, NodeProto, helper
 
 from .. import spec
 from ..analysis import Model, NsaNode
-from ..functions import DEFAULT_OPSET
 from ..graph.bounds import MAX_FUNCTION_CALLS, function_calls
 from ..graph.walk import standard_opset, subgraphs
+from ..operators.expand import DEFAULT_OPSET
 from ..schema import SCHEMAS
 from . import vendor
 from .atc_constants import plain_constants, raw_tensors

@@ -9,8 +9,9 @@ from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorPro
 
 from ... import spec
 from ...analysis import Model
-from ...functions import MIN_OPSET, body
 from ...graph.walk import is_standard, standard_opset
+from ...operators import OPERATORS
+from ...operators.bodies import MIN_OPSET
 from ...rulebook.examples import STANDARD_OPSET, compress
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import note
@@ -74,7 +75,7 @@ def _ours(model: Model) -> Iterator[Finding]:
         if opset is None or opset < MIN_OPSET:
             message = f"the portable body of {function.name} imports opset {opset}, ours need at least {MIN_OPSET}"
             yield note(message, place=_place(function))
-        elif not _same_function(body(function.name, opset), function):
+        elif not _same_function(OPERATORS[function.name].body(opset), function):
             yield note(f"the portable body of {function.name} differs from ours", place=_place(function))
 
 

@@ -9,10 +9,11 @@ from onnx import TypeProto
 from ...analysis import Model, NsaNode
 from ...graph.scopes import merged_type
 from ...graph.tensors import dtype_name
+from ...operators import OPERATORS
 from ...rulebook.examples import compress
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import finding, note
-from ...schema import SCHEMAS, output_type
+from ...schema import SCHEMAS
 from .contract import _import
 from .registry import general
 
@@ -59,7 +60,7 @@ def _own_output(node: NsaNode) -> TypeProto:
         known = node.scope.type_of(name)
         if name and known is not None:
             types[formal.name] = merged_type(known, None)
-    return output_type(node.facts, types)
+    return OPERATORS[node.op_type].output_types(node.facts, types)[0]
 
 
 def _difference(declared: TypeProto, inferred: TypeProto) -> str:

@@ -1,0 +1,245 @@
+"""What an operator has: everything that others ask of it, by one class per operator in a folder of its own.
+
+Nobody outside an operator's folder asks which operator it has: schemas, shape inference, expand, the checker and its
+``--run``, the page of explain and the exporters go through `OPERATORS` (in ``__init__.py``) and call what is here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+import numpy.typing as npt
+from onnx import FunctionProto, NodeProto, TensorProto, TensorShapeProto, TypeProto
+from onnx.defs import OpSchema
+
+from .bodies import parsed
+from .contract import DOMAIN, DTYPES, OPSET_VERSION, Contract, Violations
+from .facts import NodeFacts, node_violation
+from .numbers import Floats
+
+T = "T"
+"""The type of all floating-point inputs and outputs of a node: float16 or bfloat16."""
+
+
+class Lengths(Enum):
+    """What an input of lengths holds, one element per sequence."""
+
+    PREFIX_SUMS = "prefix sums"
+    LENGTHS = "lengths"
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of the node.
+
+    Attributes:
+        type: `T` or an ONNX type, as "tensor(int32)".
+        text: for the documentation.
+        lengths: what it holds, if it holds lengths.
+        below: for an input of indices, whose dim they must stay below: (input, axis).
+        distinct: whether no two of those indices may be equal. Negative ones are padding.
+    """
+
+    name: str
+    type: str
+    text: str
+    optional: bool = False
+    lengths: Lengths | None = None
+    below: tuple[str, int] | None = None
+    distinct: bool = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of the node.
+
+    Attributes:
+        dims: per axis, the (input, axis) that it may be read from, the best first; none for a dim of its own.
+        updates: the input that it is the new state of, if there is one.
+    """
+
+    name: str
+    type: str
+    text: str
+    dims: tuple[tuple[tuple[str, int], ...], ...]
+    updates: str | None = None
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A required attribute, an int unless it says float."""
+
+    name: str
+    text: str
+    is_float: bool = False
+
+
+class NotRunError(Exception):
+    """There is no input that a node could be run on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a node is run on: values by the schema's input names, floats as float64 that the node's type can hold."""
+
+    dtype: str
+    values: Mapping[str, npt.NDArray[Any]]
+    note: str
+
+
+@dataclass(frozen=True)
+class Exact:
+    """An output by the contract in float64, and by how much a float32 sum may be off."""
+
+    values: Floats
+    slack: Floats
+
+
+class Operator(ABC):
+    """One operator. The class attributes are what a subclass must set."""
+
+    contract: Contract
+    doc: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    attributes: tuple[Attribute, ...]
+    body_text: str
+    """The portable body, in ONNX's text format: see `bodies`."""
+    ascend_note: str = ""
+    """What a user of a converted model must know, beyond the targets' rules."""
+
+    @property
+    def op_type(self) -> str:
+        return self.contract.op_type
+
+    @cached_property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self.inputs)
+
+    @cached_property
+    def float_inputs(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self.inputs if one.type == T)
+
+    @cached_property
+    def attribute_names(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self.attributes)
+
+    @cached_property
+    def schema(self) -> OpSchema:
+        """The ONNX schema, without its inference function."""
+        option = OpSchema.FormalParameterOption
+        kinds = {False: OpSchema.AttrType.INT, True: OpSchema.AttrType.FLOAT}
+        return OpSchema(
+            self.op_type,
+            DOMAIN,
+            OPSET_VERSION,
+            self.doc,
+            inputs=[
+                OpSchema.FormalParameter(
+                    one.name, one.type, one.text, param_option=option.Optional if one.optional else option.Single
+                )
+                for one in self.inputs
+            ],
+            outputs=[OpSchema.FormalParameter(one.name, one.type, one.text) for one in self.outputs],
+            type_constraints=[
+                (T, [f"tensor({dtype})" for dtype in DTYPES], "16-bit floating point; one type for the whole node.")
+            ],
+            attributes=[
+                OpSchema.Attribute(one.name, kinds[one.is_float], one.text, required=True) for one in self.attributes
+            ],
+        )
+
+    # ----------------------------------------------------------------------------------------------
+    # A node
+
+    def violations(self, facts: NodeFacts) -> Violations:
+        """Everything that is certainly wrong with a node, in the order of the error table."""
+        for one in self.inputs:
+            if not one.optional and one.name not in facts.inputs:
+                yield node_violation("input_missing", one.name)
+        for name in sorted(self.attribute_names):
+            if name not in facts.attributes:
+                yield node_violation("attribute_missing", name)
+        yield from self.contract_violations(facts)
+
+    @abstractmethod
+    def contract_violations(self, facts: NodeFacts) -> Violations:
+        """The rows of the contract that a node certainly breaks."""
+
+    def known_dims(self, facts: NodeFacts) -> Mapping[tuple[int, int], int]:
+        """Dims that follow from constants or attributes of a node without violations, by (output, axis)."""
+        return {}
+
+    def output_types(self, facts: NodeFacts, types: Mapping[str, TypeProto]) -> list[TypeProto]:
+        """The outputs' types, from a node without violations. ``types`` are the inputs' own, by name.
+
+        Dims that have a name in the graph keep it; an unknown dim of the output's own stays without value and name.
+        """
+        known = self.known_dims(facts)
+        return [self._output_type(facts, types, number, known) for number in range(len(self.outputs))]
+
+    def _output_type(
+        self, facts: NodeFacts, types: Mapping[str, TypeProto], number: int, known: Mapping[tuple[int, int], int]
+    ) -> TypeProto:
+        output, result = self.outputs[number], TypeProto()
+        tensor = result.tensor_type
+        if output.type != T:
+            tensor.elem_type = getattr(TensorProto, output.type.removeprefix("tensor(").removesuffix(")").upper())
+        elif any(facts.tensor(name).dtype is not None for name in self.float_inputs):
+            first = self.float_inputs[0]
+            tensor.elem_type = getattr(TensorProto, facts.floats(self.float_inputs)[first].dtype.upper())
+        for axis, sources in enumerate(output.dims):
+            dims = [dim for name, index in sources if (dim := _dim_proto(types.get(name), index)) is not None]
+            # A number beats a name, and a name beats nothing.
+            dims.sort(key=lambda dim: not dim.HasField("dim_value"))
+            tensor.shape.dim.add().CopyFrom(dims[0] if dims else TensorShapeProto.Dimension())
+            if (number, axis) in known:
+                tensor.shape.dim[axis].dim_value = known[number, axis]
+        return result
+
+    # ----------------------------------------------------------------------------------------------
+    # The portable body
+
+    def body(self, opset: int) -> FunctionProto:
+        """The operator in standard operators, as a model-local function (`bodies.parsed`)."""
+        return parsed(self.body_text, opset)
+
+    def completion(self, node: NodeProto, prefix: str, opset: int) -> list[NodeProto]:
+        """Nodes that compute what an optional input that is left out stands for, or none.
+
+        A function cannot ask whether an input is there. The input that is made is called ``prefix`` and its name, and
+        all other names that the nodes make begin with ``prefix`` as well.
+        """
+        return []
+
+    # ----------------------------------------------------------------------------------------------
+    # Running a node
+
+    @abstractmethod
+    def sample(self, facts: NodeFacts, attributes: Mapping[str, int]) -> Sample:
+        """Valid input for a node without violations. NotRunError if there is none."""
+
+    @abstractmethod
+    def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, int]) -> tuple[Exact, ...]:
+        """The outputs by the contract, in float64, written apart from the kernels."""
+
+    @abstractmethod
+    def call(self, inputs: Sequence[Any], attributes: Mapping[str, int]) -> tuple[Any, ...]:
+        """The eager call, on arrays in the order of the node's inputs (None where left out); they stay as they are."""
+
+
+def _dim_proto(type_proto: TypeProto | None, index: int) -> Any:
+    """A usable dim of a tensor type (a value that is not negative, or a name), or None."""
+    if type_proto is None or not type_proto.HasField("tensor_type"):
+        return None
+    shape = type_proto.tensor_type.shape
+    if index >= len(shape.dim):
+        return None
+    dim = shape.dim[index]
+    usable = dim.dim_value >= 0 if dim.HasField("dim_value") else bool(dim.dim_param)
+    return dim if usable else None

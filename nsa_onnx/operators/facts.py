@@ -1,0 +1,75 @@
+"""A node as far as it is known, and the rows that only a node can break.
+
+What is unknown is taken to be right: a graph that merely cannot be resolved has no violation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..graph.tensors import Integers, TensorFacts, Unknown
+from .contract import DTYPES, Array, Violation, table
+from .windows import SEQ, TENSOR_ROWS
+
+# What only a graph can get wrong: the eager calls have no such rows.
+NODE_ROWS = {
+    **table(
+        ("input_missing", TypeError, "inputs", "{} is a required input and is not connected"),
+        ("attribute_missing", TypeError, "attributes", "{} is a required attribute and is missing"),
+        ("seq_negative", RuntimeError, SEQ, f"{SEQ}[{{}}] must be >= 0, got {{}}"),
+    ),
+    **TENSOR_ROWS,
+}
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """A node of one of our operators, as far as it is known.
+
+    Attributes:
+        op_type: a name in `OPERATORS`.
+        attributes: value by name; `Unknown` for a reference to an attribute of the enclosing function.
+        inputs: the connected inputs by the schema's name. An input that is left out is not in it.
+        constants: values of the integer inputs that are constant, by name.
+    """
+
+    op_type: str
+    attributes: Mapping[str, object]
+    inputs: Mapping[str, TensorFacts]
+    constants: Mapping[str, Integers] = field(default_factory=dict)
+
+    def tensor(self, name: str) -> TensorFacts:
+        return self.inputs.get(name, TensorFacts())
+
+    def integer(self, name: str) -> int | None:
+        """The attribute if it is an int; None if it is missing, unknown or of another kind."""
+        value = self.attributes.get(name)
+        return int(value) if isinstance(value, (int, np.integer)) else None
+
+    def argument(self, name: str) -> object:
+        """The attribute for a check of its kind: what is unknown or missing passes as an int."""
+        value = self.attributes.get(name, 0)
+        return 0 if isinstance(value, Unknown) else value
+
+    def vector(self, name: str) -> list[int] | None:
+        """The values of a constant of rank 1."""
+        values = self.constants.get(name)
+        return values.tolist() if values is not None and values.ndim == 1 else None
+
+    def floats(self, names: Sequence[str]) -> dict[str, Array]:
+        """Inputs of type T as contracts see them. A type that is unknown is taken to be that of the others."""
+        known = [dtype for name in names if (dtype := self.tensor(name).dtype) is not None]
+        default = known[0] if known else DTYPES[0]
+        return {name: Array(self.tensor(name).dtype or default, ()) for name in names}
+
+    def indices(self, name: str, dtype: str = "int32") -> Array:
+        """An index input as contracts see it."""
+        return Array(self.tensor(name).dtype or dtype, ())
+
+
+def node_violation(row: str, *values: object) -> Violation:
+    """A row of `NODE_ROWS` that is broken."""
+    return Violation(NODE_ROWS[row], values)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from nsa_onnx.functions import expand
+from nsa_onnx.operators.expand import expand
 
 GENERATOR = np.random.default_rng(0)
 TOKENS, WIDTH, HEADS, DIM = 96, 32, 4, 16

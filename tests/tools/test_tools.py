@@ -19,7 +19,7 @@ from rows import ROOT, ROWS
 
 import nsa_onnx
 from nsa_onnx import cli
-from nsa_onnx.functions import expand
+from nsa_onnx.operators.expand import expand
 
 OURS = {"NsaCompress", "NsaCompressInfer"}
 LOSSY = {"onnxruntime.quantization.quantize_dynamic", "onnxruntime.quantization.quantize_static",

@@ -22,7 +22,8 @@ from onnxscript.function_libs.torch_lib import registration
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from nsa_onnx import schema, spec
+from nsa_onnx import spec
+from nsa_onnx.operators import schema
 
 from .mistakes import LOST_UPDATE
 

@@ -24,8 +24,9 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from torch import Tensor, nn
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
-from nsa_onnx import schema, spec
+from nsa_onnx import spec
 from nsa_onnx.checker import Report, Severity, check
+from nsa_onnx.operators import schema
 from nsa_onnx.operators.expand import expand
 
 from . import dynamo as dynamo_exporter

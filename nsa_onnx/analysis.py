@@ -18,7 +18,8 @@ from .graph.scopes import Scope, add_types
 from .graph.scopes import scopes as find_scopes
 from .graph.tensors import Integers, TensorFacts, attribute_value, integer_values, tensor_facts
 from .graph.walk import node_name, text
-from .schema import INPUT_NAMES, OUTPUT_RANKS, NodeFacts, observing, violations
+from .operators.facts import NodeFacts
+from .operators.schema import INPUT_NAMES, OUTPUT_RANKS, observing, violations
 
 # Of one kind of mistake, as many are reported per node, then their number: a batch has thousands of lengths.
 MAX_ALIKE = 8

@@ -31,9 +31,9 @@ from .graph.reading import load
 from .graph.writing import NotWritableError, replace_file, require_no_weights, write_model
 from .operators.expand import expand
 from .operators.nsa_compress.call import nsa_compress
+from .operators.schema import OUTPUT_RANKS
 from .runtime.everywhere import command_with
 from .runtime.session import compress_model, create_session, doctor
-from .schema import OUTPUT_RANKS
 from .targets import command as prepare_command
 
 OK, FOUND, UNUSABLE = 0, 1, 2

@@ -21,7 +21,8 @@ from nsa_onnx.checker.rules import RULE_OF_ROW, RULES
 from nsa_onnx.checker.rules.registry import general
 from nsa_onnx.graph.bounds import propagates_safely
 from nsa_onnx.operators.expand import expand
-from nsa_onnx.schema import NODE_ROWS, OUTPUT_RANKS
+from nsa_onnx.operators.facts import NODE_ROWS
+from nsa_onnx.operators.schema import OUTPUT_RANKS
 
 
 def edited(model, *changes):

@@ -16,9 +16,10 @@ from onnx.checker import check_model
 from onnx.shape_inference import InferenceError, infer_shapes
 
 import nsa_onnx
-from nsa_onnx import schema, spec
+from nsa_onnx import spec
 from nsa_onnx.graph.tensors import integer_values
-from nsa_onnx.schema import register
+from nsa_onnx.operators import schema
+from nsa_onnx.operators.schema import register
 
 REJECTED = (InferenceError, onnx.checker.ValidationError)
 

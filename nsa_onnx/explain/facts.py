@@ -17,7 +17,7 @@ from ..checker import Finding, Report
 from ..graph.scopes import Scope
 from ..graph.tensors import Integers, Unknown, tensor_facts
 from ..graph.walk import node_name, nodes_below, subgraphs, text
-from ..schema import INPUT_NAMES, SCHEMAS
+from ..operators.schema import INPUT_NAMES, SCHEMAS
 from .markup import brief
 
 # Beyond this, attributes and lengths are too absurd to draw. Sums of as many as fit a file stay within 64 bits.

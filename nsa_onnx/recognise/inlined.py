@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from ..graph.walk import is_standard
 from ..operators import OPERATORS
 from ..operators.expand import DEFAULT_OPSET
-from ..schema import SCHEMAS
+from ..operators.schema import SCHEMAS
 from .graph import Graph, loaded
 from .loops import WINDOW_LOOP, window_loop
 from .positions import Budget, Dynamic

@@ -15,7 +15,7 @@ from typing import Any
 from .. import spec
 from ..operators.nsa_compress.call import nsa_compress
 from ..operators.nsa_compress_infer.call import nsa_compress_infer
-from ..schema import register
+from ..operators.schema import register
 from .session import onnxruntime_module, session_options
 
 _lock = threading.Lock()

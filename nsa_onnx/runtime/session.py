@@ -22,7 +22,7 @@ from .. import spec
 from ..graph.inference import infer, without_weights
 from ..graph.reading import load
 from ..operators.nsa_compress.call import nsa_compress
-from ..schema import OUTPUT_RANKS, observing, violations
+from ..operators.schema import OUTPUT_RANKS, observing, violations
 from . import cann, native
 
 if TYPE_CHECKING:

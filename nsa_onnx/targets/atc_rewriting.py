@@ -21,7 +21,7 @@ from ..analysis import Model, NsaNode
 from ..graph.bounds import MAX_FUNCTION_CALLS, function_calls
 from ..graph.walk import standard_opset, subgraphs
 from ..operators.expand import DEFAULT_OPSET
-from ..schema import SCHEMAS
+from ..operators.schema import SCHEMAS
 from . import vendor
 from .atc_constants import plain_constants, raw_tensors
 from .atc_table import insert_tables

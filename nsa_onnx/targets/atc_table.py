@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto, helper
 from .. import spec
 from ..analysis import Model
 from ..graph.walk import standard_opset
-from ..schema import INPUT_NAMES
+from ..operators.schema import INPUT_NAMES
 from . import vendor
 from .preparing import Prefixes, Work, insert_before, label
 

@@ -13,8 +13,8 @@ from ..operators.contract import Row, Violation, Violations
 
 if TYPE_CHECKING:
     from ..analysis import NsaNode
+    from ..operators.facts import NodeFacts
     from ..rulebook.rule import Rule
-    from ..schema import NodeFacts
     from .preparing import Prepare
 
 

@@ -19,7 +19,7 @@ from .base import Limit, Number, bound
 from .windows import Sizes, size_limits
 
 if TYPE_CHECKING:
-    from ..schema import NodeFacts
+    from ..operators.facts import NodeFacts
 
 DTYPES = ("float16", "bfloat16")
 HEAD_DIM_MULTIPLE = 16

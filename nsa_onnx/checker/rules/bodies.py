@@ -12,10 +12,10 @@ from ...analysis import Model
 from ...graph.walk import is_standard, standard_opset
 from ...operators import OPERATORS
 from ...operators.bodies import MIN_OPSET
+from ...operators.schema import SCHEMAS
 from ...rulebook.examples import STANDARD_OPSET, compress
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import note
-from ...schema import SCHEMAS
 from .registry import general
 
 

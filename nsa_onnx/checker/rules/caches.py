@@ -13,10 +13,10 @@ from ... import spec
 from ...analysis import Model, NsaNode
 from ...graph.scopes import Scope
 from ...graph.walk import is_standard, node_name, text
+from ...operators.schema import INPUT_NAMES
 from ...rulebook.examples import infer, infer_node
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import INFER, connected, finding, of_type
-from ...schema import INPUT_NAMES
 from .registry import general
 
 # Operators that hand a cache on, possibly in another form. What others compute from it is no cache.

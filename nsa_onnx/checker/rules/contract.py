@@ -1,6 +1,6 @@
 """NSA001 to NSA017: the model, its nodes' signature, and every row of the error table.
 
-Limits and their words are `nsa_onnx.spec`'s (through `nsa_onnx.schema.violations`); a rule only says which of them it
+Limits and their words are the operators' (`nsa_onnx.operators`); a rule only says which of them it
 reports.
 """
 
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 from ... import spec
 from ...analysis import Model
+from ...operators.schema import SCHEMAS
 from ...rulebook.examples import compress, infer, model
 from ...rulebook.finding import Finding
 from ...rulebook.rule import finding, note
-from ...schema import SCHEMAS
 from .registry import RULE_OF_ROW, general, observed_violations, row_rule
 
 _EXPORT_AGAIN = "export again with nsa_onnx.exporters.export, which writes complete nodes"

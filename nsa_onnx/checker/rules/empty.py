@@ -14,10 +14,10 @@ from ...graph.folding import Array
 from ...graph.scopes import Scope
 from ...graph.tensors import tensor_facts
 from ...graph.walk import is_standard, node_name, text
+from ...operators.schema import output_rows
 from ...rulebook.examples import compress
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import COMPRESS, note, of_type, sound
-from ...schema import output_rows
 from ...targets import cpu
 from .registry import general
 

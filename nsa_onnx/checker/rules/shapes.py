@@ -10,10 +10,10 @@ from ...analysis import Model, NsaNode
 from ...graph.scopes import merged_type
 from ...graph.tensors import dtype_name
 from ...operators import OPERATORS
+from ...operators.schema import SCHEMAS
 from ...rulebook.examples import compress
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import finding, note
-from ...schema import SCHEMAS
 from .contract import _import
 from .registry import general
 

@@ -8,10 +8,10 @@ from onnx import NodeProto
 
 from ... import spec
 from ...analysis import Model, NsaNode
+from ...operators.schema import INPUT_NAMES, output_rows
 from ...rulebook.examples import compress, infer, integers, model
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import COMPRESS, INFER, connected, finding, note, of_type, sound
-from ...schema import INPUT_NAMES, output_rows
 from .registry import general
 
 _SEQ = "actual_seq_len"

@@ -35,7 +35,7 @@ JOB_SECONDS = 60  # with slack for machines that are busy with something else; a
 TARGETS = ("cpu", "cann", "cann-aclnn", "atc")
 COMMANDS = (
     *(f"check {target}" for target in TARGETS),
-    *("run", "infer-shapes", "expand", "prepare-atc", "fuse", "fuse rounding", "explain", "api"),
+    *("run", "infer-shapes", "expand", "prepare atc", "prepare cann", "fuse", "fuse rounding", "explain", "api"),
 )
 
 
@@ -52,7 +52,7 @@ def arguments_of(command, model, out):
         "run": ["check", model, "--run", "--format=text", *files],
         "infer-shapes": ["infer-shapes", model, "-o", out],
         "expand": ["expand", model, "-o", out],
-        "prepare-atc": ["prepare-atc", model, "-o", out],
+        "prepare": ["prepare", model, "-o", out, "--target", rest],
         "fuse": ["fuse", model, "-o", out, *(["--allow-rounding", "--verify"] if rest else [])],
         "explain": ["explain", model, "--html", out],
     }[kind]
@@ -100,7 +100,7 @@ def api(path):
     from nsa_onnx import fuse
     from nsa_onnx.explain import explain
     from nsa_onnx.operators import expand
-    from nsa_onnx.targets import atc
+    from nsa_onnx.targets import atc, cann
 
     try:
         model = onnx.load(path, load_external_data=False)
@@ -113,6 +113,7 @@ def api(path):
         "fuse": lambda: fuse.fuse(model, folder=Path(path).parent),
         "expand": lambda: expand.expand(model),
         "prepare_atc": lambda: atc.prepare_atc(model),
+        "prepare cann": lambda: cann.prepare(model),
     }
     for name, call in calls.items():
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +111,21 @@ def test_an_empty_cache_is_nothing_for_the_vendor():
     assert "NSA033" in rules_of(check(made, target="atc"))
     with pytest.raises(PrepareError, match="at least one slot"):
         atc.prepare_atc(made)
+
+
+@pytest.mark.parametrize(
+    ("made", "rule_id"),
+    [
+        (compress(x="100, 4, 0", y="3, 4, 0", seq=[40, 100]), "NSA036"),
+        (infer(x="12, 64, 4, 0", cache="9, 4, 0"), "NSA033"),
+    ],
+)
+def test_no_channels_are_nothing_for_the_vendor(made, rule_id):
+    assert check(parsed(made), target="cpu").ok
+    assert rule_id not in rules_of(check(parsed(made), target="cann-aclnn"))
+    assert rule_id in rules_of(check(parsed(made), target="atc"))
+    with pytest.raises(PrepareError, match=r"D must be >= 1 for the vendor's .* operator, got 0: leave the node out"):
+        atc.prepare_atc(parsed(made))
 
 
 def sources(*folders):
@@ -285,3 +301,15 @@ def test_what_the_rules_say_of_the_way_out_works():
     for rule in RULES.values():
         for name in re.findall(r"nsa-onnx prepare --target (\S+)", rule.hint):
             assert TARGETS[name].prepare is not None
+
+
+def test_preparing_takes_time_in_proportion_to_the_model():
+    """20 000 nodes that broadcast both inputs: looking through all nodes or names for each would take minutes."""
+    count = 20_000
+    body = "\n".join(f"y{i} = Sub (a, b)" for i in range(count))
+    made = parsed(f"""<ir_version: 10, opset_import: ["" : 18]> g (float[T, 1] a, float[1, N] b) => (float[R, S] y0)
+        {{ {body} }}""")
+    begin = time.process_time()
+    prepared = cann.prepare(made)
+    assert time.process_time() - begin < 20
+    assert sum(node.op_type == "Expand" for node in prepared.model.graph.node) == count

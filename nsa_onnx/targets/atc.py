@@ -39,10 +39,10 @@ _BATCH = limit_rule(
     "NSA033",
     f"the vendor's decode: 1 to {vendor.DECODE_MAX_BATCH} sequences",
     f"A call of the vendor's decode operator takes 1 to {vendor.DECODE_MAX_BATCH} sequences, and at least one\n"
-    "page and slot. "
+    "page, slot and channel. "
     "onnxruntime's backend makes several calls; a converted graph has one.",
     vendor.DIRECT_LIMITS,
-    ("vendor_batch_min", "vendor_batch_max", "vendor_pages_min", "vendor_slots_min"),
+    ("vendor_batch_min", "vendor_batch_max", "vendor_pages_min", "vendor_slots_min", "vendor_no_page_channels"),
     example=infer(batch=f"{vendor.DECODE_MAX_BATCH + 1}", table=f"{vendor.DECODE_MAX_BATCH + 1}, 4"),
     accepted=infer(batch=f"{vendor.DECODE_MAX_BATCH}", table=f"{vendor.DECODE_MAX_BATCH}, 4"),
     hint=f"split the batch among several nodes, or {ELSEWHERE}",
@@ -51,9 +51,10 @@ _ROWS = limit_rule(
     "NSA036",
     "the vendor's prefill: T' is not 0",
     "The vendor's prefill operator reads beyond an array on the host where no segment has a window, T' = 0.\n"
+    "It refuses an input without channels, D = 0.\n"
     "onnxruntime's backend then makes no call; a converted graph does.",
     vendor.DIRECT_LIMITS,
-    ("vendor_no_rows",),
+    ("vendor_no_rows", "vendor_no_channels"),
     example=compress(x="31, 4, 16", y="0, 4, 16", seq=[31]),
     accepted=compress(x="32, 4, 16", y="1, 4, 16", seq=[32]),
     hint="leave the node out, its result is empty",

@@ -40,6 +40,8 @@ _WAYS_OUT = {
     "vendor_elements": f"split the batch, or {_ELSEWHERE}",
     "vendor_cache_elements": f"use a smaller cache, or {_ELSEWHERE}",
     "vendor_no_rows": "leave the node out, its result is empty",
+    "vendor_no_channels": "leave the node out, its result is empty",
+    "vendor_no_page_channels": "leave the node out, it writes nothing",
     "vendor_batch_min": "convert it for at least one sequence",
     "vendor_batch_max": f"split the batch, or {_ELSEWHERE}",
     "vendor_pages_min": "convert it with at least one page",

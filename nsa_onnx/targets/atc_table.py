@@ -8,11 +8,11 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from .. import spec
-from ..analysis import Model
+from ..analysis import Model, NsaNode
 from ..graph.walk import standard_opset
 from ..operators.schema import INPUT_NAMES
 from . import vendor
-from .preparing import Prefixes, Work, insert_before, label
+from .preparing import Prefixes, Work, insert, label
 
 # A table of more pages is computed by the model instead of written into it.
 MAX_CONSTANT_PAGES = 2**16
@@ -24,6 +24,7 @@ def insert_tables(work: Work, seen: Model) -> None:
     """Give every decode node without a block_table one: sequence b owns the pages b * P .. (b + 1) * P - 1."""
     table = INPUT_NAMES[spec.INFER_OP].index("block_table")
     prefixes = Prefixes(seen)
+    tables: list[tuple[NsaNode, list[NodeProto]]] = []
     for node in seen.nodes:
         if node.op_type != spec.INFER_OP or any(node.proto.input[table:]):
             continue
@@ -39,10 +40,12 @@ def insert_tables(work: Work, seen: Model) -> None:
             kind = "a block_table computed from its inputs' shapes"
             if not _can_compute(work, node.proto):
                 continue
-        insert_before(node.scope.nodes, node.proto, made)
-        del node.proto.input[table:]
-        node.proto.input.append(prefix + "block_table")
+        tables.append((node, made))
         work.changes.append(f"{label(node.proto)}: inserted {kind}")
+    for node, made in reversed(tables):
+        del node.proto.input[table:]
+        node.proto.input.append(made[-1].output[0])
+        insert(node.scope.nodes, node.position, made)
 
 
 def _can_compute(work: Work, node: NodeProto) -> bool:

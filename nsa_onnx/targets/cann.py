@@ -16,7 +16,7 @@ from ..rulebook.examples import model
 from ..rulebook.finding import Finding
 from ..rulebook.rule import of_node, rule
 from .base import Target
-from .preparing import Prefixes, PrepareResult, Work, insert_before, label
+from .preparing import Prefixes, PrepareResult, Work, insert, label
 from .windows import Sizes, size_limits
 
 if TYPE_CHECKING:
@@ -109,16 +109,16 @@ def prepare(model: str | os.PathLike[str] | ModelProto, *, folder: Path | None =
     seen = work.read()
     prefixes = Prefixes(seen)
     for scope in seen.scopes:
-        found = [node for node in scope.nodes if _two_broadcast(scope, node) is not None]
+        found = [place for place in enumerate(scope.nodes) if _two_broadcast(scope, place[1]) is not None]
         opset = scope.imports.get("", MIN_EXPAND_OPSET)
-        for node in found:
+        for position, node in reversed(found):
             if opset < MIN_EXPAND_OPSET:
                 work.reasons.append(
                     f"{label(node)}: broadcasts both of its inputs; Expand needs version >= {MIN_EXPAND_OPSET} of the "
                     f"standard operators, got {opset}: export the model with a newer one"
                 )
                 continue
-            insert_before(scope.nodes, node, _expanded(node, prefixes.next()))
+            insert(scope.nodes, position, _expanded(node, prefixes.next()))
         work.changed(len(found), f"{scope.place}: gave an input its full shape before nodes that broadcast both")
     work.stop_if_refused()
     return work.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,24 +114,26 @@ class Prefixes:
     def __init__(self, model: Model) -> None:
         self._taken: set[str] = set()
         for scope in model.scopes:
-            self._taken.update(scope.names, scope.inputs, scope.outputs)
+            names = {*scope.names, *scope.inputs, *scope.outputs}
             for node in scope.nodes:
-                self._taken.update((*node.output, *node.input, node.name))
+                names.update((*node.output, *node.input, node.name))
+            self._taken.update(found[1] for name in names if (found := _PREFIX.match(name)))
         self._number = 0
 
     def next(self) -> str:
-        while True:
-            prefix = f"nsa_onnx_{self._number}_"
+        while str(self._number) in self._taken:
             self._number += 1
-            if not any(name.startswith(prefix) for name in self._taken):
-                return prefix
+        self._number += 1
+        return f"nsa_onnx_{self._number - 1}_"
 
 
-def insert_before(nodes: Any, node: NodeProto, made: Sequence[NodeProto]) -> None:
-    """Put nodes in front of one, in protobuf's container that holds it."""
-    at = next(index for index, other in enumerate(nodes) if other is node or other == node)
+_PREFIX = re.compile("nsa_onnx_([0-9]+)_")
+
+
+def insert(nodes: Any, position: int, made: Sequence[NodeProto]) -> None:
+    """Put nodes at a position of protobuf's container. Who inserts several times begins with the last position."""
     for offset, one in enumerate(made):
-        nodes.insert(at + offset, one)
+        nodes.insert(position + offset, one)
 
 
 def label(node: NodeProto) -> str:

@@ -152,9 +152,15 @@ def _one_call(facts: NodeFacts) -> Violations:
         yield Violation(_ROWS["vendor_table"], ())
 
 
+def _channels(row: str, rank: int, whose: str) -> Limit:
+    """Empty tensors are refused; the contract takes D = 0."""
+    return bound(row, Number("input", rank - 1, "D"), lambda dim: dim >= 1, ">= 1", whose)
+
+
 DIRECT_LIMITS = {
-    _PREFILL: (Limit(("vendor_no_rows",), _no_rows),),
+    _PREFILL: (Limit(("vendor_no_rows",), _no_rows), _channels("vendor_no_channels", 3, _FOR_PREFILL)),
     _DECODE: (
+        _channels("vendor_no_page_channels", 4, _FOR_DECODE),
         Limit(
             ("vendor_batch_min", "vendor_batch_max", "vendor_pages_min", "vendor_slots_min", "vendor_table"), _one_call
         ),

@@ -23,6 +23,7 @@ import oracle
 from onnx import TensorProto, helper
 
 import nsa_onnx
+from nsa_onnx.targets import cann
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 DTYPES = (FLOAT16, BFLOAT16)
@@ -598,27 +599,17 @@ DEMO_TOLERANCE = 5e-4  # of the logits, as in the demo itself
 
 
 def demo_model(name):
-    """The model for the device: there, no node may broadcast both of its inputs.
+    """The model for the device: there, no node may broadcast both of its inputs (docs/ascend.md).
 
     The provider (1.24.4) puts both broadcast operands into one piece of memory and computes with the second alone.
-    Here an Expand does the first one's part beforehand; docs/ascend.md tells users about it.
     """
-    model = onnx.load(Path(os.environ["NSA_TEST_MODELS"]) / f"{name}.onnx")
-    nodes = []
-    for node in model.graph.node:
-        if node.op_type in ("Add", "Sub", "Mul", "Div"):
-            shape, whole = (f"{node.output[0]}_{suffix}" for suffix in ("shape", "whole"))
-            nodes.append(helper.make_node("Shape", [node.input[1]], [shape]))
-            nodes.append(helper.make_node("Expand", [node.input[0], shape], [whole]))
-            node.input[0] = whole
-        nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return model
+    prepared = cann.prepare(Path(os.environ["NSA_TEST_MODELS"]) / f"{name}.onnx")
+    assert prepared.changes, "the model has what it is prepared for"
+    return prepared.model
 
 
 def the_provider_cannot_broadcast_both_inputs():
-    """Why demo_model is needed, and docs/ascend.md warns. Fails when a newer provider can: then both may go."""
+    """Why models are prepared, and docs/ascend.md warns. Fails when a newer provider can: then both may go."""
     feeds = {"a": np.array([[1], [2]], np.float32), "b": np.array([4, 8, 16], np.float32)}
     inputs = [models.value(name, TensorProto.FLOAT, array.shape) for name, array in feeds.items()]
     output = models.value("y", TensorProto.FLOAT, (2, 3))

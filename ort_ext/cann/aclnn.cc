@@ -188,8 +188,8 @@ class AclnnBackend : public Backend {
 
   void Infer(const InferRun& run, Launch& launch) const override {
     if (run.heads > spec::kVendorDecodeMaxOddHeads && run.heads % 2 != 0) {
-      Refuse("needs an even number of heads above " + std::to_string(spec::kVendorDecodeMaxOddHeads) +
-             ", got " + std::to_string(run.heads));
+      Refuse("needs an even number of heads above " +
+             std::to_string(spec::kVendorDecodeMaxOddHeads) + ", got " + std::to_string(run.heads));
     }
     const std::vector<SlotWrite>& plan = *run.plan;
     for (const SlotWrite& write : plan) {

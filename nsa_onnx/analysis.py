@@ -1,9 +1,10 @@
-"""A model as the rules see it: its scopes, its NSA nodes and what is known of them. Trusts nothing in the file."""
+"""The one analysis of a model: its scopes, types, NSA nodes and compressions. Trusts nothing in the file."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from . import spec
 from .graph.external import SMALL_BYTES, external_bytes, inside
 from .graph.folding import MAX_ELEMENTS, Array, Folder
 from .graph.inference import computed, infer, with_constants, without_weights
-from .graph.scopes import Scope, add_types
+from .graph.outline import Outline
+from .graph.reading import UnreadableModelError, load
+from .graph.scopes import Scope
 from .graph.scopes import scopes as find_scopes
 from .graph.tensors import Integers, TensorFacts, attribute_value, integer_values, tensor_facts
 from .graph.walk import node_name, text
 from .operators.facts import NodeFacts
 from .operators.schema import INPUT_NAMES, OUTPUT_RANKS, observing, violations
+from .recognise.search import Candidate, Search, candidate, search
 
 # Of one kind of mistake, as many are reported per node, then their number: a batch has thousands of lengths.
 MAX_ALIKE = 8
@@ -53,52 +57,101 @@ class NsaNode:
 
 
 @dataclass(frozen=True)
-class Model:
-    """What the rules look at.
+class Analysis:
+    """A model, and what there is to know of it. Made once, by `analyse`, and passed on to all who look at the model.
 
     Attributes:
         proto: the model, as it is in the file.
-        scopes: all graphs and functions, the main graph first.
+        path: of the file; empty for a model that is in memory only.
+        folder: where its external data may be; without it, none is read.
+        target: what the rules look at it for.
+        outline, scopes: its nodes; all graphs and functions, the main graph first.
         nodes: the nodes of our domain, in all of them.
         inferred: what onnx infers for the values of the main graph when nothing but its inputs is declared.
         observed: (node's name, operator, what is wrong) of our nodes as onnx met them, in functions once per call.
         inference_error: why onnx could not infer; empty if it could.
-        target: what the model is meant for.
-        folder: of its external data.
         values: what its small integer nodes compute from constants.
     """
 
     proto: ModelProto
+    path: str
+    folder: Path | None
+    target: str
+    outline: Outline
     scopes: tuple[Scope, ...]
     nodes: tuple[NsaNode, ...]
     inferred: Mapping[str, TypeProto]
     observed: Sequence[tuple[str, str, spec.Violation]]
     inference_error: str
-    target: str
-    folder: Path | None
     values: Folder
+    _search: list[Search] = field(default_factory=list, repr=False, compare=False)
+
+    def meant_for(self, target: str) -> Analysis:
+        """The same, for a target's rules."""
+        return replace(self, target=target)
+
+    def search(self) -> Search:
+        """The compressions that are written in standard operators. They are looked for once.
+
+        Raises:
+            UnicodeError: names are no text.
+        """
+        if not self._search:
+            self._search.append(search(self.scopes, self.folder))
+        return self._search[0]
+
+    def candidates(self, *, allow_rounding: bool = False) -> tuple[Candidate, ...]:
+        """What looks like the compression, as people are told of it; nothing if names are no text."""
+        try:
+            return tuple(candidate(found, allow_rounding) for found in self.search().found)
+        except UnicodeError:  # others say so
+            return ()
 
 
-def read(proto: ModelProto, folder: Path | None, target: str = "cpu") -> Model:
-    """Look at a model. ``folder`` is where its external data may be; without it, none is read."""
-    light = without_weights(proto, folder)
-    inferred, seen, error = infer(light, OUTPUT_RANKS, observing)
-    scopes = tuple(find_scopes(proto, inferred))
-    values = Folder(lambda tensor: _constant_array(tensor, folder))
+# What can be looked at: the path of an ONNX file, a model, or what is known of one already.
+Source = str | os.PathLike[str] | ModelProto | Analysis
+
+
+def analyse(model: Source, *, folder: str | os.PathLike[str] | None = None, target: str = "cpu") -> Analysis:
+    """Look at a model, without its weights.
+
+    Args:
+        model: as `Source` says; what is known already stays as it is, but for the target.
+        folder: of its external data; a file's own if none is given. Without one, none is read.
+        target: what the rules look at it for.
+
+    Raises:
+        UnreadableModelError: (a ValueError) the file cannot be read as a model, or names in it are no text.
+    """
+    if isinstance(model, Analysis):
+        return model.meant_for(target)
+    path = "" if isinstance(model, ModelProto) else os.fspath(model)
+    proto = model if isinstance(model, ModelProto) else load(Path(path))
+    if path and folder is None:
+        folder = Path(path).parent
+    try:
+        return _analyse(proto, path, None if folder is None else Path(folder), target)
+    except UnicodeError as error:
+        raise UnreadableModelError(f"{path or 'model'}: holds text that is not UTF-8") from error
+
+
+def _analyse(proto: ModelProto, path: str, folder: Path | None, target: str) -> Analysis:
+    outline, light = Outline.of(proto), without_weights(proto, folder)
+    inferred, seen, error = infer(light, outline, OUTPUT_RANKS, observing)
+    scopes = tuple(find_scopes(proto, outline))
+    scopes[0].add_inferred(inferred)
+    values = _folder_of(folder)
     constants = {} if error else computed(scopes[0], values)
     if constants:
         # Once more, with what nodes compute from constants as constants: T' and shapes then follow from them.
-        again, seen_again, error_again = infer(with_constants(light, constants), OUTPUT_RANKS, observing)
+        known = with_constants(light, constants)
+        again, seen_again, error_again = infer(known, outline.without(constants), OUTPUT_RANKS, observing)
         if not error_again:
             inferred, seen = {**inferred, **again}, seen_again
-            add_types(scopes[0], again)
+            scopes[0].add_inferred(again)
     observed = [(name, facts.op_type, violation) for name, facts in seen for violation in _without_flood(facts)]
-    nodes: list[NsaNode] = []
-    for scope in scopes:
-        for index, node in enumerate(scope.nodes):
-            if node.domain == spec.DOMAIN:
-                nodes.append(_nsa_node(node, index, scope, folder, values))
-    return Model(proto, scopes, tuple(nodes), inferred, observed, error, target, folder, values)
+    nodes = tuple(_nodes_of(scopes, folder, values))
+    return Analysis(proto, path, folder, target, outline, scopes, nodes, inferred, observed, error, values)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -119,6 +172,22 @@ def _without_flood(facts: NodeFacts) -> list[spec.Violation]:
             row = replace(rows[row_id], message=f"{rows[row_id].argument}: {{}} more like these")
             kept.append(spec.Violation(row, (count - MAX_ALIKE,)))
     return kept
+
+
+def nodes_of(scopes: Iterable[Scope], folder: Path | None) -> Iterator[NsaNode]:
+    """The nodes of our domain in some scopes, with what is known of them there."""
+    return _nodes_of(scopes, folder, _folder_of(folder))
+
+
+def _nodes_of(scopes: Iterable[Scope], folder: Path | None, values: Folder) -> Iterator[NsaNode]:
+    for scope in scopes:
+        for index, step in enumerate(scope.steps):
+            if step.op[0] == spec.DOMAIN:
+                yield _nsa_node(step.node, index, scope, folder, values)
+
+
+def _folder_of(folder: Path | None) -> Folder:
+    return Folder(lambda tensor: _constant_array(tensor, folder))
 
 
 def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None, values: Folder) -> NsaNode:

@@ -18,15 +18,15 @@ from onnx import ModelProto
 from onnx.shape_inference import infer_shapes
 
 from . import __version__, spec
+from .analysis import Analysis, analyse
 from .checker import TARGETS, UnreadableModelError, check
 from .checker import command as check_command
 from .console import PROGRAM, Parser, clean, finish, show, tell
 from .explain import MAX_DRAWN_LENGTH
 from .explain import explain as explain_page
 from .fuse import command as fuse_command
-from .graph.bounds import MAX_FUNCTION_CALLS, MAX_INFERRED_DIMS, function_calls, inferred_dims, propagates_safely
+from .graph.bounds import propagates_safely
 from .graph.external import SMALL_BYTES, inside
-from .graph.inference import without_weights
 from .graph.reading import load
 from .graph.writing import NotWritableError, replace_file, require_no_weights, write_model
 from .operators.expand import expand
@@ -142,22 +142,25 @@ def _load(arguments: argparse.Namespace) -> ModelProto:
     return model
 
 
+def _analysis(arguments: argparse.Namespace) -> Analysis:
+    seen = analyse(arguments.model)
+    if not seen.proto.HasField("graph"):
+        raise UnreadableModelError(f"{arguments.model}: the model has no graph")
+    return seen
+
+
 def _infer_shapes(arguments: argparse.Namespace) -> int:
-    model = _load(arguments)
-    if function_calls(model) > MAX_FUNCTION_CALLS:
-        raise _CommandError(f"{arguments.model}: functions call one another more than {MAX_FUNCTION_CALLS} times")
-    if inferred_dims(model, OUTPUT_RANKS) > MAX_INFERRED_DIMS:
-        raise _CommandError(f"{arguments.model}: shapes may have more than {MAX_INFERRED_DIMS} dims in all")
-    folder = Path(arguments.model).parent
+    seen = _analysis(arguments)
+    model = seen.proto
+    if seen.inference_error:
+        raise _CommandError(f"{arguments.model}: {seen.inference_error}")
     in_one_file = ModelProto()
     in_one_file.CopyFrom(model)
     for tensor in in_one_file.graph.initializer:
-        tensor.CopyFrom(inside(tensor, folder, SMALL_BYTES))  # inference reads no other file
+        tensor.CopyFrom(inside(tensor, seen.folder, SMALL_BYTES))  # inference reads no other file
+    safely = propagates_safely(in_one_file, seen.outline, OUTPUT_RANKS, seen.inferred)
     try:
-        light = infer_shapes(without_weights(model, folder)).graph
-        types = {value.name: value.type for value in (*light.value_info, *light.output)}
         # Strict: what onnx would leave out without a word is an error here.
-        safely = propagates_safely(in_one_file, OUTPUT_RANKS, types)
         result = infer_shapes(in_one_file, strict_mode=True, data_prop=safely)
     except Exception as error:  # onnx raises classes of its own, and others for broken models
         raise _CommandError(f"{arguments.model}: {error}") from error
@@ -190,9 +193,10 @@ def _explain(arguments: argparse.Namespace) -> int:
     source, target = Path(arguments.model), Path(arguments.html)
     if os.path.realpath(source) == os.path.realpath(target):
         raise NotWritableError(f"{target}: is the model")
-    page = explain_page(source, target=arguments.target, lengths=arguments.lengths)
+    seen = analyse(source)
+    page = explain_page(seen, target=arguments.target, lengths=arguments.lengths)
     if target.is_file():
-        require_no_weights(load(source), source, target)
+        require_no_weights(seen.proto, source, target)
     replace_file(target, page.encode())
     return OK
 
@@ -206,7 +210,7 @@ def _lengths(text: str) -> list[int]:
 
 def _fuse(arguments: argparse.Namespace) -> int:
     try:
-        return fuse_command.run(arguments, _load(arguments))
+        return fuse_command.run(arguments, _analysis(arguments))
     except UnicodeError as error:
         raise UnreadableModelError(f"{arguments.model}: holds text that is not UTF-8") from error
     except (UnreadableModelError, NotWritableError):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from nsa_onnx import spec
-from nsa_onnx.analysis import read
+from nsa_onnx.analysis import analyse
 from nsa_onnx.checker import Severity, check
 from nsa_onnx.checker import run as running
 from nsa_onnx.cli import main
@@ -247,7 +247,7 @@ def test_generated_input_is_valid_whatever_is_declared(data, op_type):
         cache = (draw(DIMS), heads, dim)
         x = (draw(DIMS), draw(st.sampled_from([None, page])), heads, dim)
         made = models.infer(seq, x=x, w=(32, None), cache=cache, table=table, batch=batch)
-    (node,) = read(made, None, "cpu").nodes
+    (node,) = analyse(made).nodes
     if any(True for _ in violations(node.facts)):
         return
     attributes = {name: node.facts.integer(name) for name in OPERATORS[op_type].attribute_names}
@@ -399,6 +399,6 @@ def test_without_onnxruntime_that_is_said(tmp_path, command):
 
 
 def test_facts_make_a_key_whatever_they_hold():
-    (node,) = read(models.compress([40, 100]), None, "cpu").nodes
+    (node,) = analyse(models.compress([40, 100])).nodes
     assert running._identity(node.facts) == running._identity(dataclasses.replace(node.facts))
     hash(running._identity(node.facts))

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from nsa_onnx import spec
-from nsa_onnx.analysis import read
+from nsa_onnx.analysis import analyse
 from nsa_onnx.checker import Finding, Report, Severity, UnreadableModelError
 from nsa_onnx.cli import main
 from nsa_onnx.explain import explain, page
@@ -278,13 +278,13 @@ def test_a_finding_without_a_place_is_at_the_only_node_of_its_name():
     ]
     made_alone = explain_models.many(1)
     for model, wanted, elsewhere in ((made, [0, 0], 2), (made_alone, [1], 1)):
-        found, others = subjects(read(model, None), Report("", "cpu", ("layer 0",), tuple(findings)), None)
+        found, others = subjects(analyse(model), Report("", "cpu", ("layer 0",), tuple(findings)), None)
         assert [len(subject.findings) for subject in found] == wanted
         assert len(others) == elsewhere
 
 
 def test_nodes_with_the_same_lengths_share_them():
-    model = read(explain_models.many(3), None)
+    model = analyse(explain_models.many(3))
     found, _ = subjects(model, Report("", "cpu", ()), None)
     assert len({id(subject.plan) for subject in found}) == 1
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 
-from onnx import ModelProto
-
-from ..analysis import Model, read
-from ..graph.reading import UnreadableModelError, load
+from ..analysis import Analysis, Source, analyse
+from ..graph.reading import UnreadableModelError
 from ..rulebook.finding import Finding, Severity
 from . import rules
 from .report import NodeRun, Report
@@ -36,15 +33,22 @@ __all__ = [
 
 
 def check(
-    model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu", run: bool = False, ignore: Collection[str] = ()
+    model: Source,
+    *,
+    target: str = "cpu",
+    run: bool = False,
+    ignore: Collection[str] = (),
+    folder: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Look for everything that is wrong with a model's NSA nodes. Weights are not loaded.
 
     Args:
-        model: path of an ONNX file, or the model itself.
+        model: path of an ONNX file, the model itself, or its analysis.
         target: what the model is meant for; one of `TARGETS`.
         run: also run each NSA node in onnxruntime, on generated input, and compare it with a float64 reference.
         ignore: ids of rules whose findings are left out.
+        folder: of the external data, where exporters put index constants; the file's own for a path. Without it, none
+            is read.
 
     Raises:
         UnreadableModelError: (a ValueError) the file cannot be read as a model.
@@ -53,25 +57,20 @@ def check(
     """
     if unknown := [one for one in ignore if one not in RULES]:
         raise ValueError(f"ignore must hold ids of rules, got {unknown[0]!r}")
-    report = examine(model, target=target, run=run)[1]
+    report = examine(model, target=target, run=run, folder=folder)[1]
     return replace(report, findings=tuple(one for one in report.findings if one.rule not in ignore))
 
 
 def examine(
-    model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu", run: bool = False
-) -> tuple[Model, Report]:
+    model: Source, *, target: str = "cpu", run: bool = False, folder: str | os.PathLike[str] | None = None
+) -> tuple[Analysis, Report]:
     """`check`, and the model as the rules saw it, for those who show more than findings."""
     if target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
-    if isinstance(model, ModelProto):
-        path, proto, folder = "", model, None
-    else:
-        path = os.fspath(model)
-        proto, folder = load(Path(path)), Path(path).parent
+    seen = analyse(model, folder=folder, target=target)
     try:
-        seen = read(proto, folder, target)
         findings = rules.run(seen)
         runs, differences = run_nodes(seen, findings) if run else ((), ())
     except UnicodeError as error:
-        raise UnreadableModelError(f"{path or 'model'}: holds text that is not UTF-8") from error
-    return seen, Report(path, target, tuple(node.name for node in seen.nodes), findings + differences, runs)
+        raise UnreadableModelError(f"{seen.path or 'model'}: holds text that is not UTF-8") from error
+    return seen, Report(seen.path, target, tuple(node.name for node in seen.nodes), findings + differences, runs)

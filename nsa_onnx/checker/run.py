@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper
 
-from ..analysis import Model
+from ..analysis import Analysis
 from ..operators import OPERATORS
 from ..operators.base import Exact, NotRunError, Operator, Sample
 from ..operators.contract import DOMAIN, OPSET_VERSION
@@ -60,7 +60,7 @@ def require_onnxruntime() -> None:
         raise RunUnavailableError(str(error)) from error
 
 
-def run_nodes(model: Model, found: Sequence[Finding]) -> tuple[tuple[NodeRun, ...], tuple[Finding, ...]]:
+def run_nodes(model: Analysis, found: Sequence[Finding]) -> tuple[tuple[NodeRun, ...], tuple[Finding, ...]]:
     """Run each NSA node that has no error.
 
     Args:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from onnx import ModelProto
-
+from ..analysis import Source
 from ..checker import UnreadableModelError, examine
 from .facts import MAX_DRAWN_LENGTH, places, subjects
 from .page import render, title_of
@@ -19,15 +18,20 @@ __all__ = ["MAX_DRAWN_LENGTH", "explain"]
 
 
 def explain(
-    model: str | os.PathLike[str] | ModelProto, *, target: str = "cpu", lengths: Sequence[int] | None = None
+    model: Source,
+    *,
+    target: str = "cpu",
+    lengths: Sequence[int] | None = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> str:
     """The page, as HTML text. Weights are not loaded; the page loads and sends nothing.
 
     Args:
-        model: path of an ONNX file, or the model itself.
+        model: path of an ONNX file, the model itself, or its analysis.
         target: what the model is checked for; see `nsa_onnx.check`.
         lengths: lengths of the segments or sequences in tokens, to be drawn where the model does not fix them;
             without it, an example.
+        folder: of the external data; the file's own for a path. Without it, none is read.
 
     Raises:
         UnreadableModelError: (a ValueError) the file cannot be read as a model.
@@ -36,8 +40,8 @@ def explain(
     for index, length in enumerate(lengths or ()):
         if not 1 <= length <= MAX_DRAWN_LENGTH:
             raise ValueError(f"lengths[{index}] must be in [1, {MAX_DRAWN_LENGTH}], got {length}")
-    seen, report = examine(model, target=target)
-    title = "model" if isinstance(model, ModelProto) else title_of(os.fspath(model))
+    seen, report = examine(model, target=target, folder=folder)
+    title = title_of(seen.path) if seen.path else "model"
     try:
         found, others = subjects(seen, report, lengths)
         return render(title, seen.proto, report, found, others, places(seen, found))

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import NodeProto, TypeProto
 
 from .. import spec
-from ..analysis import Model, NsaNode
+from ..analysis import Analysis, NsaNode
 from ..checker import Finding, Report
 from ..graph.scopes import Scope
 from ..graph.tensors import Integers, Unknown, tensor_facts
@@ -174,7 +174,7 @@ class Place:
     calls: int | None
 
 
-def subjects(model: Model, report: Report, lengths: Sequence[int] | None) -> tuple[list[Subject], list[Finding]]:
+def subjects(model: Analysis, report: Report, lengths: Sequence[int] | None) -> tuple[list[Subject], list[Finding]]:
     """The NSA nodes with their findings, and the findings that are about no single node."""
     mine, others = _distribute(model, report)
     shared, graphs = _Shared(), dict[int, _Graph]()
@@ -190,7 +190,7 @@ def subjects(model: Model, report: Report, lengths: Sequence[int] | None) -> tup
     return result, others
 
 
-def places(model: Model, found: Sequence[Subject]) -> list[Place]:
+def places(model: Analysis, found: Sequence[Subject]) -> list[Place]:
     """The graphs and functions that hold NSA nodes, in the order of the nodes."""
     calls = Counter((text(n.domain), text(n.op_type)) for n in nodes_below(model.proto.graph.node))
     for function in model.proto.functions:
@@ -210,7 +210,7 @@ def places(model: Model, found: Sequence[Subject]) -> list[Place]:
     ]
 
 
-def _distribute(model: Model, report: Report) -> tuple[dict[int, list[Finding]], list[Finding]]:
+def _distribute(model: Analysis, report: Report) -> tuple[dict[int, list[Finding]], list[Finding]]:
     """Findings by the index of the node that they name. A name without a place is enough if it is the only one."""
     exact: dict[tuple[str, str], list[int]] = defaultdict(list)
     loose: dict[str, list[int]] = defaultdict(list)
@@ -253,7 +253,7 @@ class _Graph:
     """Producers, consumers and positions in one scope."""
 
     scope: Scope
-    model: Model
+    model: Analysis
     numbers: Mapping[tuple[int, str], int]
     shared: _Shared
     consumers: dict[str, list[Neighbour]] = field(default_factory=lambda: defaultdict(list))
@@ -333,7 +333,7 @@ class _Graph:
         return tuple(found)
 
 
-def _outputs_below(parent: Scope | None, model: Model) -> Iterator[tuple[str, list[str]]]:
+def _outputs_below(parent: Scope | None, model: Analysis) -> Iterator[tuple[str, list[str]]]:
     """(place, names of the outputs) of the graphs in a scope's nodes; of all functions if there is no scope."""
     if parent is None:
         yield from ((f"function {f.domain}.{f.name}", list(f.output)) for f in model.proto.functions)

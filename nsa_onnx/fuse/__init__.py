@@ -7,16 +7,14 @@ alike but is not stays. What looks alike and stays is reported with the reason. 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnx import ModelProto
 
 from .. import spec
-from ..analysis import read
-from ..graph.reading import load
-from ..recognise import search
+from ..analysis import Source, analyse
+from ..graph.reading import UnreadableModelError
 from ..recognise.search import Candidate, candidate
 from .rewrite import Replacement, replace_all
 
@@ -42,27 +40,27 @@ class FuseResult:
     replacements: tuple[Replacement, ...] = ()
 
 
-def candidates(model: ModelProto, *, allow_rounding: bool = False, folder: Path | None = None) -> tuple[Candidate, ...]:
-    """What looks like the compression, without changing anything. Never raises; its cost is bounded.
+def candidates(model: Source, *, allow_rounding: bool = False, folder: Path | None = None) -> tuple[Candidate, ...]:
+    """What looks like the compression, without changing anything. Its cost is bounded.
 
     Args:
-        model: trusted in nothing.
+        model: as for `fuse`; nothing is found in a model whose names are no text.
         allow_rounding, folder: as in `fuse`.
     """
     try:
-        types = read(model, folder).inferred
-    except UnicodeError:  # names that are no text: the checker says so
-        return ()
-    return search.candidates(model, types, allow_rounding=allow_rounding, folder=folder)
+        return analyse(model, folder=folder).candidates(allow_rounding=allow_rounding)
+    except UnreadableModelError:
+        if isinstance(model, ModelProto):  # names that are no text: the checker says so
+            return ()
+        raise
 
 
-def fuse(
-    model: str | os.PathLike[str] | ModelProto, *, allow_rounding: bool = False, folder: Path | None = None
-) -> FuseResult:
+def fuse(model: Source, *, allow_rounding: bool = False, folder: Path | None = None) -> FuseResult:
     """Replace the compressions that can be proven. The model that is given stays as it is.
 
     Args:
-        model: path of an ONNX file, or the model itself. Trusted in nothing; its external data need not be loaded.
+        model: path of an ONNX file, the model itself, or its analysis. Trusted in nothing; its external data need not
+            be loaded.
         allow_rounding: also replace what rounds products or partial sums to 16 bits, or accumulates in float64. The
             result then differs in the last places: NsaCompress accumulates in float32 and rounds once.
         folder: of the model's external data, where exporters put indices and weights; the file's own for a path.
@@ -72,18 +70,16 @@ def fuse(
         UnreadableModelError: (a ValueError) the file cannot be read as a model.
         ValueError: the model imports another version of our domain.
     """
-    if not isinstance(model, ModelProto):
-        folder = Path(model).parent if folder is None else folder
-        model = load(Path(model))
-    wrong = [entry.version for entry in model.opset_import if entry.domain == spec.DOMAIN]
+    seen = analyse(model, folder=folder)
+    wrong = [entry.version for entry in seen.proto.opset_import if entry.domain == spec.DOMAIN]
     if any(version != spec.OPSET_VERSION for version in wrong):
         raise ValueError(f"the model imports {spec.DOMAIN} version {wrong[0]}, fuse writes {spec.OPSET_VERSION}")
     copy = ModelProto()
-    copy.CopyFrom(model)
-    found, complete = search.search_model(model, read(model, folder).inferred, folder)
-    told = [candidate(one, allow_rounding) for one in found]
-    proven = [one for one, it in zip(found, told, strict=True) if not it.reason]
-    replacements = tuple(replace_all(model, copy, proven, folder))
+    copy.CopyFrom(seen.proto)
+    found = seen.search()
+    told = [candidate(one, allow_rounding) for one in found.found]
+    proven = [one for one, it in zip(found.found, told, strict=True) if not it.reason]
+    replacements = tuple(replace_all(seen.proto, copy, proven, seen.folder))
     fused = tuple(it for it in told if not it.reason)
     left = tuple(it for it in told if it.reason)
-    return FuseResult(copy, fused, left, complete, replacements)
+    return FuseResult(copy, fused, left, found.complete, replacements)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
 
-from onnx import ModelProto
-
-from ..checker import Report, RunUnavailableError, Severity, check
+from ..analysis import Analysis, NsaNode, nodes_of
+from ..checker import RunUnavailableError
 from ..checker.run import require_onnxruntime
 from ..console import say, tell
 from ..graph.writing import write_model
@@ -33,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, model: ModelProto) -> int:
+def run(arguments: argparse.Namespace, seen: Analysis) -> int:
     """Fuse, check, compare if that is asked for, then write. Returns the exit status.
 
     Raises:
@@ -45,12 +43,11 @@ def run(arguments: argparse.Namespace, model: ModelProto) -> int:
         except RunUnavailableError as error:
             tell(f"--verify: {error}")
             return 2
-    result = fuse(model, allow_rounding=arguments.allow_rounding, folder=Path(arguments.model).parent)
-    report = check(result.model)
-    if _errors(report) - _errors(check(model)):
-        raise ValueError(f"the result has errors that the model has not: {report.to_text()}")
+    result = fuse(seen, allow_rounding=arguments.allow_rounding)
+    if wrong := _new_errors(seen, result):
+        raise ValueError(f"the result has errors that the model has not: {'; '.join(wrong)}")
     if arguments.verify and result.fused:
-        _verify(model, result, Path(arguments.model).parent)
+        _verify(seen, result)
     write_model(result.model, Path(arguments.model), Path(arguments.output))
     for candidate in result.fused:
         say(f"fused {_where(candidate)}: {_window(candidate)}")
@@ -63,9 +60,16 @@ def run(arguments: argparse.Namespace, model: ModelProto) -> int:
     return 0
 
 
-def _errors(report: Report) -> Counter[str]:
-    """How many errors of which rule."""
-    return Counter(finding.rule for finding in report.findings if finding.severity is Severity.ERROR)
+def _new_errors(seen: Analysis, result: FuseResult) -> list[str]:
+    """What is certainly wrong with nodes of ours in the graphs that were changed, and was not before."""
+    graphs = {id(one.after): one.after.scope for one in result.replacements}.values()
+    before = {(_result(node), one.message) for node in seen.nodes for one in node.violations}
+    after = [(_result(node), one.message) for node in nodes_of(graphs, seen.folder) for one in node.violations]
+    return [f"{value!r}: {message}" for value, message in after if (value, message) not in before]
+
+
+def _result(node: NsaNode) -> str:
+    return str(next(iter(node.proto.output), ""))
 
 
 def _where(candidate: Candidate) -> str:
@@ -81,8 +85,8 @@ def _window(candidate: Candidate) -> str:
     return f"block {candidate.compress_block_size}, stride {candidate.compress_stride}, {segments}"
 
 
-def _verify(model: ModelProto, result: FuseResult, folder: Path) -> None:
-    comparison = compare(model, result.model, result.replacements, folder)
+def _verify(seen: Analysis, result: FuseResult) -> None:
+    comparison = compare(seen.proto, result.model, result.replacements, seen.folder or Path())
     for one in comparison.differences:
         what, word = "means" if one.replaced else "ran  ", "equal" if one.equal else "DIFFERENT"
         say(f"{what} {one.name!r}: {word} (largest difference {one.largest:.3g}, largest value {one.scale:.3g})")

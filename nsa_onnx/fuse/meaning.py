@@ -17,7 +17,8 @@ from onnx import NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from .. import spec
-from ..recognise.graph import Graph, captured, loaded
+from ..graph.walk import captured
+from ..recognise.graph import Graph, loaded
 from ..recognise.precision import EXACT, numpy_type
 
 Array = npt.NDArray[Any]

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from .. import spec
-from ..graph.walk import standard_opset, subgraphs
-from ..recognise.graph import Graph, captured, rebuilt, weight_values
+from ..graph.walk import captured, standard_opset, subgraphs
+from ..recognise.graph import Graph, rebuilt, weight_values
 from ..recognise.pattern import Found
 from ..recognise.positions import Dim, Dynamic, Integers
 from ..recognise.precision import FLOAT, rounded_to
@@ -72,7 +72,7 @@ def replace_all(
         _replace_in(copies[key], group, names, folder, opset(after))
     if found and all(entry.domain != spec.DOMAIN for entry in after.opset_import):
         after.opset_import.add(domain=spec.DOMAIN, version=spec.OPSET_VERSION)
-    made = {key: rebuilt(group[0].graph, copies[key], after.ir_version) for key, group in by_graph.items()}
+    made = {key: rebuilt(group[0].graph, copies[key]) for key, group in by_graph.items()}
     return [Replacement(one, made[id(one.graph.proto)]) for one in found]
 
 

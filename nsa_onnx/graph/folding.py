@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper
 
+from .outline import Op
 from .scopes import Scope
 from .tensors import elements
-from .walk import is_standard
+from .walk import STANDARD_DOMAINS
 
 Array = npt.NDArray[Any]
 
@@ -92,7 +93,7 @@ class Folder:
             if home is None or (key := (id(home), wanted)) in self._known:
                 pending.pop()
                 continue
-            node = None if wanted in home.constants else home.producers.get(wanted)
+            node = None if wanted in home.constants else home.producer(wanted)
             missing = [] if node is None else self._missing(home, node)
             if missing and key not in self._open:
                 self._open.add(key)
@@ -110,7 +111,7 @@ class Folder:
 
     def _missing(self, scope: Scope, node: NodeProto) -> list[str]:
         """Inputs that must be known first. Nodes that are not run need none."""
-        if not runs(node):
+        if not _runs(node):
             return []
         homes = ((name, scope.home(name)) for name in node.input if name)
         return [name for name, home in homes if home is not None and (id(home), name) not in self._known]
@@ -131,7 +132,7 @@ class Folder:
     def _run(self, scope: Scope, node: NodeProto) -> None:
         for name in node.output:
             self._known[(id(scope), name)] = None
-        inputs = self._inputs(scope, node) if runs(node) and self._nodes > 0 else None
+        inputs = self._inputs(scope, node) if _runs(node) and self._nodes > 0 else None
         if inputs is None:
             return
         try:
@@ -153,10 +154,14 @@ class Folder:
         self._known[key] = value if fits and value is not None and value.dtype.kind in "iufb" else None
 
 
-def runs(node: NodeProto) -> bool:
+def may_run(op: Op) -> bool:
+    """Whether nodes of an operator are run at all."""
+    return op[1] in _BOUNDS and op[0] in STANDARD_DOMAINS
+
+
+def _runs(node: NodeProto) -> bool:
     """Whether a node may be run, if its inputs are known."""
-    standard = is_standard(node) and node.op_type in _BOUNDS
-    return standard and not any(attribute.ref_attr_name for attribute in node.attribute)
+    return may_run((node.domain, node.op_type)) and not any(attribute.ref_attr_name for attribute in node.attribute)
 
 
 def _stand_in(scope: Scope, name: str) -> Array | None:

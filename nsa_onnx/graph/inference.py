@@ -13,7 +13,8 @@ from onnx import ModelProto, TensorProto, TypeProto, ValueInfoProto
 
 from .bounds import MAX_FUNCTION_CALLS, MAX_INFERRED_DIMS, Own, function_calls, inferred_dims, propagates_safely
 from .external import SMALL_BYTES, inside
-from .folding import Array, Folder, runs
+from .folding import Array, Folder, may_run
+from .outline import Outline
 from .scopes import Scope
 from .tensors import tensor_facts, tensor_type
 
@@ -22,15 +23,17 @@ Seen = TypeVar("Seen")
 Observe = Callable[[], AbstractContextManager[Sequence[Seen]]]
 
 
-def infer(light: ModelProto, own: Own, observe: Observe[Seen]) -> tuple[dict[str, TypeProto], Sequence[Seen], str]:
+def infer(
+    light: ModelProto, outline: Outline, own: Own, observe: Observe[Seen]
+) -> tuple[dict[str, TypeProto], Sequence[Seen], str]:
     """Types of the main graph's values from its inputs alone, what was observed, and what went wrong."""
-    if function_calls(light) > MAX_FUNCTION_CALLS:
+    if function_calls(outline) > MAX_FUNCTION_CALLS:
         return {}, (), f"functions call one another more than {MAX_FUNCTION_CALLS} times"
-    if inferred_dims(light, own) > MAX_INFERRED_DIMS:
+    if inferred_dims(light, outline, own) > MAX_INFERRED_DIMS:
         return {}, (), f"the shapes of its values may have more than {MAX_INFERRED_DIMS} dims in all"
     error = ""
     # Data propagation sees lengths that functions compute from constants, but is the less robust of the two.
-    for data_prop in (True, False) if propagates_safely(light, own) else (False,):
+    for data_prop in (True, False) if propagates_safely(light, outline, own) else (False,):
         with observe() as observed:
             try:
                 graph = onnx.shape_inference.infer_shapes(light, data_prop=data_prop).graph
@@ -45,19 +48,24 @@ def infer(light: ModelProto, own: Own, observe: Observe[Seen]) -> tuple[dict[str
 def computed(main: Scope, values: Folder) -> dict[str, Array]:
     """The few integers each that nodes of the main graph compute from constants: lengths, shapes, axes."""
     found: dict[str, Array] = {}
-    for node in main.nodes:
-        results = [name for name in node.output if name]
-        if not runs(node) or not all(_few_integers(main.types.get(name)) for name in results):
+    for step in main.steps:
+        if not may_run(step.op) or not all(_few_integers(main, name) for name in step.outputs):
             continue
-        arrays = {name: values.value(main, name) for name in results}
+        arrays = {name: values.value(main, name) for name in step.outputs if name}
         if all(array is not None and array.dtype.name in ("int32", "int64") for array in arrays.values()):
             found.update((name, array) for name, array in arrays.items() if array is not None)
     return found
 
 
-def _few_integers(type_proto: TypeProto | None) -> bool:
-    """Whether a value of this type may be small and of integers, as far as its type tells."""
-    facts = tensor_facts(type_proto)
+_MAYBE_INTEGERS = frozenset({TensorProto.UNDEFINED, TensorProto.INT32, TensorProto.INT64})
+
+
+def _few_integers(scope: Scope, name: str) -> bool:
+    """Whether a value may be small and of integers, as far as its type tells."""
+    known = scope.inferred_type(name)
+    if known is not None and known.tensor_type.elem_type not in _MAYBE_INTEGERS:
+        return False
+    facts = tensor_facts(scope.type_of(name))
     few = all(dim is None or dim * 8 <= SMALL_BYTES for dim in facts.dims(1))
     return facts.dtype in (None, "int32", "int64") and facts.rank() in (None, 0, 1) and few
 

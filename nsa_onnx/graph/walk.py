@@ -6,18 +6,18 @@ from collections.abc import Iterable, Iterator
 
 from onnx import GraphProto, NodeProto, OperatorSetIdProto, TensorProto
 
-_STANDARD = ("", "ai.onnx")
+STANDARD_DOMAINS = ("", "ai.onnx")
 """Both names of the standard operators' domain."""
 
 
 def standard_opset(imports: Iterable[OperatorSetIdProto]) -> int | None:
     """The imported version of the standard operators."""
-    return next((entry.version for entry in imports if entry.domain in _STANDARD), None)
+    return next((entry.version for entry in imports if entry.domain in STANDARD_DOMAINS), None)
 
 
 def is_standard(node: NodeProto) -> bool:
     """Whether the node's operator is of the standard domain."""
-    return node.domain in _STANDARD
+    return node.domain in STANDARD_DOMAINS
 
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
@@ -40,6 +40,17 @@ def nodes_below(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
             continue
         yield node
         pending.extend(iter(graph.node) for graph in subgraphs(node))
+
+
+def captured(node: NodeProto) -> Iterator[str]:
+    """Names that the graphs in a node use, however deep, their own included: one too many does no harm."""
+    pending = subgraphs(node)
+    while pending:
+        graph = pending.pop()
+        yield from (value.name for value in graph.output)
+        for inner in graph.node:
+            yield from inner.input
+            pending.extend(subgraphs(inner))
 
 
 def constant_tensor(node: NodeProto) -> TensorProto | None:

@@ -93,8 +93,8 @@ def search(graph: Graph, budget: Budget, folder: Path | None) -> Iterator[Found]
     if not graph.is_sound:  # a value that is made twice
         return
     done: set[int] = set()
-    for index, node in enumerate(graph.nodes):
-        if node.op_type == WINDOW_LOOP and (own := own_body(graph, index, budget)) is not None:
+    for index, step in enumerate(graph.steps):
+        if step.op[1] == WINDOW_LOOP and (own := own_body(graph, index, budget)) is not None:
             done.add(index)
             yield Found(graph, own[0], OWN_BODY, own_body=own[1])
     for pooling in (False, True):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx import ModelProto, TypeProto
-
 from .. import spec
-from ..graph.walk import standard_opset
+from ..graph.scopes import Scope
 from .graph import graphs
-from .pattern import Found, search
+from .pattern import Found
+from .pattern import search as search_graph
 from .positions import Budget, ExhaustedError
 
 # Older than this, Squeeze and ReduceSum mean other things than the proof reads into them.
@@ -47,37 +46,35 @@ class Candidate:
     op_type: str = spec.COMPRESS_OP
 
 
-def candidates(
-    model: ModelProto, types: Mapping[str, TypeProto], *, allow_rounding: bool = False, folder: Path | None = None
-) -> tuple[Candidate, ...]:
-    """What looks like the compression, without changing anything. Never raises; its cost is bounded.
+@dataclass(frozen=True)
+class Search:
+    """What was found, and whether all of the model was looked at."""
+
+    found: tuple[Found, ...] = ()
+    complete: bool = True
+
+
+def search(scopes: Sequence[Scope], folder: Path | None) -> Search:
+    """All compressions of a model. The cost is bounded.
 
     Args:
-        model: trusted in nothing.
-        types: types of the main graph's values, as they were inferred.
-        allow_rounding: also take for the compression what rounds otherwise than the operator.
+        scopes: all of the model, the main graph first, with the types that were inferred. Trusted in nothing.
         folder: of the external data; without it, none is read.
+
+    Raises:
+        UnicodeError: names are no text.
     """
-    try:
-        found, _ = search_model(model, types, folder)
-        return tuple(candidate(one, allow_rounding) for one in found)
-    except UnicodeError:  # names that are no text: others say so
-        return ()
-
-
-def search_model(model: ModelProto, types: Mapping[str, TypeProto], folder: Path | None) -> tuple[list[Found], bool]:
-    """All that is found, and whether all of the model was looked at."""
     found: list[Found] = []
-    if (standard_opset(model.opset_import) or 0) < MIN_OPSET:
-        return found, True
+    if scopes[0].imports.get("", 0) < MIN_OPSET:
+        return Search()
     budget = Budget()
     try:
-        for graph in graphs(model, types, folder):
-            for one in search(graph, budget, folder):
+        for graph in graphs(scopes, folder):
+            for one in search_graph(graph, budget, folder):
                 found.append(one)
     except ExhaustedError:
-        return found, False
-    return found, True
+        return Search(tuple(found), complete=False)
+    return Search(tuple(found))
 
 
 def candidate(found: Found, allow_rounding: bool) -> Candidate:

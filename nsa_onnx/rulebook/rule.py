@@ -5,19 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from onnx import NodeProto
 
 from .. import spec
+from ..analysis import Analysis, NsaNode
+from ..graph.scopes import Scope
 from ..graph.walk import node_name, text
 from .finding import Finding, Severity
 
-if TYPE_CHECKING:
-    from ..analysis import Model, NsaNode
-    from ..graph.scopes import Scope
-
-Check = Callable[["Model"], Iterator[Finding]]
+Check = Callable[[Analysis], Iterator[Finding]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def rule(
     """Make a rule of a function (arguments: `Rule`). Findings get id, severity and, if they have none, the hint."""
 
     def make(check: Check) -> Rule:
-        def stamped(model: Model) -> Iterator[Finding]:
+        def stamped(model: Analysis) -> Iterator[Finding]:
             for found in check(model):
                 argument = text(found.argument)
                 yield replace(found, rule=rule_id, severity=severity, argument=argument, hint=found.hint or hint)
@@ -90,7 +87,7 @@ def connected(node: NsaNode, name: str) -> bool:
     return node.facts is not None and name in node.facts.inputs
 
 
-def of_type(model: Model, op_type: str) -> Iterator[NsaNode]:
+def of_type(model: Analysis, op_type: str) -> Iterator[NsaNode]:
     """The nodes of one of our operators."""
     return (node for node in model.nodes if node.facts is not None and node.op_type == op_type)
 

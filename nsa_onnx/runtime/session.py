@@ -20,6 +20,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from .. import spec
 from ..graph.inference import infer, without_weights
+from ..graph.outline import Outline
 from ..graph.reading import load
 from ..operators.nsa_compress.call import nsa_compress
 from ..operators.schema import OUTPUT_RANKS, observing, violations
@@ -166,9 +167,10 @@ def _reason(source: str | bytes) -> str:
     """
     try:
         model = ModelProto.FromString(source) if isinstance(source, bytes) else load(Path(source))
+        folder = None if isinstance(source, bytes) else Path(source).parent
     except Exception:  # protobuf's own class, or no model at all: onnxruntime has said so
         return ""
-    _, seen, _ = infer(without_weights(model, None), OUTPUT_RANKS, observing)
+    _, seen, _ = infer(without_weights(model, folder), Outline.of(model), OUTPUT_RANKS, observing)
     found = (f"{facts.op_type}: {violation.message}" for _, facts in seen for violation in violations(facts))
     return next(found, "")
 

@@ -6,18 +6,15 @@ Of the vendor's rules, the converter has the same; they are in `VENDOR_RULES`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from .. import spec
+from ..analysis import Analysis
 from ..rulebook.examples import compress, infer
 from ..rulebook.finding import Finding, Severity
 from ..rulebook.rule import COMPRESS, finding, of_type, rule
 from . import cann, vendor
 from .base import Target
 from .reporting import limit_rule
-
-if TYPE_CHECKING:
-    from ..analysis import Model
 
 ELSEWHERE = "serve the model with onnxruntime-cann and our ascend_kernels, which have no such limit"
 
@@ -82,7 +79,7 @@ _ELEMENTS = limit_rule(
     accepted=infer(),
     hint="know the device: on other products use our ascend_kernels (target cann), or the CPU",
 )
-def _product(model: Model) -> Iterator[Finding]:
+def _product(model: Analysis) -> Iterator[Finding]:
     """The vendor's prefill operator is documented for Atlas A2 only, until CANN of mid-2026 for its training products.
 
     Of Atlas A3 the vendor's documents say both.

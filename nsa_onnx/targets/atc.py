@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from ..analysis import Analysis
 from ..graph.walk import subgraphs, text
 from ..rulebook.examples import compress, infer, model
 from ..rulebook.finding import Finding
@@ -19,9 +19,6 @@ from .aclnn import ELSEWHERE, VENDOR_RULES
 from .atc_rewriting import prepare_atc
 from .base import Target
 from .reporting import limit_rule
-
-if TYPE_CHECKING:
-    from ..analysis import Model
 
 PREPARE = "nsa-onnx prepare --target atc does it"
 
@@ -75,7 +72,7 @@ def _after(domain: str) -> str:
     accepted=_after("ai.onnx."),
     hint=f"write ai.onnx into the standard nodes' domain: {PREPARE}",
 )
-def _domains(model: Model) -> Iterator[Finding]:
+def _domains(model: Analysis) -> Iterator[Finding]:
     """ATC rejects nodes without a domain in a model that imports several domains, E16005: every model with our nodes.
 
     A Constant is taken either way.
@@ -106,7 +103,7 @@ _FUNCTION = '<domain: "f", opset_import: ["" : 18]>\nF (a) => (b)\n{\n    b = Ne
     accepted=compress(),
     hint=f"inline them, and drop the portable bodies of our operators: {PREPARE}",
 )
-def _functions(model: Model) -> Iterator[Finding]:
+def _functions(model: Analysis) -> Iterator[Finding]:
     """ATC's parser does not read model-local functions. Our operators need no body there, the plugin knows them."""
     if model.proto.functions:
         names = [f"{text(function.domain)}.{text(function.name)}" for function in model.proto.functions[:8]]
@@ -131,7 +128,7 @@ def _inner(loop: bool) -> str:
     accepted=_inner(loop=False),
     hint="unroll it, or serve the model with onnxruntime-cann",
 )
-def _subgraphs(model: Model) -> Iterator[Finding]:
+def _subgraphs(model: Analysis) -> Iterator[Finding]:
     """Of the operators with subgraphs (Loop, Scan, ...), ATC's parser reads If only."""
     for scope in model.scopes:
         for index, node in enumerate(scope.nodes):
@@ -150,7 +147,7 @@ def _two(second: str) -> str:
     accepted=_two("b"),
     hint=PREPARE,
 )
-def _names(model: Model) -> Iterator[Finding]:
+def _names(model: Analysis) -> Iterator[Finding]:
     """In one graph, ATC refuses two nodes of one name, and a node with the name of an input (E19009)."""
     for scope in model.scopes:
         if scope.in_function():

@@ -17,8 +17,9 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, helper
 
 from .. import spec
-from ..analysis import Model, NsaNode
+from ..analysis import Analysis, NsaNode
 from ..graph.bounds import MAX_FUNCTION_CALLS, function_calls
+from ..graph.outline import Outline
 from ..graph.walk import standard_opset, subgraphs
 from ..operators.expand import DEFAULT_OPSET
 from ..operators.schema import SCHEMAS
@@ -120,7 +121,7 @@ def _inline(work: _Work) -> None:
     model = work.model
     if not model.functions:
         return
-    if function_calls(model) > MAX_FUNCTION_CALLS:
+    if function_calls(Outline.of(model)) > MAX_FUNCTION_CALLS:
         work.reasons.append(f"functions call one another more than {MAX_FUNCTION_CALLS} times: they cannot be inlined")
         return
     functions = {(function.domain, function.name) for function in model.functions}
@@ -201,7 +202,7 @@ def _require_readable(work: _Work) -> None:
             )
 
 
-def _require_vendor(work: _Work, seen: Model) -> None:
+def _require_vendor(work: _Work, seen: Analysis) -> None:
     """What the contract forbids, for the device checks nothing, and what the vendor's operators cannot do."""
     for node in seen.nodes:
         for argument, problem in node.unreadable.items():
@@ -317,7 +318,7 @@ def _name_nodes(work: _Work) -> None:
 # What else the user should know
 
 
-def _add_notes(work: _Work, seen: Model) -> None:
+def _add_notes(work: _Work, seen: Analysis) -> None:
     opset = standard_opset(work.model.opset_import)
     if opset is not None and opset > NEWEST_OPSET and any(not node.domain for node in work.nodes()):
         work.notes.append(

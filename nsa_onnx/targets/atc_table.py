@@ -8,7 +8,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from .. import spec
-from ..analysis import Model, NsaNode
+from ..analysis import Analysis, NsaNode
 from ..graph.walk import standard_opset
 from ..operators.schema import INPUT_NAMES
 from . import vendor
@@ -20,7 +20,7 @@ MAX_CONSTANT_PAGES = 2**16
 MIN_TABLE_OPSET = 12
 
 
-def insert_tables(work: Work, seen: Model) -> None:
+def insert_tables(work: Work, seen: Analysis) -> None:
     """Give every decode node without a block_table one: sequence b owns the pages b * P .. (b + 1) * P - 1."""
     table = INPUT_NAMES[spec.INFER_OP].index("block_table")
     prefixes = Prefixes(seen)

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from ..analysis import NsaNode
 from ..operators.contract import Row, Violation, Violations
-
-if TYPE_CHECKING:
-    from ..analysis import NsaNode
-    from ..operators.facts import NodeFacts
-    from ..rulebook.rule import Rule
-    from .preparing import Prepare
+from ..operators.facts import NodeFacts
+from ..rulebook.rule import Rule
+from .preparing import Prepare
 
 
 @dataclass(frozen=True)

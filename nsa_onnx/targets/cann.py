@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from onnx import ModelProto, NodeProto, helper
 
+from ..analysis import Analysis
+from ..graph.scopes import Scope
 from ..graph.tensors import tensor_facts
 from ..graph.walk import is_standard
 from ..operators.contract import Shape
@@ -18,10 +19,6 @@ from ..rulebook.rule import of_node, rule
 from .base import Target
 from .preparing import Prefixes, PrepareResult, Work, insert, label
 from .windows import Sizes, size_limits
-
-if TYPE_CHECKING:
-    from ..analysis import Model
-    from ..graph.scopes import Scope
 
 # What ascend_kernels has been run with (tests/test_ascend_kernels.py): its tiling divides larger sizes, too, but nobody
 # has seen it do so.
@@ -51,7 +48,7 @@ def _broadcast(full: bool) -> str:
     accepted=_broadcast(full=True),
     hint="give one side its full shape first, with an Expand: nsa-onnx prepare --target cann does it",
 )
-def _both_broadcast(model: Model) -> Iterator[Finding]:
+def _both_broadcast(model: Analysis) -> Iterator[Finding]:
     """Add, Sub, Mul and Div of onnxruntime's CANN provider (1.24.4) compute a wrong result, silently, where both
     inputs are broadcast, as in [T, 1] - [1, N]: both operands are put into one piece of memory.
 

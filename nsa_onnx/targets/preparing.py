@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from onnx import GraphProto, ModelProto, NodeProto
 
-from ..analysis import Model, read
+from ..analysis import Analysis, analyse
 from ..graph.reading import UnreadableModelError, load
 from ..graph.walk import subgraphs
 
@@ -92,9 +92,9 @@ class Work:
         for graph in self.graphs():
             yield from graph.node
 
-    def read(self) -> Model:
+    def read(self) -> Analysis:
         """The copy as the checker sees it now."""
-        return read(self.model, self.folder)
+        return analyse(self.model, folder=self.folder)
 
     def changed(self, count: int, what: str) -> None:
         if count:
@@ -111,7 +111,7 @@ class Work:
 class Prefixes:
     """Prefixes that no name in the model begins with."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Analysis) -> None:
         self._taken: set[str] = set()
         for scope in model.scopes:
             names = {*scope.names, *scope.inputs, *scope.outputs}

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from ..analysis import Analysis
 from ..rulebook.finding import Finding
 from ..rulebook.rule import Rule, finding, rule, sound
 from .base import Limits, violations
-
-if TYPE_CHECKING:
-    from ..analysis import Model
 
 
 def limit_rule(
@@ -27,7 +24,7 @@ def limit_rule(
 ) -> Rule:
     """A rule on nodes that break one of these rows."""
 
-    def check(model: Model) -> Iterator[Finding]:
+    def check(model: Analysis) -> Iterator[Finding]:
         for node in sound(model.nodes):
             for violation in violations(limits, node):
                 if violation.row.id in rows:

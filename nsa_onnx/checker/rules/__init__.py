@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ...analysis import Model
+from ...analysis import Analysis
 from ...rulebook.finding import Finding
 from ...rulebook.rule import Rule
 from ...targets import TARGETS
@@ -52,7 +52,7 @@ RULES: dict[str, Rule] = {rule.id: rule for rule in sorted(_all_rules(), key=lam
 """All rules by id, in the order in which they report."""
 
 
-def run(model: Model) -> tuple[Finding, ...]:
+def run(model: Analysis) -> tuple[Finding, ...]:
     """What the rules for the model's target find, in their order."""
     rules = (rule for rule in RULES.values() if model.target in rule.targets)
     return tuple(finding for rule in rules for finding in rule.check(model))

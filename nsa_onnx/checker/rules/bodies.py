@@ -8,7 +8,7 @@ import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
 
 from ... import spec
-from ...analysis import Model
+from ...analysis import Analysis
 from ...graph.walk import is_standard, standard_opset
 from ...operators import OPERATORS
 from ...operators.bodies import MIN_OPSET
@@ -28,7 +28,7 @@ def _with_body(opset: int) -> str:
     )
 
 
-def _bodies(model: Model) -> Iterator[FunctionProto]:
+def _bodies(model: Analysis) -> Iterator[FunctionProto]:
     return (f for f in model.proto.functions if f.domain == spec.DOMAIN and f.name in SCHEMAS)
 
 
@@ -43,7 +43,7 @@ def _place(function: FunctionProto) -> str:
     accepted=_with_body(STANDARD_OPSET),
     hint="nsa-onnx expand writes the bodies anew, for the model's opset",
 )
-def _opset(model: Model) -> Iterator[Finding]:
+def _opset(model: Analysis) -> Iterator[Finding]:
     """The portable body of an operator imports the same version of the standard operators as the model.
 
     Runtimes put the body in the node's place, where the model's version decides what its operators mean.
@@ -64,7 +64,7 @@ def _opset(model: Model) -> Iterator[Finding]:
     accepted=compress(),
     hint="nsa-onnx expand puts in the body of this version",
 )
-def _ours(model: Model) -> Iterator[Finding]:
+def _ours(model: Analysis) -> Iterator[Finding]:
     """The portable body of an operator is what `nsa-onnx expand` writes, up to the names of its values.
 
     Another body may be of another version of nsa_onnx, or anybody's: a runtime without our library computes what it

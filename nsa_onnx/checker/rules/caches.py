@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from onnx import NodeProto
 
 from ... import spec
-from ...analysis import Model, NsaNode
+from ...analysis import Analysis, NsaNode
 from ...graph.scopes import Scope
 from ...graph.walk import is_standard, node_name, text
 from ...operators.schema import INPUT_NAMES
@@ -44,7 +44,7 @@ class _Reader:
 Readers = dict[Value, list[_Reader]]
 
 
-def _readers(model: Model) -> Readers:
+def _readers(model: Analysis) -> Readers:
     found: Readers = defaultdict(list)
     for scope in model.scopes:
         for position, node in enumerate(scope.nodes):
@@ -55,7 +55,7 @@ def _readers(model: Model) -> Readers:
     return found
 
 
-def _updates(model: Model) -> Iterator[tuple[NsaNode, str, str]]:
+def _updates(model: Analysis) -> Iterator[tuple[NsaNode, str, str]]:
     """Every decode node with the names of its cache, before and after."""
     for node in of_type(model, INFER):
         if connected(node, "cache") and len(node.proto.output) == 1 and node.proto.output[0]:
@@ -71,7 +71,7 @@ def _updates(model: Model) -> Iterator[tuple[NsaNode, str, str]]:
     hint="make the updated cache an output of the graph, as nsa_onnx.exporters.export does, and feed it to the next "
     "run; or bind one OrtValue as the cache and as that output",
 )
-def _lost(model: Model) -> Iterator[Finding]:
+def _lost(model: Analysis) -> Iterator[Finding]:
     """The cache that NsaCompressInfer returns is an output of the graph, if need be by way of nodes that hand it on.
 
     Otherwise the update is lost with the end of the run, and the next step attends to a row that was never written.
@@ -85,7 +85,7 @@ def _lost(model: Model) -> Iterator[Finding]:
             yield finding(node, f"{updated!r}, the updated cache, is no output and {use}: the update is lost", "cache")
 
 
-def _leaving(model: Model, readers: Readers) -> set[Value]:
+def _leaving(model: Analysis, readers: Readers) -> set[Value]:
     """The values that are outputs of a graph, or that nodes hand on to one: found backwards, each looked at once."""
     made_from: dict[Value, list[Value]] = defaultdict(list)
     for value, those in readers.items():
@@ -128,7 +128,7 @@ def _two(cache: str) -> str:
     accepted=_two("cache_out"),
     hint="let what comes after the update read the node's output",
 )
-def _stale(model: Model) -> Iterator[Finding]:
+def _stale(model: Analysis) -> Iterator[Finding]:
     """After NsaCompressInfer, its input `cache` is read no more (but for its shape): there the new row is missing.
 
     Two steps that update one cache must be chained. A reader in front of the node is taken to mean the old contents.

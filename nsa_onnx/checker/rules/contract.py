@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ... import spec
-from ...analysis import Model
+from ...analysis import Analysis
 from ...operators.schema import SCHEMAS
 from ...rulebook.examples import compress, infer, model
 from ...rulebook.finding import Finding
@@ -28,7 +28,7 @@ _GOOD = compress()
     accepted=model(["float16[2] x"], ["float16[2] y"], ["y = Neg (x)"], imports=""),
     hint="export or copy the file again",
 )
-def _graph(model: Model) -> Iterator[Finding]:
+def _graph(model: Analysis) -> Iterator[Finding]:
     """The file must hold a graph with nodes. An empty or truncated file often still parses as a model without one."""
     if not model.proto.HasField("graph"):
         yield note("the model has no graph")
@@ -43,7 +43,7 @@ def _graph(model: Model) -> Iterator[Finding]:
     accepted=_GOOD,
     hint=f'add opset_import {{domain: "{spec.DOMAIN}", version: {spec.OPSET_VERSION}}} to the model or function',
 )
-def _import(model: Model) -> Iterator[Finding]:
+def _import(model: Analysis) -> Iterator[Finding]:
     """A model or function that uses our nodes imports version 1 of domain nsa_onnx.
 
     Runtimes refuse a domain that is not imported, and a version they do not know may mean something else.
@@ -66,7 +66,7 @@ def _import(model: Model) -> Iterator[Finding]:
     accepted=_GOOD,
     hint=f"correct its name, or move an operator of your own to another domain than {spec.DOMAIN}",
 )
-def _operator(model: Model) -> Iterator[Finding]:
+def _operator(model: Analysis) -> Iterator[Finding]:
     """Domain nsa_onnx holds NsaCompress and NsaCompressInfer, and nothing else."""
     for node in model.nodes:
         if node.facts is None:
@@ -80,7 +80,7 @@ def _operator(model: Model) -> Iterator[Finding]:
     accepted=infer(table=None, batch="3"),
     hint=_EXPORT_AGAIN,
 )
-def _counts(model: Model) -> Iterator[Finding]:
+def _counts(model: Analysis) -> Iterator[Finding]:
     """Every input that is not optional is connected, to a value that exists; there is one output and no surplus."""
     for node in model.nodes:
         if node.facts is None:
@@ -112,7 +112,7 @@ RULE_OF_ROW.update(dict.fromkeys(_ATTRIBUTE_ROWS, "NSA005"))
     accepted=_GOOD,
     hint=_EXPORT_AGAIN,
 )
-def _attributes(model: Model) -> Iterator[Finding]:
+def _attributes(model: Analysis) -> Iterator[Finding]:
     """Every attribute of the schema is given once, as an int, and there is no other.
 
     onnxruntime gives an empty result, without a word, for a portable body whose attribute is missing.
@@ -266,7 +266,7 @@ row_rule(
     accepted=compress(x="T, 4, 16", seq=[40, 100]),
     hint="save the model again; its external data belongs into its folder",
 )
-def _constants(model: Model) -> Iterator[Finding]:
+def _constants(model: Analysis) -> Iterator[Finding]:
     """The data of a constant index input fits its shape; external data is in the model's folder and long enough."""
     for node in model.nodes:
         for argument, problem in node.unreadable.items():

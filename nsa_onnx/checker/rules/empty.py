@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto
 
-from ...analysis import Model, NsaNode
+from ...analysis import Analysis, NsaNode
 from ...graph.emptiness import Extent, results
 from ...graph.folding import Array
 from ...graph.scopes import Scope
@@ -31,7 +31,7 @@ def _attention(node: str, *before: str) -> str:
     return text.replace("float16[T, 4, 16] x", "float16[T, 4, 16] x, float16[Q, 4, 16] q")
 
 
-def _stops(model: Model) -> Iterator[Finding]:
+def _stops(model: Analysis) -> Iterator[Finding]:
     for reached in _Search(model).reached:
         outcome = "the process dies there" if reached.stop.dies else "the run fails there"
         message = f"T' of {COMPRESS} {reached.origin.name!r} may be 0, and reaches this node: {outcome}"
@@ -111,7 +111,7 @@ def _may_be_empty(node: NsaNode) -> bool:
 
 @dataclass
 class _Search:
-    model: Model
+    model: Analysis
     reached: list[_Reached] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -136,8 +136,8 @@ class _Search:
                 break
 
     def _follow(self, scope: Scope) -> None:
-        for position, node in enumerate(scope.nodes):
-            inputs = [self._value(scope, name) for name in node.input]
+        for position, step in enumerate(scope.steps):
+            node, inputs = step.node, [self._value(scope, name) for name in step.inputs]
             empty = next((one for one in inputs if one is not None), None)
             if (id(scope), position) in self._inner:
                 self._leave_branches(scope, position, node)
@@ -153,7 +153,7 @@ class _Search:
         for one in scope.chain():
             if name in one.names:
                 return self._values.get((id(one), name))
-            if one.parent is not None and one.parent.nodes[one.position].op_type == "If":
+            if one.parent is not None and one.parent.steps[one.position].op[1] == "If":
                 return None
         return None
 

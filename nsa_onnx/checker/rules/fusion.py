@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...analysis import Model
-from ...recognise.search import candidates
+from ...analysis import Analysis
 from ...rulebook.examples import integers, model
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import COMPRESS, note
@@ -39,7 +38,7 @@ def _windows(reduction: str) -> str:
     accepted=_windows("ReduceMax"),
     hint="nsa-onnx fuse puts the node in, where it has proven that it is the same",
 )
-def _decomposed(model: Model) -> Iterator[Finding]:
+def _decomposed(model: Analysis) -> Iterator[Finding]:
     """No value is computed in standard operators that one of our nodes would compute: the mean of blocks of tokens,
     windows gathered, weighted and summed, a grouped convolution, or the inlined body of a portable file.
 
@@ -47,12 +46,9 @@ def _decomposed(model: Model) -> Iterator[Finding]:
     right, needs many times the memory and time, and no kernel of ours runs. Only what is proven to be the same is
     reported, up to the rounding of partial sums.
     """
-    found = [
-        one
-        for one in candidates(model.proto, model.inferred, allow_rounding=True, folder=model.folder)
-        if not one.reason
-    ]
-    for one in found:
+    for one in model.candidates(allow_rounding=True):
+        if one.reason:
+            continue
         window = f"compress_block_size = {one.compress_block_size}, compress_stride = {one.compress_stride}"
         message = f"{one.output!r} is {one.op_type} with {window}, written in standard operators ({one.form})"
         rounding = "nsa-onnx fuse --allow-rounding puts the node in, which rounds only once"

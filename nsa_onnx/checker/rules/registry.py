@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ...analysis import Model
+from ...analysis import Analysis
 from ...rulebook.finding import Finding
 from ...rulebook.rule import Check, Rule, finding, note, rule, sound
 from ...targets import TARGETS
@@ -34,7 +34,7 @@ def row_rule(
 ) -> None:
     """Register a rule that reports rows of the error table, on every node they apply to."""
 
-    def check(model: Model) -> Iterator[Finding]:
+    def check(model: Analysis) -> Iterator[Finding]:
         for node in model.nodes:
             for violation in node.violations:
                 if violation.row.id in rows:
@@ -50,7 +50,7 @@ def row_rule(
     RULE_OF_ROW.update(dict.fromkeys(rows, rule_id))
 
 
-def observed_violations(model: Model, rows: Sequence[str]) -> Iterator[Finding]:
+def observed_violations(model: Analysis, rows: Sequence[str]) -> Iterator[Finding]:
     """What only inference can know: nodes in functions with what a call gives them, computed constants."""
     seen = {(node.op_type, violation.row.id, violation.values) for node in model.nodes for violation in node.violations}
     for name, op_type, violation in model.observed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...analysis import Model
+from ...analysis import Analysis
 from ...rulebook.finding import Finding
 from .registry import general
 
@@ -19,7 +19,7 @@ COMPUTES = "NSA100"
     accepted="",
     hint="nsa-onnx doctor tells whether the installation is sound",
 )
-def _computes(_: Model) -> Iterator[Finding]:
+def _computes(_: Analysis) -> Iterator[Finding]:
     """With --run only: in onnxruntime, the node's result lies where float32 sums of its windows can lie.
 
     The node is run alone, on generated input that is valid for it, on the CPU. The reference is summed in float64.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from onnx import TypeProto
 
-from ...analysis import Model, NsaNode
+from ...analysis import Analysis, NsaNode
 from ...graph.scopes import merged_type
 from ...graph.tensors import dtype_name
 from ...operators import OPERATORS
@@ -25,7 +25,7 @@ from .registry import general
     accepted=compress(x="100, 4, 16", y="3, 4, 16", seq=[40, 100]),
     hint="nsa-onnx infer-shapes writes the shapes anew, once the wrong declaration is gone",
 )
-def _shapes(model: Model) -> Iterator[Finding]:
+def _shapes(model: Analysis) -> Iterator[Finding]:
     """What the model declares of a value agrees with what its inputs make of it; T' is computed anew.
 
     A runtime believes declared shapes when it plans memory; a wrong one fails there, or later.
@@ -89,7 +89,7 @@ def _difference(declared: TypeProto, inferred: TypeProto) -> str:
     accepted=compress(x="T, 4, 16"),
     hint="give an unknown dim a name (dim_param), or nothing",
 )
-def _dims(model: Model) -> Iterator[Finding]:
+def _dims(model: Analysis) -> Iterator[Finding]:
     """A dim that is not known has a name or nothing. A negative number is no shape, though some exporters write it."""
     graph = model.proto.graph
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -106,7 +106,7 @@ def _dims(model: Model) -> Iterator[Finding]:
     accepted=compress(before=["z = Neg (x)"]),
     hint="import the domain of every operator, and register the schemas of operators of your own",
 )
-def _inference(model: Model) -> Iterator[Finding]:
+def _inference(model: Analysis) -> Iterator[Finding]:
     """onnx can infer the model's shapes. Where it cannot, what is checked is what the model declares."""
     explained = any(True for _ in _import.check(model))
     if model.inference_error and model.proto.graph.node and not explained:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from onnx import NodeProto
 
 from ... import spec
-from ...analysis import Model, NsaNode
+from ...analysis import Analysis, NsaNode
 from ...operators.schema import INPUT_NAMES, output_rows
 from ...rulebook.examples import compress, infer, integers, model
 from ...rulebook.finding import Finding, Severity
@@ -27,7 +27,7 @@ _SEEN = 4096
     accepted=compress(x="32, 4, 16", y="1, 4, 16", seq=[32]),
     hint="pad the segments, or leave the node out for such short ones; check the block's size",
 )
-def _no_rows(model: Model) -> Iterator[Finding]:
+def _no_rows(model: Analysis) -> Iterator[Finding]:
     """T' of NsaCompress is not 0: some segment is at least as long as a window.
 
     An empty result is legal, and [0, N, D] is what it then is, but as a constant it is rarely meant.
@@ -68,7 +68,7 @@ _BOTH = model(
     accepted=_BOTH.replace("cache, ends", "cache, lengths").replace("100}>", "100}, int64[2] lengths = {40, 60}>"),
     hint=f"{COMPRESS} takes prefix sums of the lengths, {INFER} the lengths themselves",
 )
-def _mixed(model: Model) -> Iterator[Finding]:
+def _mixed(model: Analysis) -> Iterator[Finding]:
     """NsaCompress gets prefix sums and NsaCompressInfer gets lengths, as far as the model shows it.
 
     It shows otherwise where one value (or equal constants) of several sequences feeds both operators, where CumSum
@@ -121,14 +121,14 @@ def _maker(node: NsaNode) -> NodeProto | None:
     name, scope = _input(node, _SEQ), node.scope
     for _ in range(_SEEN):  # a cycle ends here
         home = scope.home(name)
-        made = None if home is None else home.producers.get(name)
+        made = None if home is None else home.producer(name)
         if home is None or made is None or made.op_type not in ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze"):
             return made
         name, scope = made.input[0] if made.input else "", home
     return None
 
 
-def _summed(model: Model) -> set[object]:
+def _summed(model: Analysis) -> set[object]:
     nodes = ((scope, node) for scope in model.scopes for node in scope.nodes if node.op_type == "CumSum" and node.input)
     return {(id(scope.home(node.input[0])), node.input[0]) for scope, node in nodes}
 
@@ -165,7 +165,7 @@ def _pages(lengths: Sequence[int], page: int) -> int:
     accepted=model(["float16[2] x"], ["float16[2] y"], ["y = Neg (x)"], imports=""),
     hint="export with nsa_onnx.exporters.export, which keeps the updates of caches that the model does not return",
 )
-def _unused(model: Model) -> Iterator[Finding]:
+def _unused(model: Analysis) -> Iterator[Finding]:
     """A model that imports domain nsa_onnx has a node of it.
 
     Exporters drop what no output depends on: a decode step whose cache the model updates and does not return is gone
@@ -187,7 +187,7 @@ _INDICES = [0, 1, 2, 3] + [-1] * 8
     accepted=infer(slots=[1, -1, 8], pages=_INDICES),
     hint="mark what is not used with -1",
 )
-def _indices(model: Model) -> Iterator[Finding]:
+def _indices(model: Analysis) -> Iterator[Finding]:
     """Constant slots are in range and differ, constant pages are in range, where lengths are not known before a run.
 
     Such an index is an error in the step in which its sequence writes, and legal in all others. Negative numbers are

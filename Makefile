@@ -1,6 +1,6 @@
 # make demo · make test · make test-aarch64 · make test-tools · make bench · make lint. All state lies under .venv/ and build/.
 #
-# Needs python3 (3.10 or later) with venv and headers, g++, make. Everything else, cmake included, comes
+# Needs python3 (3.11 or later; what it builds runs on 3.10 as well) with venv and headers, g++, make. Everything else, cmake included, comes
 # from Python packages or is fetched by the build (see cmake/).
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # torch loads every installed backend by itself and stops where one of them does not find its driver.
 export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 
-.PHONY: env build demo test test-aarch64 test-browser test-tools bench bench-quick lint format clean
+.PHONY: env build demo test test-aarch64 test-browser test-tools test-oldest bench bench-quick lint format clean
 
 # What a stamp stands for is redone when what it was made from changes.
 ENV := .venv/.stamp-env
@@ -18,6 +18,7 @@ TORCH_NPU := build/torch_npu/.stamp
 ORT_CANN := build/venv-cann/.stamp
 CANN := build/venv-cann/.stamp
 TOOLS := build/tools/.stamp
+OLDEST := build/venv-oldest/.stamp
 SIM := build/sim/.stamp
 BUILD := .venv/.stamp-build
 BENCH := .venv/.stamp-bench
@@ -94,6 +95,21 @@ test-browser: $(BUILD)
 # What the tools of others do to our nodes: docs/tools.md
 test-tools: $(BUILD) $(TOOLS)
 	PYTHONPATH=$(CURDIR)/build/tools $(BIN)/python -m pytest -n 2 --confcutdir=tests/tools tests/tools
+
+# The oldest versions that pyproject.toml allows, on the oldest Python, with our wheel.
+OLDEST_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10) python3.10)
+$(OLDEST): pyproject.toml
+	@$(OLDEST_PYTHON) -c "" || { echo "Python 3.10 is missing: make test-oldest OLDEST_PYTHON=..." >&2; exit 1; }
+	rm -rf $(@D)
+	$(OLDEST_PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q numpy==1.23.0 onnx==1.19.0 onnxruntime==1.21.0 ml_dtypes==0.5.4 protobuf==7.36.2 pytest==9.2.0
+	touch $@
+
+test-oldest: $(BUILD) $(OLDEST)
+	rm -rf build/wheel
+	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	build/venv-oldest/bin/pip install -q --no-deps --force-reinstall build/wheel/*.whl
+	build/venv-oldest/bin/pytest -o pythonpath= --confcutdir=tests/oldest tests/oldest
 
 # What draws the plots and the progress bar; the library of limits builds itself (benchmarks/limits.py).
 $(BENCH): $(ENV) pyproject.toml

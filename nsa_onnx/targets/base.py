@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from ..analysis import NsaNode
 from ..operators.contract import Row, Violation, Violations
-from ..operators.facts import NodeFacts
-from ..rulebook.rule import Rule
-from .preparing import Prepare
+
+if TYPE_CHECKING:
+    from ..analysis import NsaNode
+    from ..operators.facts import NodeFacts
+    from ..rulebook.rule import Rule
+    from .preparing import Prepare
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,15 @@ ort_ext/cann/aclnn.cc refuses the same and gets the numbers from a generated hea
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..operators.contract import Dim, Row, Violation, Violations, table
-from ..operators.facts import NodeFacts
 from ..operators.windows import BLOCK, SEQ, STRIDE, row_plan
 from .base import Limit, Number, bound
 from .windows import Sizes, size_limits
+
+if TYPE_CHECKING:
+    from ..operators.facts import NodeFacts
 
 DTYPES = ("float16", "bfloat16")
 HEAD_DIM_MULTIPLE = 16

@@ -60,14 +60,14 @@ $(ORT_CANN): pyproject.toml
 
 # The simulated CANN that the real torch_npu and onnxruntime-cann run on.
 SIM_SOURCES := $(wildcard $(addprefix tests/sim/,*.cc *.h CMakeLists.txt ascendc/*) \
-  ascend_kernels/*.cc ascend_kernels/*.h ascend_kernels/*/*.cc ascend_kernels/*/*.h)
+  ascend_kernels/*.cc ascend_kernels/*.h ascend_kernels/*/*.cc ascend_kernels/*/*.h plan/*)
 $(SIM): $(SIM_SOURCES) $(ENV) $(TORCH_NPU) $(ORT_CANN)
 	$(BIN)/cmake -S tests/sim -B $(@D) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 	$(BIN)/cmake --build $(@D)
 	touch $@
 
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard nsa_onnx/operators/*.py nsa_onnx/operators/*/contract.py \
-  nsa_onnx/targets/vendor.py cmake/* ort_ext/* ort_ext/*/*)
+  nsa_onnx/targets/vendor.py cmake/* plan/* ort_ext/* ort_ext/*/* ort_ext/*/*/*)
 # The folders themselves: an editable install finds only the modules that were there when it was made.
 PACKAGES := nsa_onnx $(filter-out %__pycache__/,$(filter %/,$(wildcard nsa_onnx/*/ nsa_onnx/*/*/))) exporters
 $(BUILD): $(ENV) $(NATIVE) $(PACKAGES)

@@ -3,7 +3,7 @@
 // The same interface is provided twice: by the build with CANN's compiler, and by the one with g++
 // on the look-alike (tests/sim/ascendc), which runs the kernels on the CPU and is called
 // *simulated* everywhere. A caller
-//   1. makes the call's row runs or slot writes (ort_ext/plan.h), which checks every index;
+//   1. makes the call's row runs or slot writes (plan/), which checks every index;
 //   2. makes the launch plan of them (nsa_ascend_*_plan), a few words per piece of work;
 //   3. copies the plan to the device, where it stays until the kernel has run;
 //   4. puts the kernel on a stream. Nothing here waits for the device, allocates on it or throws.
@@ -26,12 +26,12 @@ extern "C" {
 enum { NSA_ASCEND_ABI = 1 };
 enum { NSA_ASCEND_FLOAT16 = 0, NSA_ASCEND_BFLOAT16 = 1 };
 
-// nsa::RowRun of ort_ext/plan.h.
+// nsa::compress::RowRun of plan/.
 typedef struct NsaAscendRowRun {
   int64_t first_row, rows, first_token;
 } NsaAscendRowRun;
 
-// nsa::PageRun and nsa::SlotWrite.
+// nsa::compress_decode::PageRun and SlotWrite.
 typedef struct NsaAscendPageRun {
   int64_t page, offset, tokens;
 } NsaAscendPageRun;
@@ -63,7 +63,7 @@ NSA_ASCEND_EXPORT const char* nsa_ascend_target(void);
 
 // The plan of a call, in int64 words: returns how many there are, and writes them if `capacity`
 // suffices (so call twice, or bring room enough). `cores`: vector cores to use, 48 on Atlas A2. -1:
-// out of memory. The arguments must have passed ort_ext's checks.
+// out of memory. The arguments must have passed plan's checks.
 NSA_ASCEND_EXPORT int64_t nsa_ascend_compress_plan(const NsaAscendCompress* call, int64_t cores,
                                                    int64_t* plan, int64_t capacity);
 NSA_ASCEND_EXPORT int64_t nsa_ascend_infer_plan(const NsaAscendInfer* call, int64_t cores,

@@ -8,17 +8,20 @@
 #include "launch.h"
 #include "nsa_compress/tiling.h"
 #include "nsa_compress_infer/tiling.h"
-#include "plan.h"
+#include "plan/nsa_compress.h"
+#include "plan/nsa_compress_infer.h"
 #include "plan_layout.h"
 
 namespace {
 
-static_assert(sizeof(NsaAscendRowRun) == sizeof(nsa::RowRun) &&
-                  offsetof(NsaAscendRowRun, first_token) == offsetof(nsa::RowRun, first_token),
-              "NsaAscendRowRun is nsa::RowRun");
-static_assert(sizeof(NsaAscendSlotWrite) == sizeof(nsa::SlotWrite) &&
-                  offsetof(NsaAscendSlotWrite, runs) == offsetof(nsa::SlotWrite, runs),
-              "NsaAscendSlotWrite is nsa::SlotWrite");
+static_assert(sizeof(NsaAscendRowRun) == sizeof(nsa::compress::RowRun) &&
+                  offsetof(NsaAscendRowRun, first_token) ==
+                      offsetof(nsa::compress::RowRun, first_token),
+              "NsaAscendRowRun is nsa::compress::RowRun");
+static_assert(sizeof(NsaAscendSlotWrite) == sizeof(nsa::compress_decode::SlotWrite) &&
+                  offsetof(NsaAscendSlotWrite, runs) ==
+                      offsetof(nsa::compress_decode::SlotWrite, runs),
+              "NsaAscendSlotWrite is nsa::compress_decode::SlotWrite");
 
 nsa_ascend::Chip ChipWith(int64_t cores) {
   nsa_ascend::Chip chip;
@@ -47,7 +50,7 @@ int64_t nsa_ascend_compress_plan(const NsaAscendCompress* call, int64_t cores, i
                                           call->dim,
                                           call->block,
                                           call->stride};
-    const auto* runs = reinterpret_cast<const nsa::RowRun*>(call->runs);
+    const auto* runs = reinterpret_cast<const nsa::compress::RowRun*>(call->runs);
     return HandOut(nsa_ascend::TileCompress(shape, runs, call->run_count, ChipWith(cores)), plan,
                    capacity);
   } catch (const std::bad_alloc&) {
@@ -58,10 +61,10 @@ int64_t nsa_ascend_compress_plan(const NsaAscendCompress* call, int64_t cores, i
 int64_t nsa_ascend_infer_plan(const NsaAscendInfer* call, int64_t cores, int64_t* plan,
                               int64_t capacity) {
   try {
-    const nsa_ascend::InferShape shape{call->pages, call->page,  call->heads,
-                                       call->dim,   call->slots, call->block};
-    const auto* writes = reinterpret_cast<const nsa::SlotWrite*>(call->writes);
-    return HandOut(nsa_ascend::TileInfer(shape, writes, call->write_count, ChipWith(cores)), plan,
+    const nsa_ascend::DecodeShape shape{call->pages, call->page,  call->heads,
+                                        call->dim,   call->slots, call->block};
+    const auto* writes = reinterpret_cast<const nsa::compress_decode::SlotWrite*>(call->writes);
+    return HandOut(nsa_ascend::TileDecode(shape, writes, call->write_count, ChipWith(cores)), plan,
                    capacity);
   } catch (const std::bad_alloc&) {
     return -1;

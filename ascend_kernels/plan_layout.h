@@ -37,10 +37,10 @@ enum CompressField : int32_t {
 constexpr int32_t kPieceWords = 3;  // first output row, rows, first token
 
 // NsaCompressInfer. The units of work are head groups times writes, in this order.
-enum InferField : int32_t {
-  kInferWrites = kPlanCommon,
-  kInferSlices,  // parts in which a window is processed, 1 where it fits
-  kInferHeader,  // the writes follow
+enum DecodeField : int32_t {
+  kDecodeWrites = kPlanCommon,
+  kDecodeSlices,  // parts in which a window is processed, 1 where it fits
+  kDecodeHeader,  // the writes follow
 };
 constexpr int32_t kWriteRuns = 3;
 constexpr int32_t kWriteWords =

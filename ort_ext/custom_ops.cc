@@ -5,16 +5,15 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <tuple>
 
-#include "c_api.h"
-#include "cann/ops.h"
-#include "nsa_compress.h"
-#include "nsa_compress_infer.h"
+#include "c_api/c_api.h"
+#include "device/cann/backend.h"
+#include "operators/list.h"
+#include "ort/custom_op.h"
 
 namespace nsa::ort {
 namespace {
-
-uint32_t runtime_version = 0;
 
 // N of the version string "1.N.P".
 uint32_t MinorVersion(const OrtApiBase* base) {
@@ -27,31 +26,29 @@ uint32_t MinorVersion(const OrtApiBase* base) {
 // long as they live and options may be used again, so they stay (as the library does, which is
 // linked to stay loaded). There is one for each backend that a session may ask for: an op cannot
 // see the session's configuration.
-struct Registration {
-  CompressOp compress_float16{cpu::DType::kFloat16};
-  CompressOp compress_bfloat16{cpu::DType::kBFloat16};
-  InferOp infer_float16{cpu::DType::kFloat16};
-  InferOp infer_bfloat16{cpu::DType::kBFloat16};
-  cann::CompressOp cann_compress_float16;
-  cann::CompressOp cann_compress_bfloat16;
-  cann::InferOp cann_infer_float16;
-  cann::InferOp cann_infer_bfloat16;
-  Ort::CustomOpDomain domain{spec::kDomain};
-
-  explicit Registration(cann::BackendChoice backend)
-      : cann_compress_float16(cpu::DType::kFloat16, backend),
-        cann_compress_bfloat16(cpu::DType::kBFloat16, backend),
-        cann_infer_float16(cpu::DType::kFloat16, backend),
-        cann_infer_bfloat16(cpu::DType::kBFloat16, backend) {
-    domain.Add(&compress_float16);
-    domain.Add(&compress_bfloat16);
-    domain.Add(&infer_float16);
-    domain.Add(&infer_bfloat16);
-    domain.Add(&cann_compress_float16);
-    domain.Add(&cann_compress_bfloat16);
-    domain.Add(&cann_infer_float16);
-    domain.Add(&cann_infer_bfloat16);
+class Registration {
+ public:
+  explicit Registration(cann::BackendChoice backend) : domain_(spec::kDomain) {
+    std::apply([&](auto... op) { (Add(op, backend), ...); }, Operators());
   }
+
+  OrtCustomOpDomain* domain() const { return domain_; }
+
+ private:
+  template <class Operator>
+  void Add(Operator, cann::BackendChoice backend) {
+    for (const DType dtype : kDTypes) {
+      using Cpu = typename Operator::Cpu;
+      Keep(new CustomOp<Operator, Cpu>("CPUExecutionProvider", dtype,
+                                       [=](auto* info) { return new Cpu(info, dtype); }));
+      using Cann = typename Operator::Cann;
+      Keep(new CustomOp<Operator, Cann>(
+          cann::kProvider, dtype, [=](auto* info) { return new Cann(info, dtype, backend); }));
+    }
+  }
+  void Keep(const OrtCustomOp* op) { domain_.Add(op); }
+
+  Ort::CustomOpDomain domain_;
 };
 
 // The backend that the session's configuration asks for, else the environment.
@@ -81,7 +78,7 @@ OrtStatusPtr Register(OrtSessionOptions* options, const OrtApiBase* base, const 
   const std::lock_guard<std::mutex> lock(mutex);
   if (served == nullptr) {
     Ort::InitApi(api);
-    runtime_version = version;
+    SetRuntimeApiVersion(version);
     served = base;
   } else if (served != base) {
     return api->CreateStatus(
@@ -91,14 +88,12 @@ OrtStatusPtr Register(OrtSessionOptions* options, const OrtApiBase* base, const 
   Ort::ThrowOnError(api->HasSessionConfigEntry(options, kRegisteredKey, &has_ops));
   if (has_ops != 0) return nullptr;
   const cann::BackendChoice backend = cann::ParseBackend(BackendName(options, api));
-  Registration& registration = registrations->try_emplace(backend, backend).first->second;
-  Ort::ThrowOnError(api->AddCustomOpDomain(options, registration.domain));
+  const Registration& registration = registrations->try_emplace(backend, backend).first->second;
+  Ort::ThrowOnError(api->AddCustomOpDomain(options, registration.domain()));
   return api->AddSessionConfigEntry(options, kRegisteredKey, "1");
 }
 
 }  // namespace
-
-uint32_t RuntimeApiVersion() { return runtime_version; }
 
 }  // namespace nsa::ort
 

@@ -131,11 +131,12 @@ namespace {
 struct Cut {
   int64_t room = 0;              // chunks of a split, at most
   std::vector<int64_t> ends{0};  // of each split's pieces
-  std::vector<nsa::RowRun> pieces;
+  std::vector<nsa::compress::RowRun> pieces;
 };
 
 // Fills splits one after the other with at most `room` chunks each.
-Cut CutRuns(const nsa::RowRun* runs, int64_t run_count, const CompressShape& shape, int64_t room) {
+Cut CutRuns(const nsa::compress::RowRun* runs, int64_t run_count, const CompressShape& shape,
+            int64_t room) {
   const int64_t halo = Shifts(shape) - 1;
   Cut cut;
   cut.room = room;
@@ -158,8 +159,8 @@ Cut CutRuns(const nsa::RowRun* runs, int64_t run_count, const CompressShape& sha
 }
 
 // The most even cut into at most `splits`.
-Cut CutEvenly(const nsa::RowRun* runs, int64_t run_count, const CompressShape& shape, int64_t rows,
-              int64_t splits) {
+Cut CutEvenly(const nsa::compress::RowRun* runs, int64_t run_count, const CompressShape& shape,
+              int64_t rows, int64_t splits) {
   const int64_t halo = Shifts(shape) - 1;
   int64_t low = halo + 1, high = rows + halo * run_count;
   while (low < high) {
@@ -175,7 +176,7 @@ Cut CutEvenly(const nsa::RowRun* runs, int64_t run_count, const CompressShape& s
 
 }  // namespace
 
-std::vector<int64_t> TileCompress(const CompressShape& shape, const nsa::RowRun* runs,
+std::vector<int64_t> TileCompress(const CompressShape& shape, const nsa::compress::RowRun* runs,
                                   int64_t run_count, const Chip& chip) {
   const int64_t rows = run_count ? runs[run_count - 1].first_row + runs[run_count - 1].rows : 0;
   std::vector<int64_t> plan(kCompressHeader + 1, 0);
@@ -206,7 +207,7 @@ std::vector<int64_t> TileCompress(const CompressShape& shape, const nsa::RowRun*
   plan[kCompressClasses] = tiling.classes;
   plan.pop_back();
   plan.insert(plan.end(), cut.ends.begin(), cut.ends.end());
-  for (const nsa::RowRun& piece : cut.pieces) {
+  for (const nsa::compress::RowRun& piece : cut.pieces) {
     plan.insert(plan.end(), {piece.first_row, piece.rows, piece.first_token});
   }
   plan[kPlanWords] = static_cast<int64_t>(plan.size());

@@ -1,5 +1,5 @@
 // Which core computes which rows of which heads, and in what tiles. A pure function of the shapes
-// and of the row runs that ort_ext/plan.h made; the result is the plan that the kernel reads.
+// and of the row runs that plan/nsa_compress.h made; the result is the plan that the kernel reads.
 #ifndef NSA_ONNX_ASCEND_KERNELS_NSA_COMPRESS_TILING_H_
 #define NSA_ONNX_ASCEND_KERNELS_NSA_COMPRESS_TILING_H_
 
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "../tiling.h"
-#include "plan.h"
+#include "plan/nsa_compress.h"
 
 namespace nsa_ascend {
 
@@ -34,8 +34,8 @@ CompressTiling ChooseCompressTiling(const CompressShape& shape, int64_t rows, in
 double CompressCost(const CompressShape& shape, int64_t rows, int64_t runs, const Chip& chip,
                     CompressTiling* tiling);
 
-// The plan (plan_layout.h). `runs` is what PlanCompress made of checked arguments.
-std::vector<int64_t> TileCompress(const CompressShape& shape, const nsa::RowRun* runs,
+// The plan (plan_layout.h). `runs` is what MakePlan made of checked arguments.
+std::vector<int64_t> TileCompress(const CompressShape& shape, const nsa::compress::RowRun* runs,
                                   int64_t run_count, const Chip& chip);
 
 }  // namespace nsa_ascend

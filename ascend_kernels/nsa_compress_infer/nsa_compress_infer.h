@@ -32,8 +32,8 @@ class NsaCompressInferKernel {
     dim_ = Word(kPlanDim);
     block_ = Word(kPlanBlock);
     groups_ = Word(kPlanGroups);
-    writes_ = Word(kInferWrites);
-    slice_ = CeilDiv(block_, Word(kInferSlices));
+    writes_ = Word(kDecodeWrites);
+    slice_ = CeilDiv(block_, Word(kDecodeSlices));
     row_ = static_cast<int64_t>(all_heads_) * dim_;
     input_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(input), plan_.GetValue(kPlanInputElements));
     weight_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(weight),
@@ -100,7 +100,7 @@ class NsaCompressInferKernel {
   __aicore__ inline void Load(int32_t group) {
     if (load_unit_ >= end_unit_ || load_unit_ / writes_ != group) return;
     LocalTensor<T> target = in_queue_.template AllocTensor<T>();
-    const int64_t write = kInferHeader + load_unit_ % writes_ * kWriteWords;
+    const int64_t write = kDecodeHeader + load_unit_ % writes_ * kWriteWords;
     const int32_t end = Min(load_token_ + slice_, block_);
     int32_t run_begin = 0;  // in tokens of the window
     for (int32_t run = 0; run < kWriteRuns; ++run) {
@@ -142,7 +142,7 @@ class NsaCompressInferKernel {
     Cast(rounded, sums, RoundMode::CAST_RINT, width_);
     out_queue_.EnQue(rounded);
     rounded = out_queue_.template DeQue<T>();
-    const int64_t slot = plan_.GetValue(kInferHeader + unit % writes_ * kWriteWords);
+    const int64_t slot = plan_.GetValue(kDecodeHeader + unit % writes_ * kWriteWords);
     DataCopyPad(cache_[slot * row_ + heads_.first * dim_], rounded,
                 DataCopyExtParams(1, width_ * sizeof(T), 0, 0, 0));
     out_queue_.FreeTensor(rounded);

@@ -17,7 +17,7 @@ struct Bytes {
   }
 };
 
-Bytes UnitBytes(const InferShape& shape, const InferTiling& tiling) {
+Bytes UnitBytes(const DecodeShape& shape, const DecodeTiling& tiling) {
   const int64_t heads = LargestGroup(shape.heads, tiling.groups), width = heads * shape.dim;
   const int64_t tokens = DivUp(shape.block, tiling.slices);
   Bytes bytes;
@@ -32,8 +32,8 @@ Bytes UnitBytes(const InferShape& shape, const InferTiling& tiling) {
 
 }  // namespace
 
-double InferCost(const InferShape& shape, int64_t writes, const Chip& chip,
-                 const InferTiling& tiling) {
+double DecodeCost(const DecodeShape& shape, int64_t writes, const Chip& chip,
+                  const DecodeTiling& tiling) {
   const int64_t heads = LargestGroup(shape.heads, tiling.groups), width = heads * shape.dim;
   if (width * 4 / kGrain > kRepeatLimit) return -1;
   const Bytes bytes = UnitBytes(shape, tiling);
@@ -57,15 +57,15 @@ double InferCost(const InferShape& shape, int64_t writes, const Chip& chip,
   return Overlap(core, moved * units / kChipBytesPerCycle);
 }
 
-InferTiling ChooseInferTiling(const InferShape& shape, int64_t writes, const Chip& chip) {
-  InferTiling best{};
+DecodeTiling ChooseDecodeTiling(const DecodeShape& shape, int64_t writes, const Chip& chip) {
+  DecodeTiling best{};
   // More than one slice only where no window fits: a page run is one copy.
   for (int64_t slices = 1; best.groups == 0 && slices <= shape.block / 2; ++slices) {
     for (int64_t groups = 1;
          groups <= shape.heads && BurstsLongEnough(shape.heads, shape.dim, groups); ++groups) {
       for (int64_t in_buffers = 2; in_buffers >= 1; --in_buffers) {
-        InferTiling tiling{groups, slices, in_buffers, 0};
-        tiling.cost = InferCost(shape, writes, chip, tiling);
+        DecodeTiling tiling{groups, slices, in_buffers, 0};
+        tiling.cost = DecodeCost(shape, writes, chip, tiling);
         if (tiling.cost >= 0 && (best.groups == 0 || tiling.cost < best.cost)) best = tiling;
       }
     }
@@ -73,15 +73,16 @@ InferTiling ChooseInferTiling(const InferShape& shape, int64_t writes, const Chi
   return best;
 }
 
-std::vector<int64_t> TileInfer(const InferShape& shape, const nsa::SlotWrite* writes,
-                               int64_t write_count, const Chip& chip) {
+std::vector<int64_t> TileDecode(const DecodeShape& shape,
+                                const nsa::compress_decode::SlotWrite* writes, int64_t write_count,
+                                const Chip& chip) {
   static_assert(kWriteRuns == nsa::spec::nsa_compress_infer::kMaxPageRuns,
                 "the plan has room for every page run");
-  std::vector<int64_t> plan(kInferHeader, 0);
+  std::vector<int64_t> plan(kDecodeHeader, 0);
   plan[kPlanWords] = static_cast<int64_t>(plan.size());
   if (write_count == 0 || shape.dim == 0) return plan;
 
-  const InferTiling tiling = ChooseInferTiling(shape, write_count, chip);
+  const DecodeTiling tiling = ChooseDecodeTiling(shape, write_count, chip);
   const Bytes bytes = UnitBytes(shape, tiling);
   plan[kPlanBlocks] = std::min(chip.cores, tiling.groups * write_count);
   plan[kPlanHeads] = shape.heads;
@@ -95,14 +96,14 @@ std::vector<int64_t> TileInfer(const InferShape& shape, const nsa::SlotWrite* wr
   plan[kPlanSumBytes] = bytes.sum;
   plan[kPlanOutBytes] = bytes.out;
   plan[kPlanWeightBytes] = bytes.weight;
-  plan[kInferWrites] = write_count;
-  plan[kInferSlices] = tiling.slices;
+  plan[kDecodeWrites] = write_count;
+  plan[kDecodeSlices] = tiling.slices;
   plan[kPlanInBuffers] = tiling.in_buffers;
   for (int64_t i = 0; i < write_count; ++i) {
     plan.push_back(writes[i].slot);
     for (int64_t run = 0; run < kWriteRuns; ++run) {
       const bool used = run < writes[i].run_count;
-      const nsa::PageRun& source = writes[i].runs[run];
+      const nsa::compress_decode::PageRun& source = writes[i].runs[run];
       plan.push_back(used ? source.page * shape.page + source.offset : 0);
       plan.push_back(used ? source.tokens : 0);
     }

@@ -1,5 +1,5 @@
 // Which core compresses which writes of which heads. A pure function of the shapes and of the slot
-// writes that ort_ext/plan.h made; the result is the plan that the kernel reads.
+// writes that plan/nsa_compress_infer.h made; the result is the plan that the kernel reads.
 #ifndef NSA_ONNX_ASCEND_KERNELS_NSA_COMPRESS_INFER_TILING_H_
 #define NSA_ONNX_ASCEND_KERNELS_NSA_COMPRESS_INFER_TILING_H_
 
@@ -7,17 +7,17 @@
 #include <vector>
 
 #include "../tiling.h"
-#include "plan.h"
+#include "plan/nsa_compress_infer.h"
 
 namespace nsa_ascend {
 
-struct InferShape {
+struct DecodeShape {
   int64_t pages, page, heads, dim;  // block_num, page_block_size, N, D
   int64_t slots;                    // of the cache
   int64_t block;
 };
 
-struct InferTiling {
+struct DecodeTiling {
   int64_t groups;      // head groups
   int64_t slices;      // of a window
   int64_t in_buffers;  // 1 or 2
@@ -25,15 +25,16 @@ struct InferTiling {
 };
 
 // The cheapest tiling for `writes` writes, by a model that README.md states.
-InferTiling ChooseInferTiling(const InferShape& shape, int64_t writes, const Chip& chip);
+DecodeTiling ChooseDecodeTiling(const DecodeShape& shape, int64_t writes, const Chip& chip);
 
 // The model's cost of one choice. Negative: it does not fit.
-double InferCost(const InferShape& shape, int64_t writes, const Chip& chip,
-                 const InferTiling& tiling);
+double DecodeCost(const DecodeShape& shape, int64_t writes, const Chip& chip,
+                  const DecodeTiling& tiling);
 
-// The plan (plan_layout.h). `writes` is what PlanInfer made of checked arguments.
-std::vector<int64_t> TileInfer(const InferShape& shape, const nsa::SlotWrite* writes,
-                               int64_t write_count, const Chip& chip);
+// The plan (plan_layout.h). `writes` is what MakePlan made of checked arguments.
+std::vector<int64_t> TileDecode(const DecodeShape& shape,
+                                const nsa::compress_decode::SlotWrite* writes, int64_t write_count,
+                                const Chip& chip);
 
 }  // namespace nsa_ascend
 

@@ -1,4 +1,4 @@
-"""The native library's C interface (ort_ext/c_api.h) for Python: addresses and shapes in, errors out."""
+"""The native library's C interface (ort_ext/c_api/) for Python: addresses and shapes in, errors out."""
 
 from __future__ import annotations
 

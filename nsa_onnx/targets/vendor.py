@@ -5,8 +5,8 @@ Sources, in ops-transformer: aclnnNsaCompress.md and aclnnNsaCompressWithCache.m
 operators, of November 2025 and July 2026. Where the two differ, the older and narrower one counts: the machine that a
 model will run on may have either. The products are in ``aclnn.py``.
 
-ort_ext/cann/aclnn.cc refuses the same and gets the numbers from a generated header (`CPP_CONSTANTS`). It works around
-`DIRECT_LIMITS`, which bind a graph that calls the operators itself.
+The operators' aclnn.cc in ort_ext/operators/ refuse the same and get the numbers from a generated header
+(`CPP_CONSTANTS`). They work around `DIRECT_LIMITS`, which bind a graph that calls the operators itself.
 """
 
 from __future__ import annotations

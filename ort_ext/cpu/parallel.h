@@ -2,10 +2,11 @@
 #ifndef NSA_ONNX_ORT_EXT_CPU_PARALLEL_H_
 #define NSA_ONNX_ORT_EXT_CPU_PARALLEL_H_
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
-
-#include "cpu/kernels.h"
+#include <memory>
 
 namespace nsa::cpu {
 
@@ -23,8 +24,34 @@ struct Parallel {
 // its own pool takes their place.
 Parallel OwnThreads(int64_t threads);
 
-void RunCompress(DType dtype, const CompressData& data, const Parallel& parallel);
-void RunInfer(DType dtype, const InferData& data, const Parallel& parallel);
+// First unit of part `part` of `parts`; part `parts` ends the range.
+inline int64_t PartBegin(int64_t units, int64_t parts, int64_t part) {
+  // units / parts each, the first units % parts one more: no product that could overflow.
+  return units / parts * part + std::min(part, units % parts);
+}
+
+// Runs kernel(data, first, last, scratch) over `units` units of work, each of which reads about
+// `unit_tokens` tokens of one head, and at least `least_units` of them at once.
+template <class Data, class Kernel>
+void RunParts(const Data& data, Kernel kernel, int64_t units, int64_t unit_tokens,
+              int64_t least_units, const Parallel& parallel) {
+  // Where D is 0 there may be any number of units, of which the bytes could not be counted.
+  if (units == 0 || data.dim == 0) return;
+  const int64_t bytes = units * unit_tokens * data.dim * int64_t{sizeof(uint16_t)};
+  const int64_t worth = std::min(units / least_units, bytes / parallel.bytes_per_part + 1);
+  const int64_t parts = std::max<int64_t>(1, std::min(worth, parallel.most_parts));
+  const size_t scratch_size = ScratchSize(data);
+  const std::unique_ptr<float[]> scratch(new float[scratch_size * static_cast<size_t>(parts)]);
+  const auto body = [&](int64_t part) {
+    kernel(data, PartBegin(units, parts, part), PartBegin(units, parts, part + 1),
+           scratch.get() + scratch_size * static_cast<size_t>(part));
+  };
+  if (parts == 1) {
+    body(0);
+  } else {
+    parallel.run(parts, body);
+  }
+}
 
 }  // namespace nsa::cpu
 

@@ -19,18 +19,27 @@
 #include <string>
 #include <vector>
 
-#include "c_api.h"
-#include "cann/backend.h"
-#include "cpu/kernels.h"
+#include "c_api/c_api.h"
+#include "cpu/compress.h"
+#include "cpu/compress_decode.h"
+#include "cpu/targets.h"
+#include "device/cann/backend.h"
 #include "guarded.h"
-#include "plan.h"
+#include "plan/dtype.h"
+#include "plan/nsa_compress.h"
+#include "plan/nsa_compress_infer.h"
 #include "values.h"
 
-// c_api.cc asks for it; there is no Ascend device here.
+// library.cc asks for it; there is no Ascend device here.
 std::string nsa::cann::DescribeBackends() { return {}; }
 
 namespace nsa::cpu {
 namespace {
+
+using compress::PlannedRows;
+using compress::RowRun;
+using compress_decode::PageRun;
+using compress_decode::SlotWrite;
 
 // Of the results of all cases. A change of the cases changes it; a change of a kernel must not.
 constexpr uint64_t kDigest = 0x7F38D88B322389D8;
@@ -143,7 +152,7 @@ std::vector<int64_t> RandomSplit(int64_t units, Random* random) {
   return borders;
 }
 
-// What all cases share. `Run(data, kernels)` picks the operator's kernel.
+// What all cases share.
 struct Case {
   DType dtype;
   Values values;
@@ -166,7 +175,7 @@ class Tester {
   int cases() const { return cases_; }
 
   // All ways to compute `units` units into `result`, from whose contents `before` the computation
-  // starts. `kernel(kernels)` is the operator's.
+  // starts. `kernel()` is the operator's on the target in use.
   template <class Data, class Kernel>
   void Compare(const std::string& what, Data data, uint16_t* Data::* result, Array* array,
                int64_t units, const std::vector<uint16_t>& before, Kernel kernel, Random* random) {
@@ -175,14 +184,15 @@ class Tester {
     data.*result = array->data();
     std::memcpy(array->data(), before.data(), bytes);
     Doing(what, "scalar, whole");
-    RunRange(data, kernel(ScalarKernels()), 0, units, Place::kAgainstEnd, 0);
+    SetTarget("scalar");
+    RunRange(data, kernel(), 0, units, Place::kAgainstEnd, 0);
     const std::vector<uint16_t> expected(array->data(), array->data() + before.size());
     for (const uint16_t bits : expected) digest_ = (digest_ ^ bits) * 0x100000001B3u;
 
     for (const std::string& target : targets_) {
       const std::string error = SetTarget(target.c_str());
       if (!error.empty()) Fail(error);
-      const auto run = kernel(ActiveKernels());
+      const auto run = kernel();
       for (const bool split : {false, true}) {
         std::memcpy(array->data(), before.data(), bytes);
         const std::vector<int64_t> borders =
@@ -262,13 +272,13 @@ struct CompressArrays {
 std::vector<RowRun> Plan(const CompressCase& c) {
   const int64_t input[] = {c.ends.back(), c.heads, c.dim}, weight[] = {c.block, c.heads};
   std::vector<RowRun> plan;
-  const std::string error = PlanCompress({{input, 3},
-                                          {weight, 2},
-                                          c.block,
-                                          c.stride,
-                                          c.ends.data(),
-                                          static_cast<int64_t>(c.ends.size())},
-                                         &plan);
+  const std::string error = compress::MakePlan({{input, 3},
+                                                {weight, 2},
+                                                c.block,
+                                                c.stride,
+                                                c.ends.data(),
+                                                static_cast<int64_t>(c.ends.size())},
+                                               &plan);
   if (!error.empty()) Fail(error);
   return plan;
 }
@@ -296,9 +306,7 @@ void TestCompress(const CompressCase& c, Place output_place, Tester* tester) {
   Array output(static_cast<size_t>(rows * c.heads * c.dim), output_place);
   // No kernel gives this NaN: what is not written is seen.
   const std::vector<uint16_t> before(output.size(), 0xFFFF);
-  const auto kernel = [&](const Kernels& kernels) {
-    return kernels.compress[static_cast<int>(c.dtype)];
-  };
+  const auto kernel = [&] { return ActiveCompressKernel(c.dtype); };
   tester->Compare(c.Describe(), DataOf(c, &arrays, plan), &CompressData::output, &output, rows,
                   before, kernel, &random);
 }
@@ -397,7 +405,7 @@ void TestAllCompress(Tester* tester) {
 // --------------------------------------------------------------------------------------------------
 // NsaCompressInfer
 
-struct InferCase : Case {
+struct DecodeCase : Case {
   int64_t page;
   std::vector<int64_t> lengths;  // actual_seq_len
   bool has_table;
@@ -415,8 +423,8 @@ struct InferCase : Case {
   }
 };
 
-struct InferArrays {
-  InferArrays(const InferCase& c, Place place, Random* random)
+struct DecodeArrays {
+  DecodeArrays(const DecodeCase& c, Place place, Random* random)
       : input(static_cast<size_t>(c.block_num() * c.page * c.heads * c.dim), place),
         weight(static_cast<size_t>(c.block * c.heads), RandomPlace(random)) {
     Generator generator(c.dtype, c.values, random);
@@ -442,8 +450,8 @@ struct InferArrays {
 };
 
 // The shapes that calls point to.
-struct InferShapes {
-  explicit InferShapes(const InferCase& c)
+struct DecodeShapes {
+  explicit DecodeShapes(const DecodeCase& c)
       : input{c.block_num(), c.page, c.heads, c.dim},
         weight{c.block, c.heads},
         slots{c.batch()},
@@ -452,28 +460,29 @@ struct InferShapes {
   int64_t input[4], weight[2], slots[1], cache[3], table[2];
 };
 
-std::vector<SlotWrite> Plan(const InferCase& c, const InferArrays& arrays) {
-  const InferShapes shapes(c);
+std::vector<SlotWrite> Plan(const DecodeCase& c, const DecodeArrays& arrays) {
+  const DecodeShapes shapes(c);
   std::vector<SlotWrite> plan;
-  const std::string error = PlanInfer({{shapes.input, 4},
-                                       {shapes.weight, 2},
-                                       {shapes.slots, 1},
-                                       {shapes.cache, 3},
-                                       {shapes.table, c.has_table ? 2 : 0},
-                                       c.block,
-                                       c.stride,
-                                       c.page,
-                                       arrays.slot_mapping.data(),
-                                       c.has_table ? arrays.table.data() : nullptr,
-                                       c.lengths.data(),
-                                       c.batch(),
-                                       c.has_table},
-                                      &plan);
+  const std::string error = compress_decode::MakePlan({{shapes.input, 4},
+                                                       {shapes.weight, 2},
+                                                       {shapes.slots, 1},
+                                                       {shapes.cache, 3},
+                                                       {shapes.table, c.has_table ? 2 : 0},
+                                                       c.block,
+                                                       c.stride,
+                                                       c.page,
+                                                       arrays.slot_mapping.data(),
+                                                       c.has_table ? arrays.table.data() : nullptr,
+                                                       c.lengths.data(),
+                                                       c.batch(),
+                                                       c.has_table},
+                                                      &plan);
   if (!error.empty()) Fail(error);
   return plan;
 }
 
-InferData DataOf(const InferCase& c, InferArrays* arrays, const std::vector<SlotWrite>& plan) {
+CompressDecodeData DataOf(const DecodeCase& c, DecodeArrays* arrays,
+                          const std::vector<SlotWrite>& plan) {
   return {arrays->input.data(),
           arrays->weight.data(),
           nullptr,
@@ -486,10 +495,10 @@ InferData DataOf(const InferCase& c, InferArrays* arrays, const std::vector<Slot
 }
 
 // With `only_windows`, pages of memory without a token of a window cannot be read.
-void TestInfer(const InferCase& c, bool only_windows, Tester* tester) {
+void TestDecode(const DecodeCase& c, bool only_windows, Tester* tester) {
   Doing(c.Describe(), "preparation");
   Random random(c.seed);
-  InferArrays arrays(c, only_windows ? Place::kAgainstStart : RandomPlace(&random), &random);
+  DecodeArrays arrays(c, only_windows ? Place::kAgainstStart : RandomPlace(&random), &random);
   const std::vector<SlotWrite> plan = Plan(c, arrays);
   const int64_t pitch = c.heads * c.dim;
   if (only_windows) {
@@ -507,10 +516,8 @@ void TestInfer(const InferCase& c, bool only_windows, Tester* tester) {
   }
   Array cache(static_cast<size_t>(c.slots() * pitch), RandomPlace(&random));
   const std::vector<uint16_t> before = RandomBits(cache.size(), &random);
-  const auto kernel = [&](const Kernels& kernels) {
-    return kernels.infer[static_cast<int>(c.dtype)];
-  };
-  tester->Compare(c.Describe(), DataOf(c, &arrays, plan), &InferData::cache, &cache,
+  const auto kernel = [&] { return ActiveCompressDecodeKernel(c.dtype); };
+  tester->Compare(c.Describe(), DataOf(c, &arrays, plan), &CompressDecodeData::cache, &cache,
                   static_cast<int64_t>(plan.size()) * c.heads, before, kernel, &random);
 }
 
@@ -525,7 +532,7 @@ std::vector<int64_t> RandomLengths(const Case& c, int64_t page, Random* random) 
   return lengths;
 }
 
-void TestAllInfer(Tester* tester) {
+void TestAllDecode(Tester* tester) {
   uint64_t seed = 1000;
   Random random(2);
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
@@ -534,26 +541,27 @@ void TestAllInfer(Tester* tester) {
         for (int i = 0; i < 4; ++i) {
           ++seed;
           const int64_t stride = 16 * random.Between(1, block / 16);
-          InferCase c{{dtype, static_cast<Values>(seed % kValueKinds), block, stride, 0, 0, seed},
-                      page,
-                      {},
-                      i % 2 == 0};
+          DecodeCase c{{dtype, static_cast<Values>(seed % kValueKinds), block, stride, 0, 0, seed},
+                       page,
+                       {},
+                       i % 2 == 0};
           RandomHeads(i == 0 ? 512 : 128, 63, &random, &c);
           c.lengths = RandomLengths(c, page, &random);
-          TestInfer(c, false, tester);
+          TestDecode(c, false, tester);
         }
       }
     }
     for (int64_t dim = 16; dim <= 256; dim += 16) {
       ++seed;
-      TestInfer({{dtype, static_cast<Values>(dim / 16 % kValueKinds), 48, 16, 1 + dim / 16 % 2, dim,
-                  seed},
-                 64,
-                 {48, 64},
-                 true},
-                false, tester);
+      TestDecode({{dtype, static_cast<Values>(dim / 16 % kValueKinds), 48, 16, 1 + dim / 16 % 2,
+                   dim, seed},
+                  64,
+                  {48, 64},
+                  true},
+                 false, tester);
     }
-    TestInfer({{dtype, Values::kModerate, 16, 16, 63, 256, ++seed}, 64, {16}, true}, false, tester);
+    TestDecode({{dtype, Values::kModerate, 16, 16, 63, 256, ++seed}, 64, {16}, true}, false,
+               tester);
   }
 }
 
@@ -562,7 +570,7 @@ void TestOnlyWindowsAreRead(Tester* tester) {
   const int64_t dim = 128, heads = sysconf(_SC_PAGESIZE) / (16 * dim * 2);
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     const Case base{dtype, Values::kModerate, 112, 16, heads, dim, 2000};
-    TestInfer({base, 64, {112, 160, 128 + 48, 120}, true}, true, tester);
+    TestDecode({base, 64, {112, 160, 128 + 48, 120}, true}, true, tester);
   }
 }
 
@@ -612,13 +620,13 @@ void TestCompressThreads(DType dtype, const std::vector<std::string>& targets) {
                  });
 }
 
-void TestInferThreads(DType dtype, const std::vector<std::string>& targets) {
-  const InferCase c{
+void TestDecodeThreads(DType dtype, const std::vector<std::string>& targets) {
+  const DecodeCase c{
       {dtype, Values::kCancelling, 48, 16, 15, 256, 3001}, 64, std::vector<int64_t>(16, 64), true};
   Random random(c.seed);
-  InferArrays arrays(c, Place::kUnaligned, &random);
+  DecodeArrays arrays(c, Place::kUnaligned, &random);
   arrays.input.MakeReadOnly();
-  const InferShapes shapes(c);
+  const DecodeShapes shapes(c);
   Array slots(static_cast<size_t>(c.slots() * c.heads * c.dim), Place::kUnaligned);
   const NsaArray input{arrays.input.data(), shapes.input, 4},
       weight{arrays.weight.data(), shapes.weight, 2},
@@ -664,7 +672,7 @@ int Main(int argc, char** argv) {
   CatchFaults();
   Tester tester(targets);
   TestAllCompress(&tester);
-  TestAllInfer(&tester);
+  TestAllDecode(&tester);
   Doing("all cases", "scalar");
   if (tester.digest() != kDigest) {
     Fail(Text("the scalar kernel gives digest 0x%016" PRIX64 ", not 0x%016" PRIX64
@@ -676,7 +684,7 @@ int Main(int argc, char** argv) {
   TestOnlyWindowsAreRead(&paged);
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     TestCompressThreads(dtype, targets);
-    TestInferThreads(dtype, targets);
+    TestDecodeThreads(dtype, targets);
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   std::string names;

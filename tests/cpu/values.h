@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cpu/kernels.h"
+#include "plan/dtype.h"
 
 namespace nsa::cpu {
 

@@ -103,7 +103,7 @@ def prefix_sum_violations(actual_seq_len: Sequence[int], tokens: Dim) -> Violati
 
 
 def _habit(actual_seq_len: Sequence[int], tokens: Dim) -> Hint | None:
-    """The habit that explains wrong prefix sums, if one does. C++ has the same in its plan.cc."""
+    """The habit that explains wrong prefix sums, if one does. C++ has the same in plan/."""
     if len(actual_seq_len) < 2 or min(actual_seq_len) < 0:
         return None
     rises = all(end <= following for end, following in pairwise(actual_seq_len))

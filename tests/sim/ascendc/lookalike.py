@@ -1,7 +1,7 @@
 """The Ascend C kernels on the look-alike, from Python: build the simulated library, launch, read counters.
 
 Used by tests/test_ascend_kernels.py and benchmarks/ascend_counters.py. Arrays are NumPy's, float16 or
-ml_dtypes.bfloat16; lengths and plans come from nsa_onnx.spec, which is what ort_ext/plan.cc mirrors.
+ml_dtypes.bfloat16; lengths and plans come from nsa_onnx.spec, which is what plan/ mirrors.
 """
 
 from __future__ import annotations

@@ -1,0 +1,210 @@
+// One step over tokens: some neighbouring vectors of each go into the sums of the windows that
+// cover them. What NsaCompress and NsaCompressInfer have in common; compress.cc says why it looks
+// like this. Compiled once per instruction set, in each source that includes it.
+#if defined(NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_INL_H_
+#undef NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_INL_H_
+#else
+#define NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "cpu/vectors-inl.h"
+#include "cpu/window_step.h"
+#include "hwy/cache_control.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace nsa::cpu::HWY_NAMESPACE {
+
+// Vectors of one token that a step takes, given the windows it serves: the power of two that fits.
+constexpr int MostVectors(int windows) {
+  int vectors = 8;
+  while (vectors * windows > kSums) vectors /= 2;
+  return vectors;
+}
+
+// What a step works on: `tokens` tokens, of which it takes some neighbouring vectors.
+struct Tile {
+  const uint16_t* token;  // the first vector of the first token
+  size_t pitch;           // elements from a token to the next
+  size_t tokens;
+  const float* weight;    // of the first token, first head, youngest window; windows are neighbours
+  size_t weight_pitch;    // from a token to the next
+  size_t head_pitch;      // from a head to the next
+  const uint16_t* ahead;  // what is read next, fetched while this tile is worked on
+  bool ahead_in_order;    // it is all of its tokens: fetch it in the order of memory
+  const float*
+      sums;  // of the first vector, youngest window: [vectors, sums_pitch], windows are neighbours
+  float* results;  // where they go, laid out like them
+  size_t sums_pitch;
+  bool begins;       // the youngest window starts here, from zero
+  uint16_t* output;  // of the first vector, for the oldest window; null if more of it is to come
+  bool streams;      // write the output past the caches
+};
+
+// Highway's goes to the first-level cache, which the tile at work fills.
+HWY_INLINE void PrefetchToSecondLevel(const uint16_t* from) { __builtin_prefetch(from, 0, 2); }
+
+// To memory, past the caches if asked, where the vector is aligned and whole: Highway would round
+// its size up.
+template <class D>
+HWY_INLINE void Write(D d, hn::Vec<D> v, uint16_t* to, bool streams) {
+  const size_t bytes = hn::Lanes(d) * sizeof(uint16_t);
+  if (streams && bytes >= 16 && reinterpret_cast<uintptr_t>(to) % bytes == 0) {
+    hn::Stream(v, d, to);
+  } else {
+    hn::StoreU(v, d, to);
+  }
+}
+
+// SVE's vectors cannot be elements of an array: sixteen names stand for one of sums, eight for one
+// of a token's vectors.
+#define NSA_EACH_SUM(M) NSA_EACH_VECTOR(M) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
+#define NSA_EACH_VECTOR(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
+#define NSA_EACH_PAIR(M) M(0, 1) M(2, 3) M(4, 5) M(6, 7) M(8, 9) M(10, 11) M(12, 13) M(14, 15)
+
+template <int kIndex>
+HWY_INLINE VF Pick(VF v0, VF v1, VF v2, VF v3, VF v4, VF v5, VF v6, VF v7) {
+  if constexpr (kIndex == 0) return v0;
+  if constexpr (kIndex == 1) return v1;
+  if constexpr (kIndex == 2) return v2;
+  if constexpr (kIndex == 3) return v3;
+  if constexpr (kIndex == 4) return v4;
+  if constexpr (kIndex == 5) return v5;
+  if constexpr (kIndex == 6) return v6;
+  if constexpr (kIndex == 7) return v7;
+}
+
+// kVectors vectors of every token into the sums of kWindows windows. kShare neighbouring vectors
+// are of the same head.
+template <class T, int kWindows, int kVectors, int kShare>
+HWY_INLINE void Step(const Tile& tile) {
+  static_assert(kWindows * kVectors <= 16 && kVectors <= 8 && kVectors % kShare == 0);
+  constexpr bool kPairs = T::kInPairs && kShare > 1;
+  const DF df;
+  const size_t lanes = hn::Lanes(df);
+  const float* const sums = tile.sums;
+  float* const results = tile.results;
+  const size_t sums_pitch = tile.sums_pitch, pitch = tile.pitch, weight_pitch = tile.weight_pitch;
+  // Sum i is of window i / kVectors, vector i % kVectors.
+#define NSA_LOAD(i)                                                                  \
+  VF s##i = hn::Zero(df);                                                            \
+  if constexpr (i < kWindows * kVectors) {                                           \
+    if (i >= kVectors || !tile.begins) {                                             \
+      s##i = hn::LoadU(df, sums + i % kVectors * sums_pitch + i / kVectors * lanes); \
+    }                                                                                \
+  }
+  NSA_EACH_SUM(NSA_LOAD);
+#undef NSA_LOAD
+  const uint16_t* token = tile.token;
+  const uint16_t* ahead = tile.ahead;
+  const float* weight = tile.weight;
+  const size_t head_pitch = tile.head_pitch;
+  const size_t ahead_pitch = tile.ahead_in_order ? kVectors * lanes : pitch;
+  for (size_t j = 0; j < tile.tokens; ++j) {
+    constexpr size_t kLine = 64 / sizeof(uint16_t);
+    for (size_t i = 0; i < kVectors * lanes; i += kLine) PrefetchToSecondLevel(ahead + i);
+    const auto load = [&](auto index) HWY_ATTR {
+      constexpr int i = decltype(index)::value < kVectors ? decltype(index)::value : 0;
+      if constexpr (kPairs) return T::template LoadOfPair<i % 2 == 1>(token + (i - i % 2) * lanes);
+      if constexpr (!kPairs) return T::Load(token + i * lanes);
+    };
+#define NSA_X(i) const VF x##i = load(std::integral_constant<int, i>());
+    NSA_EACH_VECTOR(NSA_X);
+#undef NSA_X
+#define NSA_ADD(i)                                                                       \
+  if constexpr (i < kWindows * kVectors) {                                               \
+    const VF w = hn::Set(df, weight[i % kVectors / kShare * head_pitch + i / kVectors]); \
+    s##i = T::Add(s##i, Pick<i % kVectors>(x0, x1, x2, x3, x4, x5, x6, x7), w);          \
+  }
+    NSA_EACH_SUM(NSA_ADD);
+#undef NSA_ADD
+    token += pitch;
+    ahead += ahead_pitch;
+    weight += weight_pitch;
+  }
+#define NSA_STORE(i)                                                                    \
+  if constexpr (i < kWindows * kVectors) {                                              \
+    if (i / kVectors < kWindows - 1 || tile.output == nullptr) {                        \
+      hn::StoreU(s##i, df, results + i % kVectors * sums_pitch + i / kVectors * lanes); \
+    } else if constexpr (!kPairs) {                                                     \
+      Write(DH(), T::Narrow(s##i), tile.output + i % kVectors * lanes, tile.streams);   \
+    }                                                                                   \
+  }
+  NSA_EACH_SUM(NSA_STORE);
+#undef NSA_STORE
+#define NSA_WRITE_PAIR(i, next)                                       \
+  if constexpr (kPairs && i / kVectors == kWindows - 1) {             \
+    if (tile.output != nullptr) {                                     \
+      uint16_t* const to = tile.output + i % kVectors * lanes;        \
+      Write(DPair(), T::NarrowPair(s##i, s##next), to, tile.streams); \
+    }                                                                 \
+  }
+  NSA_EACH_PAIR(NSA_WRITE_PAIR);
+#undef NSA_WRITE_PAIR
+}
+
+// A step on the tile's first vectors; the tile becomes what is to the right of them.
+template <class T, int kWindows, int kVectors, int kShare>
+HWY_INLINE void Take(Tile* tile) {
+  Step<T, kWindows, kVectors, kShare>(*tile);
+  const size_t elements = kVectors * hn::Lanes(DF());
+  tile->token += elements;
+  tile->ahead += tile->ahead_in_order ? elements * tile->tokens : elements;
+  tile->sums += kVectors * tile->sums_pitch;
+  tile->results += kVectors * tile->sums_pitch;
+  if (tile->output != nullptr) tile->output += elements;
+}
+
+// Heads that are narrower than a step, as many as a step takes. Returns how many are left.
+template <class T, int kWindows, int kVectors, int kShare>
+HWY_INLINE size_t TakeHeads(Tile* tile, size_t heads) {
+  constexpr size_t kHeads = kVectors / kShare;
+  for (; heads >= kHeads; heads -= kHeads) {
+    Take<T, kWindows, kVectors, kShare>(tile);
+    tile->weight += kHeads * tile->head_pitch;
+  }
+  return heads;
+}
+
+// All of a tile that is `heads` heads of `vectors` vectors wide.
+template <class T, int kWindows>
+void Walk(Tile& tile, size_t heads, size_t vectors) {
+  constexpr int kMost = MostVectors(kWindows);
+  if constexpr (kMost > 1) {
+    if (vectors == 1) heads = TakeHeads<T, kWindows, kMost, 1>(&tile, heads);
+  }
+  if constexpr (kMost > 2) {
+    if (vectors == 2) heads = TakeHeads<T, kWindows, kMost, 2>(&tile, heads);
+  }
+  if constexpr (kMost > 4) {
+    if (vectors == 4) heads = TakeHeads<T, kWindows, kMost, 4>(&tile, heads);
+  }
+  for (; heads > 0; --heads) {
+    size_t left = vectors;
+    for (; left >= kMost; left -= kMost) Take<T, kWindows, kMost, kMost>(&tile);
+    if constexpr (kMost > 2) {
+      for (; left >= 2; left -= 2) Take<T, kWindows, 2, 2>(&tile);
+    }
+    if constexpr (kMost > 1) {
+      for (; left > 0; --left) Take<T, kWindows, 1, 1>(&tile);
+    }
+    tile.weight += tile.head_pitch;
+  }
+}
+
+// Scratch memory is used from the first whole cache line on (see ScratchSize).
+HWY_INLINE float* AlignedToLine(float* scratch) {
+  const size_t past = reinterpret_cast<uintptr_t>(scratch) / sizeof(float) % kLineFloats;
+  return scratch + (past == 0 ? 0 : kLineFloats - past);
+}
+
+}  // namespace nsa::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // the toggle

@@ -1,0 +1,44 @@
+// What the kernels over windows share whatever the instruction set: sizes, and the plain loops of
+// the scalar reference.
+#ifndef NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_H_
+#define NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/float16.h"
+#include "nsa_spec.h"
+
+namespace nsa::cpu {
+
+constexpr size_t kMostWindows =
+    static_cast<size_t>(spec::nsa_compress::kLimits.max_block / spec::kAlignment);
+
+constexpr size_t kLineFloats = 64 / sizeof(float);  // of a cache line
+// The kernels begin with a whole cache line of what they are given as scratch.
+constexpr size_t kUnalignedFloats = kLineFloats - 1;
+
+namespace scalar {
+
+// Adds `tokens` tokens of one head, `pitch` elements apart, to sum[0 .. dim - 1].
+template <class T>
+void Accumulate(const uint16_t* token, const uint16_t* weight, int64_t tokens, int64_t pitch,
+                int64_t heads, int64_t dim, float* sum) {
+  for (int64_t j = 0; j < tokens; ++j, token += pitch, weight += heads) {
+    const float w = T::ToFloat(*weight);
+    for (int64_t d = 0; d < dim; ++d) {
+      const float product = T::ToFloat(token[d]) * w;
+      sum[d] += product;
+    }
+  }
+}
+
+template <class T>
+void Store(const float* sum, int64_t dim, uint16_t* output) {
+  for (int64_t d = 0; d < dim; ++d) output[d] = T::FromFloat(sum[d]);
+}
+
+}  // namespace scalar
+}  // namespace nsa::cpu
+
+#endif  // NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_H_

@@ -1,0 +1,16 @@
+// The operators of this library. What is done for each of them is done for this list.
+#ifndef NSA_ONNX_ORT_EXT_OPERATORS_LIST_H_
+#define NSA_ONNX_ORT_EXT_OPERATORS_LIST_H_
+
+#include <tuple>
+
+#include "operators/nsa_compress/op.h"
+#include "operators/nsa_compress_infer/op.h"
+
+namespace nsa {
+
+using Operators = std::tuple<compress::Operator, compress_decode::Operator>;
+
+}  // namespace nsa
+
+#endif  // NSA_ONNX_ORT_EXT_OPERATORS_LIST_H_

@@ -1,0 +1,80 @@
+// NsaCompress(input, weight, actual_seq_len) -> output: what it is, and its nodes in onnxruntime.
+#ifndef NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_OP_H_
+#define NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_OP_H_
+
+#include <array>
+#include <vector>
+
+#include "device/cann/backend.h"
+#include "ort/custom_op.h"
+#include "ort/device_node.h"
+#include "plan/nsa_compress.h"
+
+namespace nsa::compress {
+
+struct Index {
+  enum : size_t { kInput, kWeight, kActualSeqLen };
+};
+
+// What a node says about itself; INVALID_ARGUMENT if that can never run.
+struct Node {
+  int64_t block;
+  int64_t stride;
+
+  explicit Node(const OrtKernelInfo* info);
+};
+
+// The inputs of a run, checked in full, and what follows from them. actual_seq_len is in host
+// memory on every execution provider, the other two are where the provider has them.
+struct Inputs {
+  ort::Tensor input;
+  ort::Tensor weight;
+  ort::Tensor actual_seq_len;
+  std::vector<RowRun> plan;
+
+  // `hands_on_lengths`: actual_seq_len is used beyond the plan, too, so it is a copy of the
+  // caller's.
+  Inputs(OrtKernelContext* context, const Node& node, bool hands_on_lengths = false);
+  std::array<int64_t, 3> output_dims() const;
+};
+
+class CpuKernel : public ort::Kernel<CpuKernel> {
+ public:
+  CpuKernel(const OrtKernelInfo* info, DType dtype) : node_(info), dtype_(dtype) {}
+  void Compute(OrtKernelContext* context) const;
+
+ private:
+  Node node_;
+  DType dtype_;
+};
+
+struct Offer;  // device.h
+
+class CannKernel : public ort::Kernel<CannKernel> {
+ public:
+  CannKernel(const OrtKernelInfo* info, DType dtype, cann::BackendChoice choice);
+  void Compute(OrtKernelContext* context) const;
+
+ private:
+  Node node_;
+  DType dtype_;
+  ort::DeviceNode device_;
+  const Offer& offer_;
+};
+
+struct Operator {
+  static constexpr const char* kName = spec::nsa_compress::kOp;
+  static constexpr ort::Port kInputs[] = {
+      {ort::Element::kOwn}, {ort::Element::kOwn}, {ort::Element::kInt64, /*in_host_memory=*/true}};
+  static constexpr ort::Port kOutputs[] = {{ort::Element::kOwn}};
+  static constexpr int kUpdated = -1;
+
+  static void InferShape(OrtShapeInferContext* context);
+
+  using Cpu = CpuKernel;
+  using Cann = CannKernel;
+};
+
+}  // namespace nsa::compress
+
+#endif  // NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_OP_H_

@@ -1,0 +1,84 @@
+// NsaCompressInfer(input, weight, slot_mapping, cache, actual_seq_len, block_table?) -> cache_out,
+// a decode step: what it is, and its nodes in onnxruntime.
+#ifndef NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_INFER_OP_H_
+#define NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_INFER_OP_H_
+
+#include <vector>
+
+#include "device/cann/backend.h"
+#include "ort/custom_op.h"
+#include "ort/device_node.h"
+#include "plan/nsa_compress_infer.h"
+
+namespace nsa::compress_decode {
+
+struct Index {
+  enum : size_t { kInput, kWeight, kSlotMapping, kCache, kActualSeqLen, kBlockTable };
+};
+
+// What a node says about itself; INVALID_ARGUMENT if that can never run.
+struct Node {
+  int64_t block;
+  int64_t stride;
+  int64_t page;
+
+  explicit Node(const OrtKernelInfo* info);
+};
+
+// The inputs of a run, checked in full, and what follows from them. The index inputs are in host
+// memory on every execution provider, the others are where the provider has them.
+struct Inputs {
+  ort::Tensor input;
+  ort::Tensor weight;
+  ort::Tensor cache;
+  std::vector<SlotWrite> plan;
+
+  Inputs(OrtKernelContext* context, const Node& node);
+  size_t cache_bytes() const;
+};
+
+class CpuKernel : public ort::Kernel<CpuKernel> {
+ public:
+  CpuKernel(const OrtKernelInfo* info, DType dtype) : node_(info), dtype_(dtype) {}
+  void Compute(OrtKernelContext* context) const;
+
+ private:
+  Node node_;
+  DType dtype_;
+};
+
+struct Offer;  // device.h
+
+class CannKernel : public ort::Kernel<CannKernel> {
+ public:
+  CannKernel(const OrtKernelInfo* info, DType dtype, cann::BackendChoice choice);
+  void Compute(OrtKernelContext* context) const;
+
+ private:
+  Node node_;
+  DType dtype_;
+  ort::DeviceNode device_;
+  const Offer& offer_;
+};
+
+struct Operator {
+  static constexpr const char* kName = spec::nsa_compress_infer::kOp;
+  static constexpr ort::Port kInputs[] = {
+      {ort::Element::kOwn},
+      {ort::Element::kOwn},
+      {ort::Element::kInt32, /*in_host_memory=*/true},
+      {ort::Element::kOwn},
+      {ort::Element::kInt64, /*in_host_memory=*/true},
+      {ort::Element::kInt32, /*in_host_memory=*/true, /*optional=*/true}};
+  static constexpr ort::Port kOutputs[] = {{ort::Element::kOwn}};
+  static constexpr int kUpdated = Index::kCache;
+
+  static void InferShape(OrtShapeInferContext* context);
+
+  using Cpu = CpuKernel;
+  using Cann = CannKernel;
+};
+
+}  // namespace nsa::compress_decode
+
+#endif  // NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_INFER_OP_H_

@@ -111,7 +111,7 @@ def test_no_input_is_put_into_a_script():
 def test_a_clean_repository_passes(checkout):
     status, shown, outputs = run_action(checkout, paths="models")
     assert (status, outputs) == (0, {"status": "0"})
-    assert shown == "1 model: 1 ok, 0 errors, 0 warnings\n"
+    assert shown == "1 model: 1 ok, 0 errors, 0 warnings (1 NSA node checked)\n"
 
 
 def test_findings_are_annotations_and_fail_the_step(checkout):
@@ -137,6 +137,8 @@ def test_every_input_is_heeded(checkout):
     onnx.save(wide, "wide.onnx")
     assert run_action(checkout, paths="wide.onnx")[0] == 0
     assert run_action(checkout, paths="wide.onnx", target="cann-aclnn")[0] == 1
+    assert run_action(checkout, paths="models", min_nodes="1")[0] == 0
+    assert run_action(checkout, paths="models", min_nodes="2")[0] == 1
     assert run_action(checkout, paths="models", run="true", junit="out.xml")[0] == 0
     assert "largest difference 0 ulp" in Path("out.xml").read_text()
 
@@ -152,7 +154,7 @@ def test_paths_are_lines_patterns_too(checkout):
     "hostile", ["$(touch owned)", '"; touch owned; "', "x); touch owned; (x", "x --format=text=owned"]
 )
 def test_no_input_is_run_as_a_command(checkout, hostile):
-    names = ("paths", "target", "fail_on", "sarif", "junit", "run")
+    names = ("paths", "target", "fail_on", "min_nodes", "sarif", "junit", "run")
     run_action(checkout, **dict.fromkeys(names, hostile))
     assert not Path("owned").exists()
 
@@ -189,6 +191,8 @@ def test_the_hook_refuses_a_wrong_model(checkout):
     done = run_hook("models/good.onnx", "bad.onnx")
     assert done.returncode == 1
     assert "error NSA015" in done.stdout
+    assert run_hook("models/good.onnx", args=["--min-nodes=1", "--"]).returncode == 0
+    assert run_hook("models/good.onnx", args=["--min-nodes=2", "--"]).returncode == 1
     assert run_hook("bad.onnx", args=["--format=github", "--"]).stdout.startswith("::error")
 
 

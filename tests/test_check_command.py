@@ -117,7 +117,7 @@ def test_what_cannot_be_read_does_not_stop_the_others(capsys):
         "nsa-onnx: a.onnx: not an ONNX model (DecodeError)",
         "nsa-onnx: missing.onnx: No such file or directory",
     ]
-    assert out.splitlines()[-1] == "4 models: 1 ok, 1 error, 0 warnings, 2 could not be checked"
+    assert out.splitlines()[-1] == "4 models: 1 ok, 1 error, 0 warnings, 2 could not be checked (2 NSA nodes checked)"
 
 
 def test_a_fault_of_the_checker_is_no_success_and_stops_no_other_model(capsys, monkeypatch):

@@ -101,7 +101,7 @@ def test_a_model_whose_nodes_are_lost_is_not_valid():
     with pytest.raises(AssertionError, match="has 0 NSA nodes, at least 1 are expected"):
         assert_valid_nsa_model(made)
     assert assert_valid_nsa_model(made, min_nodes=0).nodes == ()
-    with pytest.raises(AssertionError, match="has 1 NSA nodes, at least 2"):
+    with pytest.raises(AssertionError, match="has 1 NSA node, at least 2"):
         assert_valid_nsa_model(models.compress(), min_nodes=2)
 
 

@@ -94,7 +94,7 @@ def test_text_of_several_models_ends_with_all_of_them():
     assert lines[-3:] == [
         "b.onnx: ok (1 NSA node checked)",
         "x.onnx: no such file",
-        "3 models: 1 ok, 2 errors, 1 warning, 1 could not be checked",
+        "3 models: 1 ok, 2 errors, 1 warning, 1 could not be checked (2 NSA nodes checked)",
     ]
     assert "no such file" not in render("text", *MANY["unreadable"], told=True)
 
@@ -358,7 +358,7 @@ def test_github_reads_what_was_found():
         {"title": "model cannot be checked", "file": "x.onnx"},
         "x.onnx: no such file",
     )
-    assert lines[5] == "4 models: 1 ok, 3 errors, 1 warning, 1 could not be checked"
+    assert lines[5] == "4 models: 1 ok, 3 errors, 1 warning, 1 could not be checked (3 NSA nodes checked)"
 
 
 def test_github_reads_names_with_its_own_signs_as_they_are():

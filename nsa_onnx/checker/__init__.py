@@ -16,6 +16,7 @@ from ..rulebook.finding import Finding, Severity
 from . import rules
 from .report import NodeRun, Report
 from .rules import RULES, TARGETS, Rule
+from .rules.running import too_few
 from .run import RunUnavailableError, run_nodes
 
 __all__ = [
@@ -39,6 +40,7 @@ def check(
     run: bool = False,
     ignore: Collection[str] = (),
     folder: str | os.PathLike[str] | None = None,
+    min_nodes: int = 0,
 ) -> Report:
     """Look for everything that is wrong with a model's NSA nodes. Weights are not loaded.
 
@@ -49,6 +51,7 @@ def check(
         ignore: ids of rules whose findings are left out.
         folder: of the external data, where exporters put index constants; the file's own for a path. Without it, none
             is read.
+        min_nodes: NSA nodes that the model must have at least. Tools lose them without a word.
 
     Raises:
         UnreadableModelError: (a ValueError) the file cannot be read as a model.
@@ -57,8 +60,9 @@ def check(
     """
     if unknown := [one for one in ignore if one not in RULES]:
         raise ValueError(f"ignore must hold ids of rules, got {unknown[0]!r}")
-    report = examine(model, target=target, run=run, folder=folder)[1]
-    return replace(report, findings=tuple(one for one in report.findings if one.rule not in ignore))
+    seen, report = examine(model, target=target, run=run, folder=folder)
+    findings = (*report.findings, *too_few(seen, min_nodes))
+    return replace(report, findings=tuple(one for one in findings if one.rule not in ignore))
 
 
 def examine(

@@ -54,6 +54,12 @@ def _rule_id(value: str) -> str:
     return value.upper()
 
 
+def _count(value: str) -> int:
+    if not value.isdecimal() or len(value) > 9:
+        raise argparse.ArgumentTypeError(f"must be a number of nodes, got {value!r}")
+    return int(value)
+
+
 class _Tell(argparse.Action):
     """Print something about the rules and exit, as --help does. Wants no model."""
 
@@ -113,6 +119,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore", metavar="ID", type=_rule_id, action="append", default=[], help="leave a rule out; may be repeated"
     )
+    parser.add_argument(
+        "--min-nodes",
+        metavar="N",
+        type=_count,
+        default=0,
+        help="NSA nodes that each model must have at least: tools lose them without a word (default: 0)",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="of several models, say nothing of those without findings; no progress"
+    )
     parser.add_argument("--list-rules", action=_Tell, nargs=0, help="list the rules, look at no model")
     parser.add_argument("--explain", action=_Tell, metavar="ID", help="explain a rule: --explain NSA012")
 
@@ -141,7 +157,9 @@ def run(arguments: argparse.Namespace, version: str) -> int:
     )
     for output in outputs:
         color = not output.file and wants_color(sys.stdout)
-        rendered = FORMATS[output.format](outcomes, Context(version, fail_on, alone, color, told=not output.file))
+        told = not output.file
+        context = Context(version, fail_on, alone, color, told, arguments.quiet)
+        rendered = FORMATS[output.format](outcomes, context)
         if output.file:
             replace_file(Path(output.file), f"{rendered}\n".encode())
         elif rendered:
@@ -229,7 +247,7 @@ def _check_all(found: Sequence[str | Unreadable], arguments: argparse.Namespace)
     outcomes: list[Outcome] = []
     for number, one in enumerate(found, 1):
         if isinstance(one, str):
-            with progress(f"[{number}/{len(found)}] {one}", shown=len(found) > 1):
+            with progress(f"[{number}/{len(found)}] {one}", shown=len(found) > 1 and not arguments.quiet):
                 outcomes.append(_check_one(one, arguments))
         else:
             outcomes.append(one)
@@ -240,7 +258,13 @@ def _check_all(found: Sequence[str | Unreadable], arguments: argparse.Namespace)
 
 def _check_one(path: str, arguments: argparse.Namespace) -> Outcome:
     try:
-        return check(path, target=arguments.target, run=arguments.run_nodes, ignore=arguments.ignore)
+        return check(
+            path,
+            target=arguments.target,
+            run=arguments.run_nodes,
+            ignore=arguments.ignore,
+            min_nodes=arguments.min_nodes,
+        )
     except UnreadableModelError as error:
         return Unreadable(path, arguments.target, str(error))
     except Exception as error:  # a fault of the checker: the gate stays shut, the other models are looked at

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from .rules import RULES, TARGETS, Rule
-from .rules.running import COMPUTES
+from .rules.running import OPTIONS
 
 _INDENT = "    "
 
@@ -43,7 +43,7 @@ def _explanation(rule: Rule) -> Iterator[str]:
         yield _targets(rule)
     yield from ("", rule.documentation)
     if rule.hint:
-        yield from ("", textwrap.fill(f"The way out: {rule.hint}.", 110))
+        yield from ("", textwrap.fill(f"The way out: {rule.hint}.", 110, break_on_hyphens=False))
     for title, model in (("An example that triggers it:", rule.example), ("One that does not:", rule.accepted)):
         if model:
             yield from ("", title, "")
@@ -51,8 +51,8 @@ def _explanation(rule: Rule) -> Iterator[str]:
 
 
 def _targets(rule: Rule) -> str:
-    if rule.id == COMPUTES:
-        return "only with --run"
+    if rule.id in OPTIONS:
+        return f"only with {OPTIONS[rule.id]}"
     return "" if set(rule.targets) == set(TARGETS) else f"only with --target {' or '.join(rule.targets)}"
 
 
@@ -85,7 +85,7 @@ def _section(rule: Rule) -> Iterator[str]:
     yield from ("", f"## {rule.id}", "", f"**{_sentence(rule.title)}** ({rule.severity.value}{_only(rule)})")
     yield from ("", rule.documentation)
     if rule.hint:
-        yield from ("", textwrap.fill(f"The way out: {rule.hint}.", 110))
+        yield from ("", textwrap.fill(f"The way out: {rule.hint}.", 110, break_on_hyphens=False))
     for title, model in (("Triggers it", rule.example), ("Does not", rule.accepted)):
         if model:
             yield from ("", f"{title}:", "", "```text", model.rstrip(), "```")

@@ -46,6 +46,7 @@ class Context:
         alone: one model was asked for by its name, not several, a folder or a pattern.
         color: for a terminal.
         told: who reads this has been told of unreadable models in another way.
+        quiet: models without findings are counted only.
     """
 
     version: str
@@ -53,6 +54,7 @@ class Context:
     alone: bool = False
     color: bool = False
     told: bool = False
+    quiet: bool = False
 
 
 # --------------------------------------------------------------------------------------------------
@@ -63,6 +65,8 @@ def text(outcomes: Sequence[Outcome], context: Context) -> str:
     """For people. Of several models, each one's line first and its findings below it, and a last line for all."""
     lines: list[str] = []
     for outcome in outcomes:
+        if context.quiet and isinstance(outcome, Report) and outcome.ok and not context.alone:
+            continue
         if isinstance(outcome, Unreadable):
             lines += [] if context.told else [path_text(outcome.message)]
         elif context.alone:
@@ -84,7 +88,8 @@ def total(outcomes: Sequence[Outcome]) -> str:
     parts += [plural(sum(report.count(severity) for report in reports), severity.value) for severity in Severity]
     if unreadable := len(outcomes) - len(reports):
         parts.append(f"{unreadable} could not be checked")
-    return f"{plural(len(outcomes), 'model')}: {', '.join(parts)}"
+    nodes = plural(sum(len(report.nodes) for report in reports), "NSA node")
+    return f"{plural(len(outcomes), 'model')}: {', '.join(parts)} ({nodes} checked)"
 
 
 def to_json(outcomes: Sequence[Outcome], context: Context) -> str:
@@ -98,6 +103,7 @@ def to_json(outcomes: Sequence[Outcome], context: Context) -> str:
         "models": len(outcomes),
         "errors": sum(report.count(Severity.ERROR) for report in reports),
         "warnings": sum(report.count(Severity.WARNING) for report in reports),
+        "nodes": sum(len(report.nodes) for report in reports),
         "unreadable": len(outcomes) - len(reports),
     }
     return json_text({"summary": summary, "reports": entries})
@@ -131,6 +137,7 @@ def sarif(outcomes: Sequence[Outcome], context: Context) -> str:
         "tool": {"driver": driver},
         "invocations": [invocation],
         "columnKind": "unicodeCodePoints",
+        "properties": {"models": len(outcomes), "nsaNodes": sum(len(report.nodes) for report in reports)},
         "results": [result for report in reports for result in _sarif_results(report, index)],
     }
     return json_text({"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]})

@@ -86,6 +86,7 @@ class Report:
                 "ok": self.ok,
                 "errors": self.count(Severity.ERROR),
                 "warnings": self.count(Severity.WARNING),
+                "nodes": len(self.nodes),
                 "passing": [name for name in self.nodes if name not in failing],
                 "failing": failing,
             },

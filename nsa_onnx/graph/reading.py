@@ -33,6 +33,8 @@ def load(path: Path) -> ModelProto:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
             raise UnreadableModelError(f"{path}: not a file")
+        if _is_ort(path):
+            raise UnreadableModelError(f"{path}: {_ORT}")
         if info.st_size > MAX_FILE_BYTES:
             raise UnreadableModelError(f"{path}: {info.st_size} bytes, a model is at most {MAX_FILE_BYTES}")
         if info.st_size > MAX_UNSCANNED_BYTES:
@@ -46,6 +48,18 @@ def load(path: Path) -> ModelProto:
         raise UnreadableModelError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # onnx has a parser per file type, each with exceptions of its own
         raise UnreadableModelError(f"{path}: not an ONNX model ({type(error).__name__})") from error
+
+
+_ORT = (
+    "a model in onnxruntime's own format (.ort), which is made from an ONNX file for one version and machine: "
+    "check, or convert, the ONNX file"
+)
+
+
+def _is_ort(path: Path) -> bool:
+    """FlatBuffers' identifier of onnxruntime's format, whatever the file is called."""
+    with path.open("rb", buffering=0) as file:
+        return file.read(8)[4:] == b"ORTM"
 
 
 def _require_frugal(path: Path, size: int) -> None:

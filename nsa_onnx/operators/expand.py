@@ -15,19 +15,20 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 from ..graph.walk import standard_opset, subgraphs
 from . import OPERATORS
 from .contract import DOMAIN, OPSET_VERSION
+from .copies import copies
 
 # For a model of nothing but our nodes, which imports no standard operators.
 DEFAULT_OPSET = 18
 # Functions came with IR version 8.
-_MIN_IR = 8
+MIN_IR = 8
 
 
 def expand(model: ModelProto) -> ModelProto:
     """A copy of the model that also runs without our library: the bodies of its NSA operators are added.
 
     The nodes stay what they are. A node that leaves out ``block_table`` gets the table that this stands for,
-    computed by standard nodes before it, because a function cannot ask whether an input is there. Expanding again
-    changes nothing.
+    computed by standard nodes before it, because a function cannot ask whether an input is there. Nodes that call a
+    renamed copy of a body get their operator back. Expanding again changes nothing.
 
     Raises:
         ValueError: opset too old, the domain's version missing or unknown, an operator of the domain that is not
@@ -36,6 +37,7 @@ def expand(model: ModelProto) -> ModelProto:
     result = ModelProto()
     result.CopyFrom(model)
     opset = standard_opset(result.opset_import)
+    _call_by_name(result)
     scopes = list(_scopes(result))
     used = {node.op_type for scope in scopes for node in scope.nodes if node.domain == DOMAIN}
     if not used:
@@ -47,13 +49,31 @@ def expand(model: ModelProto) -> ModelProto:
         result.opset_import.add(domain="", version=opset)
     bodies = [OPERATORS[op_type].body(opset) for op_type in sorted(used)]
     _complete(scopes, opset)
-    result.ir_version = max(result.ir_version, _MIN_IR)
+    result.ir_version = max(result.ir_version, MIN_IR)
     ours = {(DOMAIN, op_type) for op_type in used}
     others = [function for function in result.functions if (function.domain, function.name) not in ours]
     del result.functions[:]
     # First, since some runtimes read functions in order and a function of the model may call them.
     result.functions.extend([*bodies, *others])
     return result
+
+
+def _call_by_name(model: ModelProto) -> None:
+    """Give nodes that call a copy of a body the operator that it is, and drop the copies."""
+    renamed = copies(model)
+    if not renamed:
+        return
+    kept = [one for one in model.functions if (one.domain, one.name) not in renamed]
+    del model.functions[:]
+    model.functions.extend(kept)
+    for scope in _scopes(model):
+        for node in scope.nodes:
+            op_type = renamed.get((node.domain, node.op_type))
+            if op_type is None:
+                continue
+            node.domain, node.op_type = DOMAIN, op_type
+            if not any(entry.domain == DOMAIN for entry in scope.owner.opset_import):
+                scope.owner.opset_import.add(domain=DOMAIN, version=OPSET_VERSION)
 
 
 @dataclass(frozen=True)
@@ -96,7 +116,7 @@ def _require_sound(scope: _Scope) -> None:
         where = f"node {node.name!r} ({node.op_type})"
         if node.op_type not in OPERATORS:
             raise ValueError(f"{where}: domain {DOMAIN} has no such operator, only {', '.join(OPERATORS)}")
-        if versions != [OPSET_VERSION]:
+        if set(versions) != {OPSET_VERSION}:
             raise ValueError(f"{where}: version {OPSET_VERSION} of domain {DOMAIN} must be imported")
         operator = OPERATORS[node.op_type]
         given = {attribute.name for attribute in node.attribute}

@@ -1,18 +1,18 @@
-"""NSA020 and NSA026: the portable bodies of our operators."""
+"""NSA020, NSA026 and NSA043: the portable bodies of our operators, and copies of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator
 
-import numpy as np
-from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
+from onnx import FunctionProto
 
 from ... import spec
 from ...analysis import Analysis
-from ...graph.walk import is_standard, standard_opset
-from ...operators import OPERATORS
+from ...graph.walk import node_name, standard_opset, text
 from ...operators.bodies import MIN_OPSET
-from ...operators.schema import SCHEMAS
+from ...operators.contract import plural
+from ...operators.copies import copies, is_body, is_operator
 from ...rulebook.examples import STANDARD_OPSET, compress
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import note
@@ -29,7 +29,7 @@ def _with_body(opset: int) -> str:
 
 
 def _bodies(model: Analysis) -> Iterator[FunctionProto]:
-    return (f for f in model.proto.functions if f.domain == spec.DOMAIN and f.name in SCHEMAS)
+    return (f for f in model.proto.functions if is_operator(f))
 
 
 def _place(function: FunctionProto) -> str:
@@ -65,7 +65,8 @@ def _opset(model: Analysis) -> Iterator[Finding]:
     hint="nsa-onnx expand puts in the body of this version",
 )
 def _ours(model: Analysis) -> Iterator[Finding]:
-    """The portable body of an operator is what `nsa-onnx expand` writes, up to the names of its values.
+    """The portable body of an operator is what `nsa-onnx expand` writes. Tools may reorder its nodes, rename its values
+    and spell its constants in another way; what it computes is compared, node by node.
 
     Another body may be of another version of nsa_onnx, or anybody's: a runtime without our library computes what it
     says, and one with our library does not. This is not proven wrong, but nothing here has checked that it is right.
@@ -75,89 +76,48 @@ def _ours(model: Analysis) -> Iterator[Finding]:
         if opset is None or opset < MIN_OPSET:
             message = f"the portable body of {function.name} imports opset {opset}, ours need at least {MIN_OPSET}"
             yield note(message, place=_place(function))
-        elif not _same_function(OPERATORS[function.name].body(opset), function):
+        elif not is_body(function.name, function):
             yield note(f"the portable body of {function.name} differs from ours", place=_place(function))
 
 
-# --------------------------------------------------------------------------------------------------
-# Equality up to names
+_ANOTHER_NAME = _with_body(STANDARD_OPSET).replace(spec.COMPRESS_OP, f"p_{spec.COMPRESS_OP}")
 
 
-class _Names:
-    """Which name of theirs stands for which of ours. Both ways: two of ours must not become one."""
+@general(
+    "NSA043",
+    "our operators have their own names",
+    severity=Severity.WARNING,
+    example=_ANOTHER_NAME,
+    accepted=_ANOTHER_NAME.replace(spec.DOMAIN, "mine"),
+    hint="a function of your own belongs in a domain of your own; if a tool has renamed ours, export again",
+)
+def _renamed(seen: Analysis) -> Iterator[Finding]:
+    """No function is a copy of the portable body of an operator under another name, or is in our domain for another
+    reason.
 
-    def __init__(self) -> None:
-        self._theirs = {"": ""}
-        self._ours = {"": ""}
-
-    def same(self, ours: Sequence[str], theirs: Sequence[str]) -> bool:
-        if len(ours) != len(theirs):
-            return False
-        return all(
-            self._theirs.setdefault(mine, other) == other and self._ours.setdefault(other, mine) == mine
-            for mine, other in zip(ours, theirs, strict=True)
+    Tools that merge models put prefixes to functions and to the nodes that call them (`onnx.compose.add_prefix`,
+    `merge_models`). Such a model still computes the same, but by the body: no kernel of ours runs, which is many times
+    slower. `nsa-onnx expand` gives the nodes of a copy their operator back.
+    """
+    renamed = copies(seen.proto)
+    calls = defaultdict(list)
+    for scope in seen.scopes:
+        for index, node in enumerate(scope.nodes):
+            calls[(node.domain, node.op_type)].append((scope, index, node))
+    for function in seen.proto.functions:
+        key = (function.domain, function.name)
+        op_type = renamed.get(key)
+        if op_type is None and (function.domain != spec.DOMAIN or is_operator(function)):
+            continue
+        first = calls[key][0] if calls[key] else None
+        called = f"{text(function.domain)}.{text(function.name)}"
+        message = f"function {called!r} is neither an operator of ours nor a copy of one's portable body"
+        if op_type is not None:
+            message = f"function {called!r} is the portable body of {op_type} under another name: no kernel runs for it"
+        yield note(
+            f"{message} ({plural(len(calls[key]), 'node')})",
+            node="" if first is None else node_name(first[2], first[1]),
+            op_type="" if first is None else text(first[2].op_type),
+            place=_place(function) if first is None else first[0].place,
+            hint="" if op_type is None else "nsa-onnx expand gives the nodes their operator back",
         )
-
-
-def _same_function(ours: FunctionProto, theirs: FunctionProto) -> bool:
-    names = _Names()
-    return (
-        sorted(ours.attribute) == sorted(map(str, theirs.attribute))
-        and not theirs.attribute_proto
-        and names.same(ours.input, theirs.input)
-        and _same_nodes(ours.node, theirs.node, names)
-        and names.same(ours.output, theirs.output)
-    )
-
-
-def _same_nodes(ours: Sequence[NodeProto], theirs: Sequence[NodeProto], names: _Names) -> bool:
-    # As deep as our own body: theirs is followed only where it has the same nodes.
-    return len(ours) == len(theirs) and all(
-        mine.op_type == other.op_type
-        and is_standard(other)
-        and names.same(mine.input, other.input)
-        and _same_attributes(mine, other, names)
-        and names.same(mine.output, other.output)
-        for mine, other in zip(ours, theirs, strict=True)
-    )
-
-
-def _same_attributes(ours: NodeProto, theirs: NodeProto, names: _Names) -> bool:
-    given = {attribute.name: attribute for attribute in theirs.attribute}
-    return len(given) == len(ours.attribute) and all(
-        mine.name in given and _same_attribute(mine, given[mine.name], names) for mine in ours.attribute
-    )
-
-
-def _same_attribute(ours: AttributeProto, theirs: AttributeProto, names: _Names) -> bool:
-    if ours.HasField("g"):
-        return theirs.HasField("g") and _same_graph(ours.g, theirs.g, names)
-    if theirs.HasField("g") or theirs.graphs or theirs.tensors or theirs.strings:
-        return False
-    scalars = ("type", "ref_attr_name", "i", "f", "s", "ints", "floats")
-    same = all(getattr(ours, name) == getattr(theirs, name) for name in scalars)
-    return same and ours.HasField("t") == theirs.HasField("t") and _same_tensor(ours.t, theirs.t)
-
-
-def _same_graph(ours: GraphProto, theirs: GraphProto, names: _Names) -> bool:
-    return (
-        not theirs.initializer
-        and not theirs.sparse_initializer
-        and names.same([value.name for value in ours.input], [value.name for value in theirs.input])
-        and _same_nodes(ours.node, theirs.node, names)
-        and names.same([value.name for value in ours.output], [value.name for value in theirs.output])
-    )
-
-
-def _same_tensor(ours: TensorProto, theirs: TensorProto) -> bool:
-    return ours.data_type == theirs.data_type and ours.dims == theirs.dims and _element(ours) == _element(theirs)
-
-
-def _element(tensor: TensorProto) -> bytes:
-    """The one element that the tensors of our bodies have, however it is stored."""
-    if tensor.HasField("raw_data"):
-        return bytes(tensor.raw_data)
-    for values, dtype in ((tensor.int64_data, "<i8"), (tensor.float_data, "<f4")):
-        if len(values) == 1:
-            return np.array(values, dtype).tobytes()
-    return b""

@@ -1,17 +1,23 @@
-"""NSA100: what only running a node shows. `nsa_onnx.check.run` reports it; id and words are here, with the others'."""
+"""NSA100 and NSA101: what is looked at when the caller asks for it. Ids and words are here, with the others'."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ...analysis import Analysis
+from ...operators.contract import plural
 from ...rulebook.finding import Finding
-from .registry import general
+from ...rulebook.rule import note
+from .registry import REGISTERED, general
 
-COMPUTES = "NSA100"
+COMPUTES, ENOUGH = "NSA100", "NSA101"
+
+OPTIONS = {COMPUTES: "--run", ENOUGH: "--min-nodes"}
+"""What turns a rule on."""
 
 
-# It has no example: what triggers it is a fault of the machine, not of the model alone.
+# They have no example: what triggers the first is a fault of the machine, the second a wish of the caller.
 @general(
     COMPUTES,
     "the node computes what the contract says",
@@ -25,3 +31,27 @@ def _computes(_: Analysis) -> Iterator[Finding]:
     The node is run alone, on generated input that is valid for it, on the CPU. The reference is summed in float64.
     """
     return iter(())
+
+
+@general(
+    ENOUGH,
+    "the model has its NSA nodes",
+    example="",
+    accepted="",
+    hint="a tool may have inlined the portable bodies (nsa-onnx fuse takes that back) or renamed them (nsa-onnx expand "
+    "does), or the export dropped nodes that no output depends on (nsa_onnx.exporters.export keeps them)",
+)
+def _enough(_: Analysis) -> Iterator[Finding]:
+    """With --min-nodes N only: the model has at least N nodes of our operators, those in functions and in subgraphs
+    included. Without it, a model that lost them all is clean.
+    """
+    return iter(())
+
+
+def too_few(model: Analysis, least: int) -> Iterator[Finding]:
+    """The finding of NSA101, if there is one."""
+    count = sum(node.facts is not None for node in model.nodes)
+    if count < least:
+        found = REGISTERED[ENOUGH]
+        message = f"the model has {plural(count, 'NSA node')}, at least {least} are expected"
+        yield replace(note(message), rule=found.id, severity=found.severity, hint=found.hint)

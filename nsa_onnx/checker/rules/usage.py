@@ -163,7 +163,8 @@ def _pages(lengths: Sequence[int], page: int) -> int:
     severity=Severity.WARNING,
     example=model(["float16[2] x"], ["float16[2] y"], ["y = Neg (x)"]),
     accepted=model(["float16[2] x"], ["float16[2] y"], ["y = Neg (x)"], imports=""),
-    hint="export with nsa_onnx.exporters.export, which keeps the updates of caches that the model does not return",
+    hint="export with nsa_onnx.exporters.export, which keeps the updates of caches that the model does not return; if "
+    "a tool has put the portable bodies in the nodes' places, nsa-onnx fuse takes that back",
 )
 def _unused(model: Analysis) -> Iterator[Finding]:
     """A model that imports domain nsa_onnx has a node of it.

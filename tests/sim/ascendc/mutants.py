@@ -204,7 +204,7 @@ static int64_t HandOut(const std::vector<int64_t>& words, int64_t* plan, int64_t
 extern "C" {
 int64_t mutant_plan(int m, int infer, const int64_t* shape, const void* work, int64_t count, int64_t cores,
                     int64_t* plan, int64_t capacity) {
-  return HandOut((infer ? kTileDecode : kTileCompress)[m](shape, work, count, cores), plan, capacity);
+  return HandOut((infer ? kTileInfer : kTileCompress)[m](shape, work, count, cores), plan, capacity);
 }
 const char* mutant_run(int m, int infer, int bfloat16, uint8_t* input, uint8_t* weight, uint8_t* output,
                        uint8_t* plan, int blocks, uint64_t* shortest_burst) {

@@ -25,7 +25,7 @@ from .console import PROGRAM, Parser, clean, finish, show, tell
 from .explain import MAX_DRAWN_LENGTH
 from .explain import explain as explain_page
 from .fuse import command as fuse_command
-from .graph.bounds import propagates_safely
+from .graph.bounds import MAX_INFERRED_DIMS, inferred_dims, propagates_safely
 from .graph.external import SMALL_BYTES, inside
 from .graph.reading import load
 from .graph.writing import NotWritableError, replace_file, require_no_weights, write_model
@@ -158,6 +158,9 @@ def _infer_shapes(arguments: argparse.Namespace) -> int:
     in_one_file.CopyFrom(model)
     for tensor in in_one_file.graph.initializer:
         tensor.CopyFrom(inside(tensor, seen.folder, SMALL_BYTES))  # inference reads no other file
+    # With the weights, which the analysis leaves out: one of them may be a shape of a million dims.
+    if inferred_dims(in_one_file, seen.outline, OUTPUT_RANKS) > MAX_INFERRED_DIMS:
+        raise _CommandError(f"{arguments.model}: shapes may have more than {MAX_INFERRED_DIMS} dims in all")
     safely = propagates_safely(in_one_file, seen.outline, OUTPUT_RANKS, seen.inferred)
     try:
         # Strict: what onnx would leave out without a word is an error here.

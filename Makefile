@@ -1,7 +1,8 @@
-# make demo · make test · make test-aarch64 · make test-tools · make bench · make lint. All state lies under .venv/ and build/.
+# make demo · make test · make test-aarch64 · make test-browser · make test-tools · make test-oldest · make bench ·
+# make lint. All state lies under .venv/ and build/.
 #
-# Needs python3 (3.11 or later; what it builds runs on 3.10 as well) with venv and headers, g++, make. Everything else, cmake included, comes
-# from Python packages or is fetched by the build (see cmake/).
+# Needs python3 (3.11 or later; what it builds runs on 3.10 as well) with venv and headers, g++, make. Everything
+# else, cmake included, comes from Python packages or is fetched by the build (see cmake/).
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -12,15 +12,13 @@ imported from here: without it this module does nothing.
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
-import sys
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from nsa_onnx.runtime.imports import when_imported
 
 from . import ops, torchscript
 
@@ -191,41 +189,8 @@ def _attach_npu_kernels() -> None:
 # torch_npu imported after us
 
 
-class _Loader(importlib.abc.Loader):
-    """torch_npu's own loader, and `attach` after it."""
-
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        if module.__spec__ is not None:  # nothing of us stays in the module
-            module.__spec__.loader = module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        attach()
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds torch_npu as the other finders do, and has `attach` called once it is imported."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "torch_npu":
-            return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(fullname, path, target)
-            if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader)
-                return spec
-        return None
-
-
 def attach_when_imported() -> None:
     """`attach` now, or when torch_npu gets imported."""
-    if not attach() and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    if not attach():
         # Kernels registered ahead of torch_npu could not ask what it brings.
-        sys.meta_path.insert(0, _Finder())
+        when_imported("torch_npu", attach)

@@ -21,15 +21,16 @@ from .graph.scopes import Scope
 from .graph.scopes import scopes as find_scopes
 from .graph.tensors import Integers, TensorFacts, attribute_value, integer_values, tensor_facts
 from .graph.walk import node_name, text
+from .operators import OPERATORS
+from .operators.base import T
 from .operators.facts import NodeFacts
 from .operators.schema import INPUT_NAMES, OUTPUT_RANKS, observing, violations
 from .recognise.search import Candidate, Search, candidate, search
 
 # Of one kind of mistake, as many are reported per node, then their number: a batch has thousands of lengths.
 MAX_ALIKE = 8
-
-
-_INDEX_INPUTS = frozenset({"actual_seq_len", "slot_mapping", "block_table"})
+# Inputs that are no data: lengths, slots, tables.
+_INDEX_INPUTS = frozenset(one.name for operator in OPERATORS.values() for one in operator.inputs if one.type != T)
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,3 @@ def _constant_array(tensor: TensorProto, folder: Path | None) -> Array | None:
         return None
     values = integer_values(constant)
     return values.astype(np.int32) if values is not None and constant.data_type == TensorProto.INT32 else values
-
-
-# --------------------------------------------------------------------------------------------------
-# Inference

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import spec
-from ..operators.nsa_compress.call import nsa_compress
-from ..operators.nsa_compress_infer.call import nsa_compress_infer
+from ..operators import OPERATORS
+from ..operators.base import Operator
+from ..operators.contract import DOMAIN
 from ..operators.schema import register
 from .session import onnxruntime_module, session_options
 
@@ -115,32 +115,11 @@ def reference_ops() -> list[type]:
     """
     from onnx.reference.op_run import OpRun  # a second of imports that nobody else needs
 
-    class NsaCompress(OpRun):
-        op_domain = spec.DOMAIN
+    def op_run(operator: Operator) -> type:
+        def run(self: object, *inputs: Any, **attributes: Any) -> tuple[Any, ...]:
+            left_out = len(operator.inputs) - len(inputs)
+            return operator.call((*inputs, *(None,) * left_out), attributes)
 
-        def _run(
-            self, x: Any, w: Any, seq: Any, compress_block_size: Any = None, compress_stride: Any = None
-        ) -> tuple[Any]:
-            return (nsa_compress(x, w, compress_block_size, compress_stride, actual_seq_len=seq.tolist()),)
+        return type(operator.op_type, (OpRun,), {"op_domain": DOMAIN, "_run": run})
 
-    class NsaCompressInfer(OpRun):
-        op_domain = spec.DOMAIN
-
-        def _run(
-            self,
-            x: Any,
-            w: Any,
-            slots: Any,
-            cache: Any,
-            seq: Any,
-            table: Any = None,
-            compress_block_size: Any = None,
-            compress_stride: Any = None,
-            page_block_size: Any = None,
-        ) -> tuple[Any]:
-            sizes = compress_block_size, compress_stride, page_block_size
-            out = cache.copy()
-            nsa_compress_infer(x, w, slots, *sizes, block_table=table, actual_seq_len=seq.tolist(), cache=out)
-            return (out,)
-
-    return [NsaCompress, NsaCompressInfer]
+    return [op_run(operator) for operator in OPERATORS.values()]

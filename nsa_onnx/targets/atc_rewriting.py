@@ -21,6 +21,7 @@ from ..analysis import Analysis, NsaNode
 from ..graph.bounds import MAX_FUNCTION_CALLS, function_calls
 from ..graph.outline import Outline
 from ..graph.walk import standard_opset, subgraphs
+from ..operators import OPERATORS
 from ..operators.expand import DEFAULT_OPSET
 from ..operators.schema import SCHEMAS
 from . import vendor
@@ -339,5 +340,5 @@ def _add_notes(work: _Work, seen: Analysis) -> None:
                 f"{label(node.proto)}: actual_seq_len is not constant; the vendor's shape inference fails without its "
                 "values: if the converter rejects it, export with constant lengths"
             )
-        if node.op_type == spec.INFER_OP:
-            work.notes.append("the device checks no length, slot or page: a wrong one reads or writes elsewhere")
+        if note := OPERATORS[node.op_type].ascend_note:
+            work.notes.append(note)

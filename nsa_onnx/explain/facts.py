@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,9 +14,10 @@ from onnx import NodeProto, TypeProto
 from .. import spec
 from ..analysis import Analysis, NsaNode
 from ..checker import Finding, Report
+from ..graph.outline import Step, below
 from ..graph.scopes import Scope
 from ..graph.tensors import Integers, Unknown, tensor_facts
-from ..graph.walk import node_name, nodes_below, subgraphs, text
+from ..graph.walk import node_name, text
 from ..operators.schema import INPUT_NAMES, SCHEMAS
 from .markup import brief
 
@@ -192,9 +193,9 @@ def subjects(model: Analysis, report: Report, lengths: Sequence[int] | None) -> 
 
 def places(model: Analysis, found: Sequence[Subject]) -> list[Place]:
     """The graphs and functions that hold NSA nodes, in the order of the nodes."""
-    calls = Counter((text(n.domain), text(n.op_type)) for n in nodes_below(model.proto.graph.node))
-    for function in model.proto.functions:
-        calls.update((text(n.domain), text(n.op_type)) for n in nodes_below(function.node))
+    calls = Counter(step.op for step in below(model.outline.main))
+    for _, steps in model.outline.functions:
+        calls.update(step.op for step in below(steps))
     functions = {f"function {f.domain}.{f.name}": calls[(f.domain, f.name)] for f in model.proto.functions}
     grouped: dict[int, list[Subject]] = defaultdict(list)
     for subject, node in zip(found, model.nodes, strict=False):
@@ -244,7 +245,6 @@ class _Shared:
     """What several graphs and nodes have in common, made once: a graph around them, lengths."""
 
     producers: dict[int, dict[str, tuple[int, NodeProto]]] = field(default_factory=dict)
-    outputs: dict[int, dict[str, list[str]]] = field(default_factory=dict)
     plans: dict[tuple[object, ...], Prefill] = field(default_factory=dict)
 
 
@@ -261,43 +261,34 @@ class _Graph:
     positions: deque[int] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        wanted = set()
-        for position, node in enumerate(self.scope.nodes):
-            if node.domain == spec.DOMAIN:
+        wanted: set[str] = set()
+        for position, step in enumerate(self.scope.steps):
+            if step.op[0] == spec.DOMAIN:
                 self.positions.append(position)
-                wanted.update(node.output)
-        for position, node in enumerate(self.scope.nodes):
-            self._consume(node, position, wanted)
-        for name in self._outputs():
+                wanted.update(step.outputs)
+        for position, step in enumerate(self.scope.steps):
+            self._consume(step, position, wanted)
+        for name in self.scope.outputs:
             if name in wanted:
                 self.counts[name] += 1
                 self.consumers[name].append(Neighbour("output"))
 
-    def _consume(self, node: NodeProto, position: int, wanted: set[str]) -> None:
+    def _consume(self, step: Step, position: int, wanted: set[str]) -> None:
         """Edges from our nodes to this one, and to the nodes of its subgraphs."""
-        own = True
-        for inner in nodes_below([node]):
-            for name in wanted.intersection(inner.input):
+        for inner in below((step,)) if step.graphs else (step,):
+            for name in wanted.intersection(inner.inputs):
                 self.counts[name] += 1
                 if len(self.consumers[name]) < _MAX_ENDS:
-                    label = node_name(inner, position) if own else f"{text(inner.name)} in {node_name(node, position)}"
-                    self.consumers[name].append(Neighbour("node", text(inner.op_type), label, (), self._nsa(inner)))
-            own = False
+                    label = node_name(step.node, position)
+                    if inner is not step:
+                        label = f"{text(inner.node.name)} in {label}"
+                    op_type = text(inner.op[1])
+                    self.consumers[name].append(Neighbour("node", op_type, label, (), self._nsa(inner.node)))
 
     def _nsa(self, node: NodeProto) -> int | None:
         if node.domain != spec.DOMAIN or not node.output:
             return None
         return self.numbers.get((id(self.scope), node.output[0]))
-
-    def _outputs(self) -> list[str]:
-        """Names of the graph's outputs. A scope does not hold its graph: it is found again by its place."""
-        parent = self.scope.parent
-        if parent is None and not self.scope.is_function:
-            return [value.name for value in self.model.proto.graph.output]
-        known = self.shared.outputs.get(id(parent))
-        if known is None:
-            known = self.shared.outputs[id(parent)] = dict(_outputs_below(parent, self.model))
-        return known.get(self.scope.place, [])
 
     def producer(self, name: str) -> Neighbour:
         """Where a value comes from."""
@@ -318,7 +309,7 @@ class _Graph:
 
     def _made(self, scope: Scope) -> dict[str, tuple[int, NodeProto]]:
         if id(scope) not in self.shared.producers:
-            made = {name: (i, node) for i, node in enumerate(scope.nodes) for name in node.output if name}
+            made = {name: (i, step.node) for i, step in enumerate(scope.steps) for name in step.outputs if name}
             self.shared.producers[id(scope)] = made
         return self.shared.producers[id(scope)]
 
@@ -331,17 +322,6 @@ class _Graph:
             node = made[1]
             found.append(text(node.op_type))
         return tuple(found)
-
-
-def _outputs_below(parent: Scope | None, model: Analysis) -> Iterator[tuple[str, list[str]]]:
-    """(place, names of the outputs) of the graphs in a scope's nodes; of all functions if there is no scope."""
-    if parent is None:
-        yield from ((f"function {f.domain}.{f.name}", list(f.output)) for f in model.proto.functions)
-        return
-    for index, node in enumerate(parent.nodes):
-        for graph in subgraphs(node):
-            place = f"{parent.place} > {graph.name or 'subgraph'} of {node_name(node, index)!r}"
-            yield place, [value.name for value in graph.output]
 
 
 def type_text(type_proto: TypeProto | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from .. import spec
-from ..graph.walk import captured, standard_opset, subgraphs
+from ..graph.walk import captured, standard_opset, with_subgraphs
 from ..recognise.graph import Graph, rebuilt, weight_values
 from ..recognise.pattern import Found
 from ..recognise.positions import Dim, Dynamic, Integers
@@ -28,7 +28,7 @@ class FreshNames:
 
     def __init__(self, model: ModelProto) -> None:
         self._taken: set[str] = set()
-        for graph in _all_graphs(model.graph):
+        for graph in with_subgraphs(model.graph):
             self._taken.update(value.name for value in (*graph.input, *graph.output, *graph.initializer))
             for node in graph.node:
                 self._taken.update((node.name, *node.input, *node.output))
@@ -63,14 +63,17 @@ def replace_all(
 
     Opsets stay as they are, but for our domain, which is imported.
     """
+    if not found:
+        return []
     names = FreshNames(after)
-    copies = {id(old): new for old, new in zip(_all_graphs(before.graph), _all_graphs(after.graph), strict=True)}
+    graphs = zip(with_subgraphs(before.graph), with_subgraphs(after.graph), strict=True)
+    copies = {id(old): new for old, new in graphs}
     by_graph: dict[int, list[Found]] = {}
     for one in found:
         by_graph.setdefault(id(one.graph.proto), []).append(one)
     for key, group in by_graph.items():
         _replace_in(copies[key], group, names, folder, opset(after))
-    if found and all(entry.domain != spec.DOMAIN for entry in after.opset_import):
+    if all(entry.domain != spec.DOMAIN for entry in after.opset_import):
         after.opset_import.add(domain=spec.DOMAIN, version=spec.OPSET_VERSION)
     made = {key: rebuilt(group[0].graph, copies[key]) for key, group in by_graph.items()}
     return [Replacement(one, made[id(one.graph.proto)]) for one in found]
@@ -78,15 +81,6 @@ def replace_all(
 
 def opset(model: ModelProto) -> int:
     return standard_opset(model.opset_import) or 0
-
-
-def _all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    pending = [graph]
-    while pending:
-        current = pending.pop()
-        yield current
-        for node in current.node:
-            pending.extend(subgraphs(node))
 
 
 def _replace_in(

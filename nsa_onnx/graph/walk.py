@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from onnx import GraphProto, NodeProto, OperatorSetIdProto, TensorProto
+from onnx import AttributeProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 """Both names of the standard operators' domain."""
@@ -22,11 +22,25 @@ def is_standard(node: NodeProto) -> bool:
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
     """The graphs that a node holds as attributes, one level deep."""
-    found: list[GraphProto] = []
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            found.append(attribute.g)
+    return [graph for attribute in node.attribute for graph in subgraphs_of(attribute)]
+
+
+def subgraphs_of(attribute: AttributeProto) -> list[GraphProto]:
+    """The graphs that an attribute holds, one level deep."""
+    found = [attribute.g] if attribute.HasField("g") else []
+    if attribute.graphs:
         found.extend(attribute.graphs)
+    return found
+
+
+def with_subgraphs(graph: GraphProto) -> list[GraphProto]:
+    """The graph, then all graphs in its nodes, however deep."""
+    found, pending = [], [graph]
+    while pending:
+        current = pending.pop()
+        found.append(current)
+        for node in current.node:
+            pending.extend(subgraphs(node))
     return found
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from onnx import ModelProto, TensorProto
 
-from .walk import subgraphs
+from .walk import subgraphs_of
 
 
 class NotWritableError(ValueError):
@@ -25,8 +25,9 @@ def write_model(model: ModelProto, source: Path, target: Path) -> None:
             it is beyond 2 GiB.
         OSError: with the file's name.
     """
-    require_no_weights(model, source, target)
-    if _has_external_data(model) and source.parent.resolve() != target.parent.resolve():
+    weights = list(_external_tensors(model))
+    _require_none_of(weights, source, target)
+    if weights and source.parent.resolve() != target.parent.resolve():
         raise NotWritableError(f"{target}: the weights of {source} lie beside it: write the output to that folder")
     try:
         data = model.SerializeToString()
@@ -41,8 +42,12 @@ def require_no_weights(model: ModelProto, source: Path, target: Path) -> None:
     Raises:
         NotWritableError: it does.
     """
-    for tensor in _tensors(model):
-        for entry in tensor.external_data if tensor.data_location == TensorProto.EXTERNAL else ():
+    _require_none_of(_external_tensors(model), source, target)
+
+
+def _require_none_of(weights: Iterable[TensorProto], source: Path, target: Path) -> None:
+    for tensor in weights:
+        for entry in tensor.external_data:
             if entry.key == "location" and _same_file(source.parent / entry.value, target):
                 raise NotWritableError(f"{target}: holds weights of {source}: write to another file")
 
@@ -92,18 +97,18 @@ def _replace(target: Path, data: bytes) -> None:
             raise
 
 
-def _has_external_data(model: ModelProto) -> bool:
-    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model))
-
-
-def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+def _external_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Initializers, and values of nodes' attributes, that are in files of their own."""
     graphs = [model.graph]
     nodes = [node for function in model.functions for node in function.node]
     while graphs or nodes:
-        for graph in graphs:
-            yield from graph.initializer
-            nodes.extend(graph.node)
-        graphs = [inner for node in nodes for inner in subgraphs(node)]
-        for node in nodes:
-            yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
+        tensors = [tensor for graph in graphs for tensor in graph.initializer]
+        nodes.extend(node for graph in graphs for node in graph.node)
+        graphs = []
+        for attribute in (attribute for node in nodes for attribute in node.attribute):
+            if attribute.HasField("t"):
+                tensors.append(attribute.t)
+            else:
+                graphs.extend(subgraphs_of(attribute))
         nodes = []
+        yield from (tensor for tensor in tensors if tensor.data_location == TensorProto.EXTERNAL)

@@ -55,7 +55,7 @@ _RAW_ONLY: dict[int, tuple[str, str]] = {
 
 def raw_tensors(work: Work) -> None:
     count = 0
-    for graph in work.graphs():
+    for graph in work.graphs:
         tensors = list(graph.initializer)
         for node in graph.node:
             tensors += [attribute.t for attribute in node.attribute if attribute.HasField("t")]

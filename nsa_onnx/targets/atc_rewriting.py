@@ -136,7 +136,7 @@ def _inline(work: _Work) -> None:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         work.reasons.append(f"functions cannot be inlined: {first}: export the model without them")
         return
-    model.CopyFrom(inlined)
+    work.replace_model(inlined)
     for node in work.nodes():
         if (node.domain, node.op_type) in functions:
             work.reasons.append(f"{label(node)}: the function cannot be inlined: export the model without it")
@@ -184,12 +184,13 @@ def _require_readable(work: _Work) -> None:
         if not values:
             work.reasons.append(f"the graph has 0 {kind}s, the converter needs >= 1 (E16001): add an {kind}")
     imports = {entry.domain: entry.version for entry in work.model.opset_import}
+    has_subgraphs = len(work.graphs) > 1
     for node in work.nodes():
         if node.domain not in imports:
             work.reasons.append(
                 f"{label(node)}: domain {node.domain or STANDARD!r} is not imported: import its version"
             )
-        if subgraphs(node) and (node.domain, node.op_type) != ("", "If"):
+        if has_subgraphs and (node.domain, node.op_type) != ("", "If") and subgraphs(node):
             work.reasons.append(
                 f"{label(node)}: of subgraphs, the converter's parser reads the branches of If only: unroll it, or "
                 f"{_ELSEWHERE}"
@@ -278,7 +279,7 @@ def _name_domains(work: _Work) -> None:
 def _write_domain(work: _Work) -> int:
     """Name the standard nodes' domain; returns how many there are."""
     count = 0
-    for index, graph in enumerate(work.graphs()):
+    for index, graph in enumerate(work.graphs):
         branch = index > 0
         for node in graph.node:
             if node.domain or (branch and node.op_type == "Constant" and not work.converter_only):
@@ -296,7 +297,7 @@ def _write_domain(work: _Work) -> int:
 def _name_nodes(work: _Work) -> None:
     """Unique names, within each graph: the parser makes nodes of inputs and initializers, too (E19009)."""
     count = 0
-    for graph in work.graphs():
+    for graph in work.graphs:
         inputs = {value.name for value in graph.input}
         tensors = {tensor.name for tensor in graph.initializer}
         taken = inputs | {node.name for node in graph.node}
@@ -326,9 +327,10 @@ def _add_notes(work: _Work, seen: Analysis) -> None:
             f"the model imports version {opset} of the standard operators; the converter's public plugins know up to "
             f"{NEWEST_OPSET}: if it rejects them, export with opset_version={NEWEST_OPSET}"
         )
-    if any(node.op_type == "Shape" and not node.domain and node.attribute for node in work.nodes()):
+    steps = [step for scope in seen.scopes for step in scope.steps]
+    if any(step.op == ("", "Shape") and step.node.attribute for step in steps):
         work.notes.append("plugins of older converters pass over start and end of Shape: results would differ")
-    for domain in sorted({node.domain for node in work.nodes()} - {"", spec.DOMAIN}):
+    for domain in sorted({step.op[0] for step in steps} - {"", spec.DOMAIN}):
         work.notes.append(f"the converter needs a parser plugin for domain {domain!r}")
     for node in seen.nodes:
         if node.facts is None:

@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 
 from ..analysis import Analysis, analyse
 from ..graph.reading import UnreadableModelError, load
-from ..graph.walk import subgraphs
+from ..graph.walk import nodes_below, with_subgraphs
 
 
 class PrepareError(ValueError):
@@ -75,21 +77,36 @@ class Work:
             copy = load(Path(model))
         if not copy.HasField("graph"):
             raise UnreadableModelError("the model has no graph")
-        if _holds_bad_text(copy):
-            raise UnreadableModelError("the model holds text that is not UTF-8")
-        return cls(copy, folder)
+        work = cls(copy, folder)
+        try:
+            work._join_names()
+        except TypeError as error:  # protobuf gives bytes for names that are not UTF-8
+            raise UnreadableModelError("the model holds text that is not UTF-8") from error
+        return work
 
-    def graphs(self) -> Iterator[GraphProto]:
+    def _join_names(self) -> None:
+        for owner in (self.model, *self.model.functions):
+            "".join(entry.domain for entry in owner.opset_import)
+        nodes = chain(self.nodes(), *(nodes_below(function.node) for function in self.model.functions))
+        for node in nodes:
+            "".join((node.name, node.domain, node.op_type, *node.input, *node.output))
+        for function in self.model.functions:
+            "".join((function.domain, function.name, *function.input, *function.output, *function.attribute))
+        for graph in self.graphs:
+            "".join(value.name for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info))
+
+    @cached_property
+    def graphs(self) -> list[GraphProto]:
         """The main graph, then all graphs within. Not those in functions."""
-        pending = [self.model.graph]
-        while pending:
-            graph = pending.pop()
-            yield graph
-            for node in graph.node:
-                pending.extend(subgraphs(node))
+        return with_subgraphs(self.model.graph)
+
+    def replace_model(self, model: ModelProto) -> None:
+        """Go on with another model."""
+        self.model.CopyFrom(model)
+        self.__dict__.pop("graphs", None)
 
     def nodes(self) -> Iterator[NodeProto]:
-        for graph in self.graphs():
+        for graph in self.graphs:
             yield from graph.node
 
     def read(self) -> Analysis:
@@ -112,13 +129,17 @@ class Prefixes:
     """Prefixes that no name in the model begins with."""
 
     def __init__(self, model: Analysis) -> None:
-        self._taken: set[str] = set()
-        for scope in model.scopes:
-            names = {*scope.names, *scope.inputs, *scope.outputs}
-            for node in scope.nodes:
-                names.update((*node.output, *node.input, node.name))
-            self._taken.update(found[1] for name in names if (found := _PREFIX.match(name)))
+        self._model = model
         self._number = 0
+
+    @cached_property
+    def _taken(self) -> set[str]:
+        names: set[str] = set()
+        for scope in self._model.scopes:
+            names.update(scope.names, scope.inputs, scope.outputs)
+            for step in scope.steps:
+                names.update(step.inputs, step.outputs, (step.node.name,))
+        return {found[1] for name in names if (found := _PREFIX.match(name))}
 
     def next(self) -> str:
         while str(self._number) in self._taken:
@@ -139,15 +160,3 @@ def insert(nodes: Any, position: int, made: Sequence[NodeProto]) -> None:
 def label(node: NodeProto) -> str:
     """A node in a message."""
     return f"node {node.name or next(iter(node.output), '')!r} ({node.op_type})"
-
-
-def _holds_bad_text(message: Any) -> bool:
-    """Whether a string of the protobuf message, at any depth, is not UTF-8: protobuf then gives bytes."""
-    for descriptor, value in message.ListFields():
-        if descriptor.type not in (descriptor.TYPE_STRING, descriptor.TYPE_MESSAGE):
-            continue
-        single = isinstance(value, (str, bytes)) or hasattr(value, "ListFields")
-        for one in [value] if single else value:
-            if isinstance(one, bytes) or (hasattr(one, "ListFields") and _holds_bad_text(one)):
-                return True
-    return False

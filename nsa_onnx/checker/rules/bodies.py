@@ -102,8 +102,8 @@ def _renamed(seen: Analysis) -> Iterator[Finding]:
     renamed = copies(seen.proto)
     calls = defaultdict(list)
     for scope in seen.scopes:
-        for index, node in enumerate(scope.nodes):
-            calls[(node.domain, node.op_type)].append((scope, index, node))
+        for index, step in enumerate(scope.steps if seen.proto.functions else ()):
+            calls[step.op].append((scope, index, step.node))
     for function in seen.proto.functions:
         key = (function.domain, function.name)
         op_type = renamed.get(key)

@@ -1,10 +1,11 @@
 """How near the CPU kernel comes to memory's speed, and to its peers: everything in one run.
 
-    python -m benchmarks [--quick] [--sections prefill,decode,growth,figures] [--json FILE] [--plots FOLDER]
+    python -m benchmarks [--quick] [--sections prefill,decode,growth,figures,models] [--json FILE] [--plots FOLDER]
 
 Sections: prefill (our kernel, peers and limits on inputs beyond the caches and one that fits L2), decode
 (NsaCompressInfer), growth (cost over the size of the work), figures (two comparisons that the documentation
-quotes). docs/performance.md explains the tables.
+quotes), models (what check, fuse and other commands cost per node of a model). docs/performance.md explains the
+tables.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from . import contenders, growth, limits, machine, memory, prefill, report
 from .contenders import Case
 from .worker import Worker, WorkerError
 
-SECTIONS = ("prefill", "decode", "growth", "figures")
+SECTIONS = ("prefill", "decode", "growth", "figures", "models")
 # block/stride, or block/stride@heads x dim: at 4x128 with all peers, elsewhere without.
 SHAPES = ("32/16", "64/32", "32/32", "64/16", "128/16", "32/16@1x16", "32/16@32x16", "32/16@1x128")
 QUICK_SHAPES = ("32/16", "128/16@4x64")
@@ -169,6 +170,7 @@ def _calls(arguments: argparse.Namespace) -> dict[str, list[tuple[str, dict[str,
             ("figures:decode_in_place", {"megabytes": 8 if small else 361, "rounds": rounds}),
             *(("figures:portable", {"name": n, "block": b, "stride": 16, "rounds": rounds}) for n, b in figures),
         ],
+        "models": [("models:commands", {"nodes": 600 if small else 60_000, "rounds": min(rounds, 3)})],
     }
 
 
@@ -179,7 +181,9 @@ def _shaped(section: str, arguments: argparse.Namespace, results: list[Any]) -> 
         return {"growth": results[0], "scattered": results[1 : 1 + count], "idle": results[1 + count :]}
     if section == "growth":
         return {"threads": max(arguments.threads), "points": results[0], "plan": results[1]}
-    return {"demo": results[0], "portable": results[1:]}
+    if section == "figures":
+        return {"demo": results[0], "portable": results[1:]}
+    return {"commands": results[0]}
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

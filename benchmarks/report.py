@@ -149,10 +149,19 @@ def figures(record: Record) -> Iterator[str]:
     yield table(title, ["L/S", "form", "ms", "extra MiB", "ulps off"], rows, left=2)
 
 
+def models(record: Record) -> Iterator[str]:
+    """Commands of nsa-onnx on one large model."""
+    commands = record["commands"]
+    rows = [[r["command"], f"{r['ms_per_node']:.4f}", f"{r['over_onnx']:.1f}"] for r in commands]
+    title = f"Commands on a model of {commands[0]['nodes']} nodes: processor time, over onnx's reading and inference"
+    yield table(title, ["command", "ms/node", "over onnx"], rows)
+
+
 def full(run: Record) -> str:
     """The whole report."""
     parts = [head(run["machine"], run["threads"])]
-    for section, write in (("prefill", prefill), ("decode", decode), ("growth", growth), ("figures", figures)):
+    writers = {"prefill": prefill, "decode": decode, "growth": growth, "figures": figures, "models": models}
+    for section, write in writers.items():
         if section in run:
             parts.extend(write(run[section]))
     return "\n\n".join(parts)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import contenders, limits, memory, prefill
+from benchmarks import contenders, limits, memory, models, prefill
 from benchmarks.worker import Worker, WorkerError
 from nsa_onnx.runtime import native
 
@@ -69,9 +69,24 @@ def test_decode_growth_and_figures_are_measured(tiny):
     assert forms["portable body"]["extra_kib"] < forms["ort gather"]["extra_kib"]
 
 
+def test_the_commands_that_read_models_are_measured(tiny):
+    _, run, _ = tiny
+    commands = run["models"]["commands"]
+    assert {of["command"] for of in commands} == {"onnx", *models.COMMANDS}
+    assert all(of["nodes"] >= 600 and of["ms_per_node"] > 0 and of["over_onnx"] > 0 for of in commands)
+
+
 def test_the_report_names_all_tables_and_has_no_bar_where_nobody_watches(tiny):
     done, run, _ = tiny
-    for words in ("Prefill, bfloat16, threads: 2", "node/read", "torch conv", "Identity", "ns/byte", "docs/demo.md"):
+    for words in (
+        "Prefill, bfloat16, threads: 2",
+        "node/read",
+        "torch conv",
+        "Identity",
+        "ns/byte",
+        "ms/node",
+        "docs/demo.md",
+    ):
         assert words in done.stdout, words
     assert run["machine"]["processor"] in done.stdout and "step" not in done.stderr, done.stderr
 

@@ -307,6 +307,36 @@ def test_inlined_bodies_are_found_and_fail_the_count(make, tool, tmp_path, capsy
     assert "(0 NSA nodes checked)" in out
 
 
+def test_nodes_in_functions_count_where_the_graph_calls_them():
+    model = models.compress([40, 100])
+    model.functions.append(helper.make_function("mine", "Inner", ["x"], ["y"], [], model.opset_import))
+    inner, outer = model.functions[0], model.functions.add()
+    inner.node.append(model.graph.node[0])
+    outer.CopyFrom(inner)
+    outer.name = "Outer"
+    del outer.node[:]
+    outer.node.append(helper.make_node("Inner", ["x"], ["y"], domain="mine"))
+    (own,) = model.graph.node
+    own.CopyFrom(helper.make_node("Outer", list(own.input)[:1], list(own.output), domain="mine"))
+    assert "NSA101" not in rules(model, min_nodes=1)
+    own.CopyFrom(helper.make_node("Relu", list(own.input)[:1], list(own.output)))
+    (found,) = [one for one in check(model, min_nodes=1).findings if one.rule == "NSA101"]
+    assert "has 0 NSA nodes" in found.message
+
+
+@pytest.mark.parametrize("domain", ["nsa_onnx.v1", "NSA_ONNX", "", "ai.onnx", "custom"])
+@BOTH_MODELS
+def test_a_node_of_ours_under_another_domain_is_told(make, domain):
+    model = make()
+    (node,) = model.graph.node
+    node.domain = domain
+    model.opset_import.add(domain=domain, version=20 if domain in ("", "ai.onnx") else 1)
+    (found,) = [one for one in check(model).findings if one.rule == "NSA045"]
+    assert repr(domain) in found.message and found.severity.value == "warning"
+    node.op_type = "Mine"
+    assert "NSA045" not in rules(model)
+
+
 @pytest.mark.parametrize("value", ["-1", "x", "1.5", "9999999999"])
 def test_min_nodes_is_a_number(value, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
+from .walk import subgraphs_of
+
 # A node's domain and operator.
 Op = tuple[str, str]
 
@@ -59,6 +61,18 @@ class Outline:
         """The same without the nodes of the main graph that make one of the values."""
         return Outline([step for step in self.main if not any(name in values for name in step.outputs)], self.functions)
 
+    def called(self) -> set[Op]:
+        """The functions that the main graph calls, by itself or through others."""
+        bodies = {(function.domain, function.name): body for function, body in self.functions}
+        found: set[Op] = set()
+        pending = [self.main]
+        while pending:
+            for step in below(pending.pop()):
+                if step.op in bodies and step.op not in found:
+                    found.add(step.op)
+                    pending.append(bodies[step.op])
+        return found
+
 
 def steps(nodes: Iterable[NodeProto]) -> Sequence[Step]:
     """The nodes, with all that is in them. As deep as protobuf lets messages lie in one another, and no deeper."""
@@ -67,11 +81,10 @@ def steps(nodes: Iterable[NodeProto]) -> Sequence[Step]:
         graphs: list[GraphProto] = []
         ints = 0
         for attribute in node.attribute:
-            if attribute.HasField("g"):
-                graphs.append(attribute.g)
-            graphs.extend(attribute.graphs)
-            ints = max(ints, len(attribute.ints))
-        blocks = tuple(Block(graph, steps(graph.node)) for graph in graphs)
+            graphs.extend(subgraphs_of(attribute))
+            if len(attribute.ints) > ints:
+                ints = len(attribute.ints)
+        blocks = tuple([Block(graph, steps(graph.node)) for graph in graphs]) if graphs else ()
         result.append(Step((node.domain, node.op_type), tuple(node.input), tuple(node.output), node, blocks, ints))
     return result
 

@@ -14,7 +14,7 @@ from ...analysis import Analysis
 from ...rulebook.finding import Finding
 from ...rulebook.rule import Rule
 from ...targets import TARGETS
-from . import bodies, caches, contract, empty, fusion, running, shapes, usage
+from . import bodies, caches, contract, domain, empty, fusion, running, shapes, usage
 from .registry import REGISTERED, RULE_OF_ROW
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "bodies",
     "caches",
     "contract",
+    "domain",
     "empty",
     "fusion",
     "run",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from onnx import FunctionProto
+
 from ...analysis import Analysis
 from ...operators.contract import plural
 from ...rulebook.finding import Finding
@@ -42,15 +44,20 @@ def _computes(_: Analysis) -> Iterator[Finding]:
     "does), or the export dropped nodes that no output depends on (nsa_onnx.exporters.export keeps them)",
 )
 def _enough(_: Analysis) -> Iterator[Finding]:
-    """With --min-nodes N only: the model has at least N nodes of our operators, those in functions and in subgraphs
-    included. Without it, a model that lost them all is clean.
+    """With --min-nodes N only: the model has at least N nodes of our operators, those in subgraphs and in functions that
+    the graph calls included. Without it, a model that lost them all is clean.
     """
     return iter(())
 
 
 def too_few(model: Analysis, least: int) -> Iterator[Finding]:
     """The finding of NSA101, if there is one."""
-    count = sum(node.facts is not None for node in model.nodes)
+    called = model.outline.called()
+    count = 0
+    for node in model.nodes:
+        function = next((scope.graph for scope in node.scope.chain() if isinstance(scope.graph, FunctionProto)), None)
+        reached = function is None or (function.domain, function.name) in called
+        count += node.facts is not None and reached
     if count < least:
         found = REGISTERED[ENOUGH]
         message = f"the model has {plural(count, 'NSA node')}, at least {least} are expected"

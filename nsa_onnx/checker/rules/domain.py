@@ -1,0 +1,44 @@
+"""NSA045: nodes that are named like our operators, in a domain where nothing defines them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...analysis import Analysis
+from ...graph.walk import node_name, text
+from ...operators import OPERATORS
+from ...operators.contract import DOMAIN
+from ...rulebook.examples import compress
+from ...rulebook.finding import Finding, Severity
+from ...rulebook.rule import note
+from .registry import general
+
+_GOOD = compress()
+
+
+@general(
+    "NSA045",
+    "our operators are called in our domain",
+    severity=Severity.WARNING,
+    example=_GOOD.replace(DOMAIN, f"{DOMAIN}.v1"),
+    accepted=_GOOD,
+    hint=f"give the node, and the model's opset_import, the domain {DOMAIN}; name an operator of your own otherwise",
+)
+def _elsewhere(model: Analysis) -> Iterator[Finding]:
+    """A node with the name of one of our operators is in domain nsa_onnx, or calls a function of the model.
+
+    In any other domain the node is not ours: nothing here has checked it, and our library does not run it. Often the
+    domain was written by hand, or a tool has changed it.
+    """
+    functions = {(function.domain, function.name) for function in model.proto.functions}
+    for scope in model.scopes:
+        for index, step in enumerate(scope.steps):
+            domain, op_type = step.op
+            if op_type in OPERATORS and domain != DOMAIN and step.op not in functions:
+                yield note(
+                    f"the domain is {text(domain)!r}, {op_type} is an operator of {DOMAIN!r}",
+                    node=node_name(step.node, index),
+                    op_type=op_type,
+                    argument="domain",
+                    place=scope.place,
+                )

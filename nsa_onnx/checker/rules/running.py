@@ -44,8 +44,8 @@ def _computes(_: Analysis) -> Iterator[Finding]:
     "does), or the export dropped nodes that no output depends on (nsa_onnx.exporters.export keeps them)",
 )
 def _enough(_: Analysis) -> Iterator[Finding]:
-    """With --min-nodes N only: the model has at least N nodes of our operators, those in subgraphs and in functions that
-    the graph calls included. Without it, a model that lost them all is clean.
+    """With --min-nodes N only: the model has at least N nodes of our operators, those in subgraphs and in functions
+    that the graph calls included. Without it, a model that lost them all is clean.
     """
     return iter(())
 

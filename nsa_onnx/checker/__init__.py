@@ -1,7 +1,6 @@
-"""The graph checker: is a model with NSA nodes right, before it meets a runtime or hardware?
+"""Checks a model with NSA nodes before it is run: `check` takes a model and returns a `Report`.
 
-`check` looks at a model and returns a `Report`. What it looks for is in `rules`, how it reads a model that it does
-not trust in `model`, how a report is printed in `report`.
+The rules are in `rules`, the report in `report`, its output formats in `formats`. `nsa_onnx.analysis` reads the model.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The command ``nsa-onnx check``: which models, which outputs, which exit status.
+"""The command ``nsa-onnx check``: which models it reads, what it writes, its exit status.
 
-One model that cannot be read does not keep the others from being checked. docs/check.md is its guide.
+If one model cannot be read, the others are checked all the same. The guide for users is docs/check.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the rules say of themselves: ``check --list-rules``, ``check --explain NSA012``, and docs/rules.md."""
+"""The rules' documentation: ``check --list-rules``, ``check --explain NSA012``, and docs/rules.md."""
 
 from __future__ import annotations
 

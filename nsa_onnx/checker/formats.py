@@ -1,7 +1,7 @@
-"""The report of several models in the formats that people and CI systems read: text, JSON, SARIF, JUnit, GitHub.
+"""The report of several models as text, JSON, SARIF, JUnit XML and GitHub annotations.
 
-Each format is a function from what was found (`Outcome`, one per model) to text. Names come from models, which nobody
-trusts: each function escapes them as its format wants it, beyond what `console.clean` does to all of them.
+Each format is a function from the outcomes (`Outcome`, one per model) to text. Names in models are not trusted:
+`console.clean` cleans all of them, and each function adds the escapes of its own format.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a check found: findings, runs of nodes, and the report that holds them, as text and as JSON.
+"""What a check of one model found: findings and runs of nodes, as text and as JSON.
 
 The formats for several models and for other programs (SARIF, JUnit, GitHub) are in `formats`.
 """

@@ -1,14 +1,13 @@
-"""``check --run``: each NSA node of a model computes what the contract says, shown on generated input.
+"""``check --run``: runs each NSA node on generated input and compares the result with a float64 reference.
 
-A node is taken out of its model and run in onnxruntime, with our library, on the CPU. What is known of its inputs is
-kept: types, shapes, constant lengths and indices; the rest is generated so that it is valid. The result is compared
-with sums in float64, which each operator has, written from the contract alone: a mistake of the kernels is not
-repeated.
+A node is taken out of its model and run in onnxruntime, with our library, on the CPU. What the model says about its
+inputs is kept: types, shapes, constant lengths and indices. The rest is generated so that it is valid. The reference
+is written from the operator's definition alone, so that it does not repeat a mistake of the kernels.
 
-How far off may it be? The contract wants float32 sums in order, then one rounding. A sum of n float32 terms is off by
-at most ``gamma * sum(|terms|)``, gamma = n u / (1 - n u), u = 2^-24 (N. Higham, Accuracy and Stability of Numerical
-Algorithms, 4.2; the products are exact). Rounding is monotonic: the result lies between both ends of that interval,
-rounded. A kernel that sums in another order, in float32 at least, passes as well.
+The allowed difference: the definition asks for float32 sums in order, then one rounding. A sum of n float32 terms is
+off by at most ``gamma * sum(|terms|)``, gamma = n u / (1 - n u), u = 2^-24 (N. Higham, Accuracy and Stability of
+Numerical Algorithms, 4.2; the products are exact). Rounding is monotonic, so the result lies between the two ends of
+that interval, rounded. A kernel that sums in another order, in float32 at least, passes as well.
 
 onnxruntime is imported when the first node is run.
 """

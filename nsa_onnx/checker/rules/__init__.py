@@ -1,8 +1,8 @@
-"""The rules: each a small function with a stable id, a severity, its documentation and an example that triggers it.
+"""The rules. Each is a small function with a stable id, a severity, documentation and an example that breaks it.
 
-To add a rule for all targets, decorate a function with `registry.general` in the module of its theme; the rules of one
-target are in its module of `nsa_onnx.targets`. Ids are never reused or renumbered. `docs/rules.md` is generated from
-here.
+To add a rule for all targets, decorate a function with `registry.general` in the module of its subject. The rules of
+one target are in that target's module in `nsa_onnx.targets`. Ids are never reused or renumbered. `docs/rules.md` is
+generated from here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""NSA020, NSA026 and NSA043: the portable bodies of our operators, and copies of them."""
+"""Rules NSA020, NSA026 and NSA043: our operators' portable bodies (functions of standard nodes), and their copies."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""NSA001 to NSA017: the model, its nodes' signature, and every row of the error table.
+"""Rules NSA001 to NSA017: the model, the inputs and attributes of its NSA nodes, and every limit of the operators.
 
-Limits and their words are the operators' (`nsa_onnx.operators`); a rule only says which of them it
-reports.
+The limits and their messages are in `nsa_onnx.operators`; a rule only says which of them it reports.
 """
 
 from __future__ import annotations

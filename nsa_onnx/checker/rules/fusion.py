@@ -1,4 +1,4 @@
-"""NSA028: the compression written in standard operators, where the node should be."""
+"""Rule NSA028: the graph computes the compression with standard operators, where one NSA node could stand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The rules for all targets, as their modules are imported: `general` registers one, `row_rule` one for error rows."""
+"""The list of rules for all targets. `general` adds a rule, `row_rule` adds one that reports rows of the error tables.
+
+The modules of this folder fill it when they are imported.
+"""
 
 from __future__ import annotations
 

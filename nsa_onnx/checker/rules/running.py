@@ -1,4 +1,7 @@
-"""NSA100 and NSA101: what is looked at when the caller asks for it. Ids and words are here, with the others'."""
+"""Rules NSA100 and NSA101, which an option turns on: ``--run`` and ``--min-nodes``.
+
+Their ids and texts are here, so that they are listed with the others. `checker.run` does the work of NSA100.
+"""
 
 from __future__ import annotations
 

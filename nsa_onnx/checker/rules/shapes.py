@@ -1,4 +1,4 @@
-"""NSA018, NSA019, NSA021: what the model declares against what follows from its inputs."""
+"""Rules NSA018, NSA019 and NSA021: declared types and shapes against those computed from the inputs."""
 
 from __future__ import annotations
 

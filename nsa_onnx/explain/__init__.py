@@ -1,7 +1,7 @@
-"""A model's NSA nodes as one self-contained page: their graph, windows to scale, bytes, findings in place.
+"""``nsa-onnx explain``: one HTML page that shows what the NSA nodes of a model do.
 
-`explain` makes the page. What it tells is gathered in `facts`, the pictures are made in `drawing`, the page in
-`page`; all of them put elements together with `markup`, which escapes what it did not make itself.
+`explain` makes the page. `facts` collects what it shows, `drawing` makes the pictures, `page` puts them together.
+All of them build HTML with `markup`, which escapes every text that it did not make itself.
 """
 
 from __future__ import annotations

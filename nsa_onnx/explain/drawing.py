@@ -1,8 +1,8 @@
 """Pictures of segments, windows and pages, to scale, as SVG.
 
-Horizontal places are percentages of the picture's width, so that a picture fits every screen while its text keeps
-its size. A picture never holds more than some hundred shapes, whatever the model says: beyond that it sums up, and
-its caption says so.
+Horizontal positions are percentages of the picture's width: a picture fits every screen and its text keeps its size.
+A picture holds at most some hundred shapes, whatever the model says. Beyond that it shows a summary, and its caption
+says so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""HTML by construction: text is escaped unless it was made here. Names from a model are never trusted."""
+"""Builds HTML from elements. Text is escaped unless it was made here, because names in a model are not trusted."""
 
 from __future__ import annotations
 

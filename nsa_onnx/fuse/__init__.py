@@ -1,8 +1,8 @@
-"""Fusion: find the compression where it is written in standard operators, and put NsaCompress in its place.
+"""``nsa-onnx fuse``: finds the compression in standard operators and puts an NsaCompress node in its place.
 
-A value is replaced only if it is proven, element by element, to be the same weighted sum of the same tokens: no
-name, order of nodes or numbers of a run count, so a form that nobody has thought of is found too, and one that looks
-alike but is not stays. What looks alike and stays is reported with the reason. See docs/fuse.md.
+A value is replaced only if it is proven, element by element, to be the same weighted sum of the same tokens. Names,
+the order of nodes and the numbers of a run do not count. So a form that nobody foresaw is found too, and a form that
+only looks similar stays, and is reported with the reason. The guide for users is docs/fuse.md.
 """
 
 from __future__ import annotations

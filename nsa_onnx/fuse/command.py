@@ -1,4 +1,4 @@
-"""``nsa-onnx fuse``: its arguments, what it prints, and in which order it does things."""
+"""The command ``nsa-onnx fuse``: its arguments, its steps, and what it prints."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Compare a model before and after fusion: what each replaced value means, and what onnxruntime makes of both.
+"""``nsa-onnx fuse --verify``: compares a model before and after fusion.
 
-The proof needs no run. This is the second opinion, for those who want one: it needs onnxruntime, and a model that
-onnxruntime's CPU provider can run with made-up inputs.
+The proof needs no run; this is an optional second check. It computes each replaced value in float64 (`meaning`) and
+runs both models in onnxruntime on made-up inputs, where onnxruntime's CPU provider can run them.
 """
 
 from __future__ import annotations

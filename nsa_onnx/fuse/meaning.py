@@ -1,8 +1,7 @@
-"""What nodes mean: each computes in float64 and rounds once, to the type of its result.
+"""What nodes compute by definition: each in float64, then rounded once to the type of its result.
 
-A runtime may keep more precision, or less, between two nodes than the file says. So two files are compared by this,
-between the tensors that a computation starts from and its result. What comes before and after does not matter, and
-costs nothing.
+A runtime may keep more or less precision between two nodes than the file says. So a replaced computation is compared
+by this, from the tensors that it starts from to its result. Nodes before and after it are not computed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Put NsaCompress in the place of what has been proven to be it, and change nothing else."""
+"""Puts NsaCompress nodes in the place of proven compressions, and changes nothing else."""
 
 from __future__ import annotations
 

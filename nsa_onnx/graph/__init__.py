@@ -1,4 +1,4 @@
 """ONNX models as data: reading, walking, scopes, constants, bounded inference, writing.
 
-Knows no rule, no target and no operator of ours: who has one passes it in.
+Nothing here knows the rules, the targets or our operators: callers pass in what they need of them.
 """

@@ -1,4 +1,4 @@
-"""What onnx's inference would cost, found before it is run: it has no bounds of its own."""
+"""Estimates what onnx's shape inference would cost before it is run: onnx itself sets no limit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where a dim of 0 goes: which axes of a node's results are empty because axes of its inputs are.
+"""Where an axis of length 0 goes: which axes of a node's results are empty because axes of its inputs are.
 
-Standard operators only. A node that is not known here hands nothing on, so that what is found is certain.
+Standard operators only. For an operator that is not known here, no result counts as empty: what is found is certain.
 """
 
 from __future__ import annotations

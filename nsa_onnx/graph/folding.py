@@ -1,7 +1,7 @@
-"""What the small integer nodes of a model compute from constants: lengths, slots and tables that are not initializers.
+"""Computes what small integer nodes make of constants: lengths, slots and tables that are not initializers.
 
-The file is not trusted: only operators that are known here are run, each with a bound of its result that is computed
-before, and a model gets a budget of nodes and elements. What exceeds it is unknown, as what a run decides is.
+The file is not trusted. Only operators that are known here are run, the size of each result is bounded before it is
+computed, and a model has a budget of nodes and elements. What exceeds it counts as unknown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a function computes, apart from how it is written down.
+"""The form of a function: what it computes, apart from how it is written.
 
-Tools that rewrite models reorder nodes, rename values, merge equal constants, drop Identity nodes and spell a Constant
-in another way. Two functions of one form compute the same, node by node; nothing is proven beyond that.
+Tools that rewrite models reorder nodes, rename values, merge equal constants, drop Identity nodes and write a Constant
+in another way. Two functions of one form compute the same, node by node. Nothing is proven beyond that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Types of a model's values by onnx's inference, within bounds; with what its nodes compute from constants."""
+"""Types of a model's values by onnx's shape inference, within limits, and what nodes compute from constants."""
 
 from __future__ import annotations
 

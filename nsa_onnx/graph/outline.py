@@ -1,7 +1,7 @@
-"""The nodes of a model as plain Python, read once: protobuf makes new objects of a node's names at every look.
+"""The nodes of a model as plain Python objects, read once.
 
-A graph of 60 000 nodes is walked some ten times by whoever judges it, and each walk over protobuf's own objects costs
-more than onnx's whole inference.
+protobuf makes new Python objects each time a node is looked at. A check walks a graph some ten times; for 60 000
+nodes, each walk over protobuf's own objects costs more than onnx's whole inference.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model file that nobody vouches for, read without its external data."""
+"""Reads a model file that is not trusted, without its external data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scopes: the graphs and functions of a model, with what names mean in each."""
+"""Scopes: the graphs and functions of a model, and what each name means in each of them."""
 
 from __future__ import annotations
 

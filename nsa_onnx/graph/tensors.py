@@ -1,4 +1,4 @@
-"""Types, shapes and values of tensors that nobody vouches for."""
+"""Types, shapes and values of a model's tensors, which are not trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes and names of a model: the graphs within nodes, the standard operators, constants, text that is no text."""
+"""Walks the nodes of a model: subgraphs, standard operators, constants, and names that may be invalid text."""
 
 from __future__ import annotations
 

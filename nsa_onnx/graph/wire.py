@@ -1,7 +1,7 @@
-"""What a large file would cost, found before it is read: the protobuf wire format, followed without its contents.
+"""Estimates what a large model file would cost in memory before it is parsed.
 
-A field of two bytes becomes a message of a hundred and more in memory, and a file of zeros is no model at all. So the
-lengths of a large file's fields are followed down to strings and numbers, which are skipped.
+A field of two bytes becomes an object of more than a hundred bytes, and a file of zeros is no model. So the lengths of
+the file's fields are followed (protobuf's wire format), and strings and numbers are skipped.
 Source of the format: https://protobuf.dev/programming-guides/encoding/
 """
 

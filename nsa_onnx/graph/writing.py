@@ -1,4 +1,4 @@
-"""Files that commands write: in one step, whole or not at all."""
+"""Writes files in one step: each is there completely or not at all."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The operators, one folder each: what is true of one of them is written there and nowhere else.
+"""The operators, one folder each. What is true of one operator is written in its folder and nowhere else.
 
-`base` says what an operator has. A new one is a folder with a contract and a class, and a line here.
+`base` says what an operator has. To add one, write a folder with a contract and a class, and name it here.
 """
 
 from __future__ import annotations

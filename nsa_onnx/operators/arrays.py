@@ -1,8 +1,8 @@
-"""Arrays and tensors of eager calls: what the contract and the kernels see of them.
+"""Arrays and tensors in eager calls: what the contract's checks and the kernels see of them.
 
-NumPy arrays are handled here. Torch tensors go to the ops of ``nsa_onnx.exporters`` once that package is imported (it
-registers them with `set_torch_op`), so that autograd, torch.export and torch.compile see an op; before that, a CPU
-tensor is computed through its NumPy view.
+NumPy arrays are handled here. Torch tensors go to the torch ops of ``nsa_onnx.exporters`` once that package is
+imported (it registers them with `set_torch_op`), so that autograd, torch.export and torch.compile see an op. Before
+that, a CPU tensor is computed through its NumPy view.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What an operator has: everything that others ask of it, by one class per operator in a folder of its own.
+"""What an operator has. Each operator is one class, in a folder of its own, that answers every question about it.
 
-Nobody outside an operator's folder asks which operator it has: schemas, shape inference, expand, the checker and its
-``--run``, the page of explain and the exporters go through `OPERATORS` (in ``__init__.py``) and call what is here.
+Code outside an operator's folder never asks which operator it has: schemas, shape inference, expand, the checker and
+its ``--run``, explain and the exporters go through `OPERATORS` (in ``__init__.py``) and call the methods here.
 """
 
 from __future__ import annotations

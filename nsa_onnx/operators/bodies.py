@@ -1,9 +1,9 @@
-"""Portable bodies: operators written in standard ONNX operators, in ONNX's text format, as model-local functions.
+"""Portable bodies: our operators written with standard ONNX operators, as model-local functions in ONNX's text format.
 
-A body refuses what the kernels refuse at run time (lengths, slots and pages out of range): a wrong value makes a
-`Gather` on a tensor of one element fail, in a node named after the argument. Nothing is clamped or wrapped.
+A body refuses the same values at run time as the kernels (lengths, slots and pages out of range): a wrong value makes
+a `Gather` on a tensor of one element fail, in a node named after the argument. Nothing is clamped or wrapped.
 
-`WINDOW_CONSTANTS` and `WEIGHTED_SUM` are what the bodies of the compressions have in common.
+`WINDOW_CONSTANTS` and `WEIGHTED_SUM` are what the bodies of the two compressions have in common.
 """
 
 from __future__ import annotations

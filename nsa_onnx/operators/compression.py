@@ -1,4 +1,4 @@
-"""Nodes of the two compressions: what they have in common, for schemas and checks."""
+"""What the nodes of the two compressions have in common, for schemas and checks."""
 
 from __future__ import annotations
 

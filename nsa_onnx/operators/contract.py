@@ -1,10 +1,10 @@
-"""What contracts are made of: arrays without data, rows of an error table, and violations of them.
+"""What a contract is made of: arrays without data, the rows of an error table, and violations of them.
 
-The contract of an operator (`contract.py` in its folder) and everything that it imports need the standard library
-only: ``cmake/generate_spec_header.py`` loads them at configure time, where nothing else is installed.
+An operator's contract says what the operator takes and refuses (`contract.py` in its folder). It and everything that
+it imports need the standard library only: ``cmake/generate_spec_header.py`` loads them when the build is configured,
+where nothing else is installed.
 
-Shapes are tuples of ints; a dim that is not known (None) passes every check that needs it, which is what shape
-inference wants.
+Shapes are tuples of ints. A dim that is not known (None) passes every check that needs it, as shape inference wants.
 """
 
 from __future__ import annotations

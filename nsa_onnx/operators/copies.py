@@ -1,4 +1,4 @@
-"""Which functions of a model are portable bodies of our operators, however they are written and called."""
+"""Finds the functions of a model that are portable bodies of our operators, however they are written and named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Portable models: `expand` adds to a model the bodies of its NSA operators, as model-local functions.
+"""Portable models: `expand` adds bodies in standard operators to a model's NSA nodes, as model-local functions.
 
 The model then runs in any ONNX runtime, without our library. Where the library is loaded, onnxruntime prefers its
 kernels to a function of the same name.

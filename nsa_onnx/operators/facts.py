@@ -1,6 +1,6 @@
-"""A node as far as it is known, and the rows that only a node can break.
+"""What is known of a node in a graph, and the errors that only a node can have.
 
-What is unknown is taken to be right: a graph that merely cannot be resolved has no violation.
+What is unknown counts as right: a graph whose values cannot be computed has no violation for that alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The table of hints: mistakes that a habit explains, and the way out. Needs the standard library only.
+"""The table of hints: for common mistakes, what to write instead. Needs the standard library only.
 
-A hint ends the message of the row that is broken, in the same words everywhere: in eager calls, in onnxruntime (the
-C++ sources get the table from a generated header), in the exporters and in the checker. Who finds a row broken adds a
-hint only where the input shows this very habit. ``docs/operators.md`` has the table.
+A hint ends the message of the limit that is broken, in the same words everywhere: in eager calls, in onnxruntime (the
+C++ sources get the table from a generated header), in the exporters and in the checker. It is added only where the
+input shows this very mistake. ``docs/operators.md`` has the table.
 """
 
 from __future__ import annotations

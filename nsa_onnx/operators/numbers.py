@@ -1,4 +1,4 @@
-"""16-bit floats as float64: rounding, distances, and how far off a float32 sum may be."""
+"""16-bit floats as float64: rounding, distances, and the largest error that a float32 sum may have."""
 
 from __future__ import annotations
 

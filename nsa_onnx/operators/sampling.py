@@ -1,7 +1,7 @@
-"""Generated input for a node, and sums in float64: what operators need for ``check --run``.
+"""Generated input for a node and sums in float64, which operators need for ``check --run``.
 
-What is known of a node's inputs is kept: types, shapes, constant lengths and indices. The rest is generated so that
-it is valid.
+What the model says about a node's inputs is kept: types, shapes, constant lengths and indices. The rest is generated
+so that it is valid.
 """
 
 from __future__ import annotations

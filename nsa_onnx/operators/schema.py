@@ -1,8 +1,8 @@
-"""The operators in onnx: registered schemas, shape inference, and what it sees of our nodes.
+"""The operators' ONNX schemas and shape inference.
 
-Importing this module registers the schemas (`register`), so that ``onnx.shape_inference`` computes the exact T' of
-constant lengths and ``onnx.checker`` sees types, attributes and limits. ``docs/operators.md`` is generated from the
-schemas' texts.
+Importing this module registers the schemas (`register`). Then ``onnx.shape_inference`` computes the exact T' (the
+number of output rows) from constant lengths, and ``onnx.checker`` knows types, attributes and limits.
+``docs/operators.md`` is generated from the schemas' texts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Windows of tokens: what the two compressions have in common. Needs the standard library only.
 
-T' (`window_count`) and the condition on which a decode step writes (`triggers`) are written here and, in Python,
-nowhere else.
+T', the number of windows (`window_count`), and the condition on which a decode step writes (`triggers`) are written
+here and, in Python, nowhere else.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""NsaCompress: prefill, every window of every segment becomes one token."""
+"""NsaCompress, prefill: every window of every segment becomes one token."""

@@ -1,4 +1,4 @@
-"""NsaCompress in standard operators."""
+"""The portable body of NsaCompress, in standard operators."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The contract of NsaCompress: limits, T', the row plan and the error table. Needs the standard library only.
 
-Source: the documentation of ``mindspore.ops.nsa_compress`` (the 23 error rows and T').
+Source: the documentation of ``mindspore.ops.nsa_compress`` (T' and the table's 23 rows).
 """
 
 from __future__ import annotations

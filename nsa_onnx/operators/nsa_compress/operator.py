@@ -1,4 +1,4 @@
-"""The operator NsaCompress: its node, and where the rest of it is."""
+"""The operator NsaCompress: its node and its documentation; the other files of this folder have the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``check --run`` gives an NsaCompress, and what it expects."""
+"""Input and expected result of an NsaCompress node, for ``check --run``."""
 
 from __future__ import annotations
 

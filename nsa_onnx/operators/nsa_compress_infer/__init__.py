@@ -1,1 +1,1 @@
-"""NsaCompressInfer: one decode step over a paged KV cache."""
+"""NsaCompressInfer, one decode step over a paged KV cache."""

@@ -1,4 +1,4 @@
-"""NsaCompressInfer in standard operators."""
+"""The portable body of NsaCompressInfer, in standard operators."""
 
 from __future__ import annotations
 

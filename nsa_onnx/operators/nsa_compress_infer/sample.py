@@ -1,4 +1,4 @@
-"""What ``check --run`` gives an NsaCompressInfer, and what it expects."""
+"""Input and expected result of an NsaCompressInfer node, for ``check --run``."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Finds the operators in graphs of standard ones, with the proof."""
+"""Finds our operators in graphs of standard operators, and proves that they are equal."""

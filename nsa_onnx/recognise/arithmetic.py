@@ -1,4 +1,4 @@
-"""Operators that multiply tokens by weights, and those that sum or average them."""
+"""The ONNX operators that multiply tokens by weights, and those that sum or average them."""
 
 from __future__ import annotations
 

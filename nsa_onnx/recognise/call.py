@@ -1,4 +1,4 @@
-"""One node and the values of its inputs, as the operators' functions see them."""
+"""One node with the values of its inputs, as the functions for ONNX operators get it."""
 
 from __future__ import annotations
 

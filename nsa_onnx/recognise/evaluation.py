@@ -1,4 +1,4 @@
-"""Follow all values between the roots and a result, operator by operator."""
+"""Follows all values between the roots (where tokens and weight come from) and a result, operator by operator."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which products and sums are worth a proof: a look at shapes and equations, before anything is followed.
+"""A quick look at shapes and equations that decides which products and sums are worth a proof.
 
-A model of many layers has thousands of matrix products, and means of its normalisations. None of them is a weighted
-sum of windows, and their shapes say so. What is turned away here is not reported either.
+A model of many layers has thousands of matrix products, and means in its normalisations. None of them is a weighted
+sum of windows, and their shapes show it. What is excluded here is not reported either.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A graph of a model as fusion sees it: who makes and who uses its values, what is constant, which types are known."""
+"""A graph as the search sees it: which nodes make and use each value, what is constant, which types are known."""
 
 from __future__ import annotations
 

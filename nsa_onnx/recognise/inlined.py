@@ -1,8 +1,8 @@
-"""Our own portable bodies, after a tool has put them in the place of the nodes that called them.
+"""Finds our own portable bodies where a tool has put them in the place of the nodes that called them.
 
-A body is compared with the graph from its result on, node by node: operators, attributes and order of inputs are the
-same, names are not. Tools that inline also fold what is constant. Where the graph has a constant, the body's part is
-computed from the shapes that are known, and must be equal.
+A body is compared with the graph node by node, backwards from its result: operators, attributes and order of inputs
+must be the same, names need not. Tools that inline also compute what is constant. Where the graph has a constant, that
+part of the body is computed from the known shapes and must be equal.
 """
 
 from __future__ import annotations

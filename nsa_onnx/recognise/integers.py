@@ -1,4 +1,4 @@
-"""Operators on integers, which lead to indices and shapes: constants are folded, shapes may hold T."""
+"""The ONNX operators on integers that lead to indices and shapes: constants are computed, shapes may hold T."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop in which our portable bodies sum one token of every window per turn, as one node without a subgraph."""
+"""The loop in our portable bodies that sums one token of every window per turn, seen as one node without a subgraph."""
 
 from __future__ import annotations
 

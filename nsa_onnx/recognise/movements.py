@@ -1,4 +1,4 @@
-"""Operators that move elements, or change their type and nothing else."""
+"""The ONNX operators that move elements, or change their type and nothing else."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The ONNX operators that the proof follows, each on `Terms`, on constant integers, and on shapes.
+"""All ONNX operators that the proof follows: on `Terms`, on constant integers, and on shapes.
 
-What is not here, or not in the way it is here, raises `RefusalError`: the proof then stops, the graph stays.
+For any other operator, or other use of one, `RefusalError` is raised: the proof stops and the graph stays as it is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Positions of elements, one vector of numbers per axis, and what following them may cost."""
+"""Positions of elements, one vector of numbers per axis, and a limit on what following them may cost."""
 
 from __future__ import annotations
 

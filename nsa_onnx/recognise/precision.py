@@ -1,4 +1,4 @@
-"""Element types: which hold the numbers of which others, and what they are called."""
+"""Element types: their names, and which of them can hold all numbers of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products, sums and what rounding does to them: the arithmetic of `Terms`."""
+"""Products and sums of `Terms`, and what rounding does to them."""
 
 from __future__ import annotations
 

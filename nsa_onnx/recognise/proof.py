@@ -1,4 +1,4 @@
-"""Whether followed sums are NsaCompress: which segments, which window, which weight, and if not, why not."""
+"""Decides whether a followed sum is NsaCompress: with which segments, window and weight; if not, why not."""
 
 from __future__ import annotations
 

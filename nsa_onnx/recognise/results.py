@@ -1,4 +1,4 @@
-"""What a proof needs and what it gives: roots, the compression, or why there is none."""
+"""What a proof takes (roots) and gives: the compression, or the reason why there is none."""
 
 from __future__ import annotations
 

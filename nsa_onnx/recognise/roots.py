@@ -1,4 +1,4 @@
-"""Where the tokens, the weight and the bias of a sum may come from: values that all of them is moved from."""
+"""Finds where the tokens, the weight and the bias of a sum may come from: values that hold all their elements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All compressions of a model that are written in standard operators, proven or left with the reason."""
+"""Finds all compressions of a model that are written in standard operators: proven, or left with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which segments of a sequence give the windows that a graph takes."""
+"""Finds the segments of a sequence that give the windows which a graph takes."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """What a value is made of: a sum of products of elements of two tensors, known element by element.
 
 The proof that a subgraph is the compression looks at no data. Every value between the roots (the tokens x and the
-weight w) and the result is followed exactly: which element of x and which of w each of its products takes. All forms
-that exporters write keep these positions *separable*: the flat position is a constant plus one summand per axis. So an
-axis is one vector of positions, whatever the other axes are, and 16384 tokens in windows of 128 cost a few vectors of
-at most 16384 integers instead of 67 million pairs. What is not separable, or too large, is refused, never guessed.
+weight w) and the result is followed exactly: which element of x and which of w each of its products takes. In all
+forms that exporters write, these positions are *separable*: the flat position is a constant plus one summand per
+axis. So an axis is one vector of positions, whatever the other axes are, and 16384 tokens in windows of 128 cost a few
+vectors of at most 16384 integers instead of 67 million pairs. What is not separable, or too large, is refused.
 """
 
 from __future__ import annotations

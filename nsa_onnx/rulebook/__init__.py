@@ -1,1 +1,1 @@
-"""What rules are made of, for the checker and the targets: findings, the rule itself, models for examples."""
+"""What rules are made of, for the checker and the targets: findings, the class of a rule, example models."""

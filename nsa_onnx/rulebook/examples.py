@@ -1,4 +1,4 @@
-"""Example models of the rules, in ONNX's text format: one NSA node that is right, but for what the caller changes."""
+"""Example models for the rules, in ONNX's text format: one correct NSA node, changed by the caller in one place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rule finds: one thing that is wrong, and how bad it is."""
+"""A finding: one thing that a rule found wrong, and how severe it is."""
 
 from __future__ import annotations
 

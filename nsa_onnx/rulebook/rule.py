@@ -1,4 +1,4 @@
-"""What a rule is and how one is made: the `rule` decorator, `finding` and `note` for what it finds."""
+"""The class `Rule`, the `rule` decorator that makes one, and `finding` and `note`, which make what it reports."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""onnxruntime's CANN provider: what it needs, the options under which our nodes run there, whether they do.
+"""onnxruntime's CANN provider (Ascend): what it needs, the options for our nodes, and whether they run there.
 
-The provider says little about itself: it is listed where it cannot work, its reasons go to stderr, and a session
-that lost it goes on with the CPU. Everything here is to turn that into errors and facts.
+The provider says little about itself: it is listed where it cannot work, it writes its reasons to stderr only, and a
+session that loses it goes on with the CPU. The functions here turn all that into errors and facts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Our operators where others open the sessions: tools that quantize, optimize or compare models."""
+"""Our operators in sessions that other programs open: tools that quantize, optimize or compare models."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""One way to be called when somebody else imports a module. It needs nothing but Python: see hook/sitecustomize.py.
+"""Calls a function when other code imports a given module. Needs nothing but Python (see hook/sitecustomize.py).
 
-Nothing public does this. Importing the module ourselves would cost everybody who never uses it.
+Python has no public function for this. Importing the module here instead would cost time in every program that never
+uses it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Serving with onnxruntime: sessions that know our operators, and a doctor for when they do not work.
+"""onnxruntime sessions that know our operators, and the doctor, which says what is wrong where they do not work.
 
-onnxruntime is imported when it is first needed: who only checks graphs does not need it.
+onnxruntime is imported when it is first needed: checking graphs does not need it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arrays to onnxruntime's values and back, bfloat16 included: ``InferenceSession.run`` takes and gives none."""
+"""Converts arrays to onnxruntime's values and back, bfloat16 included, which ``InferenceSession.run`` cannot do."""
 
 from __future__ import annotations
 

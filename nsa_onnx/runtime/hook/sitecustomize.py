@@ -1,7 +1,7 @@
-"""Python imports this when it starts, in every process under ``nsa-onnx with``: its folder is first on PYTHONPATH.
+"""Python imports this file at its start in every process under ``nsa-onnx with``: its folder is on PYTHONPATH.
 
-It waits for onnx and onnxruntime and imports nothing of ours before, because most processes need neither. It may
-meet any Python, also one that nsa_onnx is not installed for.
+It waits until onnx or onnxruntime is imported, and imports nothing of ours before, because most processes need
+neither. It must work in any Python, also in one that nsa_onnx is not installed for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the places that models are meant for can do: their limits, rules and fixes. To add one, see CONTRIBUTING.md."""
+"""The targets: places where a model may run. Each has its limits, rules and fixes. To add one, see CONTRIBUTING.md."""
 
 from __future__ import annotations
 

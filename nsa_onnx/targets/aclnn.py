@@ -1,6 +1,6 @@
-"""Target ``cann-aclnn``: onnxruntime's CANN provider with the vendor's operators. See docs/ascend.md, also for sources.
+"""Target ``cann-aclnn``: onnxruntime's CANN provider with the vendor's operators. Sources: docs/ascend.md.
 
-Of the vendor's rules, the converter has the same; they are in `VENDOR_RULES`.
+`VENDOR_RULES` are the rules that this target shares with ``atc``, CANN's converter.
 """
 
 from __future__ import annotations

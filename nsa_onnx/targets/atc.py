@@ -1,7 +1,6 @@
-"""Target ``atc``: CANN's converter with our parser plugin, and so the vendor's operators, called directly.
+"""Target ``atc``: CANN's converter with our parser plugin, which calls the vendor's operators directly.
 
-What the parser does not take is in docs/ascend.md, also for sources; how a model is made ready is in
-`atc_rewriting`.
+What the converter's parser does not take is in docs/ascend.md, with sources; `atc_rewriting` makes a model ready.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Constants in the one form that the converter's parser reads: a tensor in ``value``, small types as raw bytes."""
+"""Writes constants in the one form that the parser of ATC reads: a tensor in ``value``, small types as raw bytes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Make a model ready for ATC, CANN's converter, and its parser plugin (ascend_kernels/onnx_plugin).
+"""Makes a model ready for ATC, CANN's converter, and for our parser plugin (ascend_kernels/onnx_plugin).
 
-What the converter's ONNX parser is known to do comes from its public source (Ascend/parser, 2021 to 2023, and the
-graph engine's repository, 2025), what the vendor's operators can do from `vendor`. No ATC runs where this project is
-tested.
+What the converter's ONNX parser does is known from its public source (Ascend/parser, 2021 to 2023, and the graph
+engine's repository, 2025); what the vendor's operators take is in `vendor`. The result has not been tried with a real
+ATC.
 """
 
 from __future__ import annotations

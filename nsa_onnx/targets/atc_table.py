@@ -1,4 +1,4 @@
-"""The block table that the vendor's decode operator needs and the contract does not, written into a model."""
+"""Writes the block table into a model: the vendor's decode operator needs it, ours can do without."""
 
 from __future__ import annotations
 

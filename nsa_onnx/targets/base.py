@@ -1,6 +1,6 @@
 """What a target is, and how its limits are written down. Needs the standard library only.
 
-A target's limits are its own: each stands in the target's module, also where the contract has the same bound today.
+A target's limits stand in the target's own module, also where the contract has the same number today.
 """
 
 from __future__ import annotations

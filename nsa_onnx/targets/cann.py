@@ -1,4 +1,4 @@
-"""Target ``cann``: onnxruntime's CANN provider with our own kernels, and what the provider itself does wrong."""
+"""Target ``cann``: onnxruntime's CANN provider with our own kernels, and what the provider itself computes wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``nsa-onnx prepare``: which target makes a model ready, its options, and what is printed."""
+"""The command ``nsa-onnx prepare``: its targets, its options, and what it prints."""
 
 from __future__ import annotations
 

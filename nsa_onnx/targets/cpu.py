@@ -1,11 +1,10 @@
-"""Target ``cpu``: where onnxruntime's CPU provider stops at an axis of 0 elements.
+"""Target ``cpu``: the standard operators at which onnxruntime's CPU provider stops on an axis of length 0.
 
-Such an axis is legal in ONNX, and a compression has it where no segment fills a window (T' = 0).
-``tools/empty_dims.py`` tries all standard operators that take floats, each in a process that may die; a test does that
-again and compares.
+Such an axis is legal in ONNX. A compression gives one where no segment fills a window (T' = 0).
+``tools/empty_dims.py`` tried all standard operators that take floats, each in a process that may die; a test repeats
+that and compares.
 
-The target has no limits of its own on our operators: the library is built from the contract, takes what that allows
-and refuses what it does not.
+The target adds no limits to our own operators: the library takes and refuses exactly what their contract says.
 """
 
 from __future__ import annotations

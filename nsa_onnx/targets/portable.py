@@ -1,6 +1,6 @@
 """Target ``portable``: any runtime that knows standard operators and model-local functions, without our library.
 
-There a node of ours is what its portable body computes.
+There, an NSA node is computed by its portable body in the file.
 """
 
 from __future__ import annotations

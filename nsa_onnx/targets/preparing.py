@@ -1,4 +1,4 @@
-"""What making a model ready for a target has in common: the copy that is changed, and what there is to say about it."""
+"""What ``prepare`` does for every target: the copy that is changed, and the list of changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules that report what the limits of a target do not allow."""
+"""Makes rules that report a model which breaks the limits of a target."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What the vendor's operators take, CANN's own NsaCompress and NsaCompressWithCache. Needs the standard library only.
+"""What CANN's own operators NsaCompress and NsaCompressWithCache take. Needs the standard library only.
 
-Each number stands here, also where the contract has the same today: if the contract grows, CANN does not grow with it.
+Each number stands here, also where the contract has the same today: if the contract grows, CANN does not.
 Sources, in ops-transformer: aclnnNsaCompress.md and aclnnNsaCompressWithCache.md of July 2026, and the tiling of both
-operators, of November 2025 and July 2026. Where the two differ, the older and narrower one counts: the machine that a
-model will run on may have either. The products are in ``aclnn.py``.
+operators, of November 2025 and July 2026. Where the two differ, the older and narrower one counts, because the machine
+that a model will run on may have either. The products are in ``aclnn.py``.
 
 The operators' aclnn.cc in ort_ext/operators/ refuse the same and get the numbers from a generated header
 (`CPP_CONSTANTS`). They work around `DIRECT_LIMITS`, which bind a graph that calls the operators itself.

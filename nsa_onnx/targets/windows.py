@@ -1,4 +1,4 @@
-"""What a target's limits on the two compressions have in common. Needs the standard library only."""
+"""The limits that targets have on the two compressions. Needs the standard library only."""
 
 from __future__ import annotations
 

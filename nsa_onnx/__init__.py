@@ -1,11 +1,11 @@
 """Native Sparse Attention's KV compression as ONNX operators: export, run, check.
 
-``nsa_compress`` and ``nsa_compress_infer`` compute on NumPy arrays and torch tensors;
-``nsa_onnx.exporters`` (imported on its own, needs torch) makes models that use them exportable;
-``create_session`` serves the exported file with onnxruntime; ``check`` says in CI whether it is right.
+``nsa_compress`` and ``nsa_compress_infer`` compute on NumPy arrays and torch tensors. ``nsa_onnx.exporters`` (a
+separate import, which needs torch) exports models that use them. ``create_session`` runs the exported file with
+onnxruntime. ``check`` finds mistakes in it.
 
-The names here are imported when they are first used: pytest loads our plugin, and with it this package, in every run
-of everybody who has it installed, and must neither wait for onnx nor fail with it.
+Each name here is imported when it is first used. pytest imports this package in every run wherever it is installed,
+because of the pytest plugin: such a run must not wait for onnx, nor fail where onnx does.
 """
 
 from __future__ import annotations

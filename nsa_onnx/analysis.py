@@ -1,4 +1,4 @@
-"""The one analysis of a model: its scopes, types, NSA nodes and compressions. Trusts nothing in the file."""
+"""Reads a model once for everybody: scopes, types, NSA nodes and compressions. Trusts nothing in the file."""
 
 from __future__ import annotations
 

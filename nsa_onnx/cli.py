@@ -1,7 +1,7 @@
 """The command line: nsa-onnx check | infer-shapes | expand | prepare | fuse | explain | with | doctor | demo.
 
-Exit status: 0 all is well, 1 something was found or the command could not be done, 2 wrong usage or a file that
-cannot be read or written. Errors are one line on stderr that names the file.
+Exit status: 0 success; 1 something was found, or the command could not do its work; 2 wrong usage, or a file that
+cannot be read or written. An error is one line on stderr that names the file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What commands print: cleaned, and to streams that may be closed, full or gone.
+"""What commands print. Text from outside is cleaned, and a closed or full output is an error without a traceback.
 
-Names come from models and from the command line, which nobody trusts. `say` and `tell` clean what they print; `show`
-prints what a format has made safe (colours, JSON). Nothing else in the package prints.
+Names from models and from the command line are not trusted: `say` and `tell` clean them. `show` prints what a format
+has made safe already (colours, JSON). Nothing else in the package prints.
 """
 
 from __future__ import annotations

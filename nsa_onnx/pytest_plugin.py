@@ -1,7 +1,7 @@
 """The pytest plugin: `assert_valid_nsa_model` and the fixture ``nsa_session``.
 
-pytest loads it by itself where nsa_onnx is installed (entry point ``pytest11``), so nothing is imported here that a
-test has not asked for.
+pytest loads it wherever nsa_onnx is installed (entry point ``pytest11``), so nothing is imported here before a test
+needs it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Exporters: import this package and models that call the two operators can leave torch.
+"""Exports PyTorch models that call the NSA operators. Importing this package is all the preparation there is.
 
-Importing registers the torch ops of namespace ``nsa_onnx`` (`ops`), routes ``nsa_onnx.nsa_compress`` and
-``nsa_onnx.nsa_compress_infer`` on torch tensors to them, and teaches ``torch.onnx.export`` to translate
-them. torch_npu's ops get what they lack for that (`torch_npu`), before or after torch_npu is imported.
-`export` is torch.onnx.export plus what that does not do.
+The import registers the torch ops of namespace ``nsa_onnx`` (`ops`), routes ``nsa_onnx.nsa_compress`` and
+``nsa_onnx.nsa_compress_infer`` on torch tensors to them, and gives ``torch.onnx.export`` their translations. It adds
+to torch_npu's ops what they lack for export (`torch_npu`), whether torch_npu is imported before or after.
+`export` is ``torch.onnx.export`` with more checks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""ONNX translation for ``torch.onnx.export(dynamo=True)``: one function per operator, for every op that means it.
+"""Translations for ``torch.onnx.export(dynamo=True)``: one function per operator.
 
-The same two functions serve our ops and torch_npu's, the automatic route (`register`, done on import)
-and the explicit one (`onnx_translation_table`).
+The same function serves our op and torch_npu's, both when it is registered on import (`register`) and when it is
+passed explicitly (`onnx_translation_table`).
 """
 
 from __future__ import annotations

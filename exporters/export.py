@@ -1,7 +1,7 @@
-"""export(): torch.onnx.export, plus what it does not do.
+"""export(): ``torch.onnx.export`` with what it lacks for models that update caches.
 
-A cache that the model updates but does not return becomes a graph output instead of vanishing, the schemas are
-registered, and the file is checked and compared with the model before it takes its name.
+A cache that the model updates but does not return becomes a graph output; torch alone would drop the update. The
+schemas are registered. Before the file takes its name it is checked, and with ``verify`` compared with the model.
 """
 
 from __future__ import annotations

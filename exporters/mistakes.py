@@ -1,8 +1,8 @@
-"""A mistake in the model is told in one sentence, with the line of the model; torch's trace only on demand.
+"""Reports a mistake in the model in one sentence, with the line of the model.
 
-torch's exporters run the model deep inside of themselves: what is wrong with it ends up in the middle of some two
-hundred lines of their frames, above an invitation to report a bug to PyTorch. NSA_ONNX_DEBUG=1 in the environment
-leaves all of that in place.
+torch's exporters run the model deep inside their own code: an error of the model ends up in the middle of some two
+hundred lines of trace, above a request to report a bug to PyTorch. NSA_ONNX_DEBUG=1 in the environment shows all of
+that.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a model does when it runs: its outputs, and what it updates. The model stays as it was.
+"""Runs a model and notes its outputs and what it updates. The model stays as it was.
 
-`export` needs both: what is updated becomes an output of the graph, and the graph's outputs are compared with
-the model's. Everything that the run writes to is copied just before the first write, so that a model that fills
-the memory needs no second copy of its weights.
+`export` needs both: what is updated becomes an output of the graph, and the graph's outputs are compared with the
+model's. Each tensor that the run writes to is copied just before the first write, so that a model which fills the
+memory needs no second copy of its weights.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""From a draft to the file: whoever opens the path finds the old model with its weights, or the new one with its own.
+"""Puts an exported file in its place so that a reader finds the old model or the new one, each with its own weights.
 
-External weights are called after their content, ``<model>.<hash>.data``, so that no weights are ever written over.
-They take their place first, then the model in one step, then the weights of the model before go. A process that
-is killed at any moment leaves a whole model, and at worst files that the next export of the same path removes.
+External weights are named after their content, ``<model>.<hash>.data``, so no weights are ever overwritten. They take
+their place first, then the model in one step, then the old model's weights are removed. A process that is killed at
+any moment leaves a complete model, and at worst extra files, which the next export to the same path removes.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What torch_npu's two operators lack for export, attached to them as soon as torch_npu is there.
+"""Adds to torch_npu's two operators what they lack for export, as soon as torch_npu is imported.
 
-``npu::npu_nsa_compress`` and ``npu::npu_nsa_compress_infer.cache`` come with kernels for NPU tensors
-only. Here they get CPU, fake, autograd and Functionalize kernels, the very ones of our own ops
-(`ops`), so that a model that calls ``torch_npu.npu_nsa_compress(...)`` can be run, exported and
-compiled where there is no NPU. The other way round, our ops run on NPU tensors through torch_npu's.
+``npu::npu_nsa_compress`` and ``npu::npu_nsa_compress_infer.cache`` come with kernels for NPU tensors only. Here they
+get CPU, fake, autograd and Functionalize kernels, the same as our own ops (`ops`), so that a model that calls
+``torch_npu.npu_nsa_compress(...)`` can be run, exported and compiled where there is no NPU. In return, our ops on NPU
+tensors call torch_npu's.
 
-Nothing that torch_npu brings is replaced, nothing is defined in its namespace, and torch_npu is never
-imported from here: without it this module does nothing.
+Nothing that torch_npu brings is replaced, nothing is defined in its namespace, and this module never imports
+torch_npu: without it, nothing happens.
 """
 
 from __future__ import annotations

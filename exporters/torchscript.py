@@ -1,11 +1,11 @@
-"""The legacy exporter, ``torch.onnx.export(..., dynamo=False)``: how the ops are traced and written.
+"""The legacy exporter, ``torch.onnx.export(..., dynamo=False)``: how our ops are traced and translated.
 
-The legacy exporter runs the model once, records the ops, and asks, for each recorded op, a function
-registered under the op's name (overloads share one) to write ONNX nodes.
+The legacy exporter runs the model once and records the ops. For each recorded op it calls a function that is
+registered under the op's name (overloads share one), which writes ONNX nodes.
 
-A trace has no functionalization, so the in-place infer ops bring their own: recorded is the functional
-``nsa_onnx::nsa_compress_infer``, and from then on its result stands for the cache. The cache itself
-keeps its contents, so that a buffer is exported as it was before the trace.
+A trace has no functionalization (torch's step that replaces in-place ops). So the in-place decode ops do it
+themselves: the functional ``nsa_onnx::nsa_compress_infer`` is recorded, and from then on its result stands for the
+cache. The cache itself keeps its contents, so that a buffer is exported as it was before the trace.
 """
 
 from __future__ import annotations

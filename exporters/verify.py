@@ -1,15 +1,15 @@
-"""Whether an exported graph computes what the model does: both are run on the example and compared.
+"""Checks that an exported graph computes what the model does: runs both on the example and compares.
 
-What is compared how:
+How values are compared:
 
-- Values that only our operators and operators that move data have made: bit for bit. So are integers, unless
-  they depend on rounded floats.
+- What only our operators and operators that move data have computed: bit for bit. So are integers, unless they depend
+  on rounded floats.
 - Other floats: within a bound, because onnxruntime and torch sum in different orders and may fuse operations.
-- Integers that depend on rounded floats (an argmax): a difference is a warning, as a tie may fall either way.
-- An input that the graph has lost: the model must not depend on it, not in one bit.
+- Integers that depend on rounded floats (an argmax): a difference is a warning, because a tie may fall either way.
+- An input that the graph has lost: the model must not depend on it in a single bit.
 
-Where the example's floats are one constant (an empty cache), a lost write of the same constant could not be seen:
-the comparison is done again with random values there.
+Where all floats of an example have one value (an empty cache), a lost write of that value could not be seen. So the
+comparison is repeated with random values there.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The benchmark program, `python -m benchmarks` (see __main__.py): limits, peers and our kernel in one run."""
+"""The benchmark program, `python -m benchmarks` (see __main__.py)."""

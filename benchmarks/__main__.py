@@ -1,9 +1,9 @@
-"""How near the CPU kernel comes to memory's speed, and to its peers: everything in one run.
+"""Compares the CPU kernel with the speed of memory and with other implementations (peers), all in one run.
 
     python -m benchmarks [--quick] [--sections prefill,decode,growth,figures,models] [--json FILE] [--plots FOLDER]
 
-Sections: prefill (our kernel, peers and limits on inputs beyond the caches and one that fits L2), decode
-(NsaCompressInfer), growth (cost over the size of the work), figures (two comparisons that the documentation
+Sections: prefill (our kernel, peers and the memory limit, on inputs larger than the caches and one that fits L2),
+decode (NsaCompressInfer), growth (cost over the size of the work), figures (two comparisons that the documentation
 quotes), models (what check, fuse and other commands cost per node of a model). docs/performance.md explains the
 tables.
 """

@@ -1,11 +1,11 @@
-"""Counters of the Ascend C kernels on the look-alike, beside the floor. Simulated: neither timed nor run on Ascend.
+"""Counts instructions and bytes of the Ascend C kernels on the look-alike, next to the least that is possible.
 
     python benchmarks/ascend_counters.py [--plot FILE.png]
 
-Floor: each input byte once, each output byte once; for vector instructions L N q + 2 per core, the least a design
-with one Axpy per window offset and head has when it splits rows only (a head split makes them longer and is below
-1); for decode a Cast, N q multiplications, a tree of additions and a Cast per write. `busiest` is the core with
-most repeats, relative to an even split over 48.
+Simulated: no times, and nothing was run on Ascend. The least (`floor`): each input byte and each output byte once;
+vector instructions L N q + 2 per core, the least for a design that has one Axpy per window offset and head and splits
+rows only (a design that also splits heads can be below 1); in decode a Cast, N q multiplications, a tree of additions
+and a Cast per write. `busiest` is the core with most repeats, relative to an even split over 48.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Who is measured in prefill: our kernel, its peers, and memory. Each runs in a worker (worker.py).
+"""What prefill measures: our kernel, its peers, and memory. Each runs in a worker process (worker.py).
 
-A contender is made for a case and is then called: `run(repeats)` gives the seconds of that many runs over the
-whole input, `output()` the last result, or None where nothing is computed.
+A contender is made for one case and then called: `run(repeats)` gives the seconds of that many runs over the whole
+input, `output()` the last result, or None where nothing is computed.
 """
 
 from __future__ import annotations

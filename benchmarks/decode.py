@@ -1,7 +1,7 @@
-"""Decode: NsaCompressInfer as an onnxruntime node, its cache bound in place. Each function runs in a worker.
+"""Measures NsaCompressInfer as an onnxruntime node, its cache updated in place. Each function runs in a worker process.
 
-Three questions: does a step cost more when the cache or the pool of pages is larger; how near are 256 windows to a
-read of the same scattered memory; what does a step cost in which no sequence completes a window.
+Three questions: does a step cost more when the cache or the pool of pages is larger? How near are 256 windows to a
+plain read of the same scattered memory? What does a step cost in which no sequence completes a window?
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Two comparisons that the documentation quotes. Each function runs in a worker of its own.
+"""Two comparisons that the documentation quotes. Each function runs in a worker process of its own.
 
-docs/demo.md: a step of the demo's decode graph with its caches bound in place, against outputs in memory of
-their own. nsa_onnx/operators/bodies.py: the portable body, a Loop, against gathering windows for one ReduceSum.
+docs/demo.md: a step of the demo's decode graph with its caches updated in place, against outputs in other memory.
+nsa_onnx/operators/bodies.py: the portable body, a Loop, against gathering all windows for one ReduceSum.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ONNX models of the contenders: our nodes, and NsaCompress in standard operators."""
+"""ONNX models for the benchmarks: our nodes, and NsaCompress in standard operators."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Cost grows as the work grows: nanoseconds per byte over tokens, segments, heads, dims and overlap.
+"""How the cost grows with the work: nanoseconds per byte over tokens, segments, heads, dims and overlap.
 
-Runs in a worker, through the C interface into memory that is there already, and beside it a read of the same
-input: memory beyond the caches is slower for both.
+Runs in a worker process, through the C interface into memory that is allocated already. A read of the same input is
+measured with it: memory beyond the caches is slower for both.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the machine can do, measured by limits.cc: reading, copying, multiplying and adding.
 
-The library is built at the first use, under build/bench.
+The library is built at its first use, under build/bench.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the figures were measured on: processor, caches, versions."""
+"""Describes the machine of a run: processor, caches, versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory and numbers for the benchmarks: large arrays that every contender finds in the same condition."""
+"""Large arrays for the benchmarks, which every contender finds in the same condition."""
 
 from __future__ import annotations
 

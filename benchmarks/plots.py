@@ -1,4 +1,4 @@
-"""The plots of a run: a roofline of prefill, and what growth costs. PNG files, by matplotlib."""
+"""Plots of a run, as PNG files by matplotlib: a roofline of prefill, and the cost over the size of the work."""
 
 from __future__ import annotations
 

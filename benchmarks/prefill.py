@@ -1,7 +1,7 @@
-"""Prefill: all contenders take turns on every case; speeds, and ratios to the limit and to the peers.
+"""Prefill: all contenders take turns on every case. Results: speeds, and ratios to the memory limit and to the peers.
 
 The limit is the fastest way to read the same memory with the same threads. A ratio is the median of the rounds'
-ratios: both sides of it were measured moments apart, so that a noisy neighbour meets both.
+ratios: both of its sides were measured moments apart, so that other load on the machine slows both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The records of a run as text tables."""
+"""The results of a run as text tables."""
 
 from __future__ import annotations
 

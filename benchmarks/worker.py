@@ -1,7 +1,7 @@
-"""Processes that take turns: each sleeps on its pipe until it is told to prepare or to run.
+"""Worker processes that take turns: each sleeps on its pipe until it is told to prepare or to run.
 
-A peer has a process of its own, because caches of compiled code, allocators and thread pools of others would
-disturb it; our kernel and the limits share one, so that they read the same memory.
+A peer has a process of its own, so that caches of compiled code, allocators and thread pools of others do not disturb
+it. Our kernel and the limits share one, because they must read the same memory.
 
     python -m benchmarks.worker     requests as JSON lines on stdin, answers on stdout
 """

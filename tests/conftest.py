@@ -1,4 +1,4 @@
-"""Shared by all tests: hypothesis without wall-clock deadlines, because the machines are noisy."""
+"""Shared by all tests: hypothesis without time limits, because test machines may be busy."""
 
 from hypothesis import HealthCheck, settings
 

@@ -1,7 +1,7 @@
 """The cells of the table in docs/export.md: how each is exported, and what "yes", "error" and "frozen" mean.
 
-A cell is an op, a route and a kind of lengths. The table is read from the document, so that no cell is
-without its test: test_export_table.py runs those of our ops, with_torch_npu/test_table.py torch_npu's.
+A cell is an op, a route and a kind of lengths. The table is read from the document, so that every cell has a test:
+test_export_table.py runs those of our ops, with_torch_npu/test_table.py those of torch_npu's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of fusion share: modules exported by torch, graphs written by hand, and how they are run."""
+"""Shared by the tests of fusion: modules exported by torch, graphs written by hand, and how they are run."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Hostile models, and a process that meets them: every command and the Python API, one after the other.
+"""Hostile models, and a process that runs every command and the Python API on them.
 
 ``python hostile_models.py JOBS`` does the jobs of a file, one JSON object a line, and prints one line for each: what
 was wrong, or nothing. A job is ``{"model": path, "command": name}``. The memory of the process is limited, and a job
 that takes too long ends it; the parent (`run_jobs`) then knows which job that was, and goes on with the next one.
-``python hostile_models.py --fuzz SECONDS SEED FOLDER`` mutates good models for so long, and leaves what broke there.
+``python hostile_models.py --fuzz SECONDS SEED FOLDER`` mutates good models for that long, and writes to FOLDER what
+broke a command.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The native kernels on NumPy arrays for tests: any instruction set, any number of threads."""
+"""The native kernels on NumPy arrays, for tests: any instruction set, any number of threads."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the operators should give, written from their documentation alone: no nsa_onnx import here.
+"""Independent references: what the operators compute, written from their documentation alone, without nsa_onnx.
 
-Two references per operator. `*_float64` accumulates in float64 and returns float64, for comparisons
-that bound the rounding. `*_exact` follows the contract to the bit: float32 products summed in the order
-j = 0, 1, 2, ..., one rounding to nearest even at the end.
+Two references per operator. `*_float64` accumulates in float64 and returns float64, for comparisons that bound the
+rounding. `*_exact` follows the contract to the bit: float32 products summed in the order j = 0, 1, 2, ..., one
+rounding to nearest even at the end.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the library promises inside onnxruntime, as plain functions that any onnxruntime can run.
+"""Tests of the library inside onnxruntime, as plain functions that run with any onnxruntime.
 
-tests/test_ort.py calls each of them in its own process, and again in a process with the oldest
-onnxruntime we support: ``python ort_cases.py LIBRARY`` prints a JSON object, case -> "" or a traceback.
-Needs numpy, ml_dtypes, onnx and onnxruntime; of nsa_onnx, the library and the contracts.
+tests/test_ort.py calls each of them in its own process, and again in a process with the oldest supported onnxruntime:
+``python ort_cases.py LIBRARY`` prints a JSON object, case -> "" or a traceback. Needs numpy, ml_dtypes, onnx and
+onnxruntime; of nsa_onnx, the library and the contracts.
 """
 
 from __future__ import annotations

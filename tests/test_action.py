@@ -1,7 +1,7 @@
-"""The GitHub action and the pre-commit hook: valid by their formats' schemas, and their commands do what they say.
+"""The GitHub action and the pre-commit hook: valid by their formats' schemas, and their commands work.
 
 The action's steps are run as GitHub's runner does it: inputs and contexts put into `env:`, the script given to bash.
-Only pip is another: it notes what it is asked to install, and links the command that is installed here.
+Only pip is replaced: by a script that notes what it is asked to install and links the command that is installed here.
 """
 
 from __future__ import annotations

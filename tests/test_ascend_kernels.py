@@ -1,8 +1,8 @@
-"""Our Ascend C kernels on the look-alike (tests/sim/ascendc): results, hazards, counters, and the look-alike itself.
+"""Our Ascend C kernels on a look-alike of Ascend C (tests/sim/ascendc), and the look-alike itself.
 
-Simulated, not run on Ascend. The kernels add up in an order of their own, so that they are compared with the
-contract within 1 ulp, and to the bit where the sums are exact. Where terms cancel, float32 itself does not
-determine the result to an ulp of a 16-bit type: there the bound is the rounding error of any order of the sum.
+Simulated, not run on Ascend. The kernels sum in an order of their own, so they are compared with the contract within
+1 ulp, and to the bit where the sums are exact. Where terms cancel, float32 itself does not determine the result to an
+ulp of a 16-bit type: there the bound is the rounding error of a sum in any order.
 """
 
 from __future__ import annotations

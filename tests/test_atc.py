@@ -1,4 +1,4 @@
-"""prepare-atc: what ATC's parser is known to reject is gone, results are the same bits, what cannot be is refused."""
+"""``prepare --target atc``: what ATC's parser rejects is rewritten to the same bits; what cannot be is refused."""
 
 from __future__ import annotations
 

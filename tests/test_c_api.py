@@ -1,4 +1,4 @@
-"""The C interface: it refuses what spec.py refuses, in the same words, and survives everything else."""
+"""The C interface: it refuses what the contracts refuse, in the same words, and survives everything else."""
 
 import ctypes
 import subprocess

@@ -1,7 +1,7 @@
 """Our operators on Ascend: the real onnxruntime-cann on the simulated CANN of tests/sim.
 
-Everything runs in child processes with the environment of onnxruntime-cann (numpy < 2, `make test` builds it);
-the cases are in tests/sim_cann/nsa.py. Without that environment these tests fail: they are not optional.
+Everything runs in child processes with the environment of onnxruntime-cann (numpy < 2), which `make test` builds. The
+cases are in tests/sim_cann/nsa.py. Without that environment these tests fail: they are not optional.
 """
 
 import json

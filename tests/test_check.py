@@ -1,4 +1,4 @@
-"""The checker: each rule finds what it is for, nothing just inside the bound, and no file breaks it."""
+"""The checker: each rule finds its mistake, accepts what is just inside the bound, and no file breaks the checker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`nsa-onnx check`: which models it takes, what it writes where, its exit status, and that no file holds it up."""
+"""`nsa-onnx check`: which models it reads, what it writes, its exit status, and that no file blocks it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules' documentation: a stranger finds a rule's meaning from its id within one command, and it cannot drift."""
+"""The rules' documentation: one command gives a rule's meaning from its id, and docs/rules.md is up to date."""
 
 from __future__ import annotations
 

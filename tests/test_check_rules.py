@@ -1,4 +1,4 @@
-"""What single rules find and leave alone, beyond their examples: computed lengths, caches, bodies, targets."""
+"""What single rules find and accept beyond their examples: computed lengths, caches, bodies, targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: exit statuses, one-line errors, files written whole or not at all."""
+"""The command line: exit statuses, one-line errors, files written completely or not at all."""
 
 from __future__ import annotations
 

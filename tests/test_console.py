@@ -1,6 +1,6 @@
-"""Whatever is printed is clean: by every command, with every option, in every format, of a model that attacks.
+"""All output is cleaned: of every command, with every option, in every format, for a model with hostile names.
 
-The commands and their options are asked of the parser: a new one is tried without a word here.
+The commands and their options are read from the parser, so that a new one is tested without a change here.
 """
 
 from __future__ import annotations

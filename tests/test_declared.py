@@ -1,4 +1,4 @@
-"""What pyproject.toml declares is what the sources import."""
+"""pyproject.toml declares what the sources import."""
 
 from __future__ import annotations
 

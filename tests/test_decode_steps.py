@@ -1,4 +1,4 @@
-"""Decode steps of several tokens: the recipe in docs/export.md writes every window once, as the oracle has it."""
+"""Decode steps of several tokens: the recipe in docs/export.md writes every window once, as the reference does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo: its model keeps what the paper asks of causality, and its checks really can fail."""
+"""The demo: its model is causal as the paper asks, and its checks can fail."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""The eager calls give the oracle's bits: both dtypes, any strides, any segments, any tables."""
+"""The eager calls give the reference's bits: both types, any strides, any segments, any tables."""
 
 import ml_dtypes
 import numpy as np

@@ -1,4 +1,4 @@
-"""Every row of the error table, on NumPy arrays and on torch tensors, and the order in which rows win."""
+"""Every row of the error table, on NumPy arrays and on torch tensors, and which error wins where several apply."""
 
 import itertools
 import re

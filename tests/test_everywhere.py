@@ -1,4 +1,4 @@
-"""Our operators in sessions that others open, and in onnx's reference evaluator."""
+"""Our operators in sessions that other programs open, and in onnx's reference evaluator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`nsa-onnx explain` without a browser: what the page says, that it is to scale, bounded and cannot be attacked."""
+"""`nsa-onnx explain` without a browser: the page's contents, its scale, its bounded size, and hostile models."""
 
 from __future__ import annotations
 

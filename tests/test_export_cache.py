@@ -1,4 +1,4 @@
-"""export(): a cache that the model updates is an output, however it is held; what is wrong is never written."""
+"""export(): a cache that the model updates becomes an output, however the model holds it; nothing wrong is written."""
 
 import copy
 import logging

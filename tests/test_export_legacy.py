@@ -1,4 +1,4 @@
-"""The legacy exporter, dynamo=False, with our own ops; torch_npu's are in with_torch_npu/test_onnx_routes.py."""
+"""The legacy exporter, dynamo=False, with our own ops; for torch_npu's see with_torch_npu/test_onnx_routes.py."""
 
 import warnings
 

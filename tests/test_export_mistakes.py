@@ -1,4 +1,4 @@
-"""A mistake in the model is told in one sentence with its line; torch's trace is there for who asks for it."""
+"""A mistake in the model is reported in one sentence with its line; torch's trace is shown on request."""
 
 import inspect
 import logging

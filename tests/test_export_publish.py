@@ -1,4 +1,4 @@
-"""An export with weights beside it is the old model with its weights or the new one with its own, whenever it dies."""
+"""An export with external weights leaves the old model or the new one, each with its weights, whenever it is killed."""
 
 import os
 import resource

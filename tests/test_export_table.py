@@ -1,4 +1,4 @@
-"""The table in docs/export.md, the cells of our own ops; torch_npu's are in with_torch_npu/test_table.py."""
+"""The table in docs/export.md, the cells of our own ops; those of torch_npu's are in with_torch_npu/test_table.py."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""export() never vouches for a graph that has lost something: each way to write is right or refused, on both routes."""
+"""export() accepts no graph that has lost something: each way to update a cache is right or refused, on both routes."""
 
 import copy
 import sys

@@ -1,6 +1,6 @@
-"""A model whose constants lie in a file beside it, as torch's exporter leaves them, is the model in one file.
+"""A model with constants in a file beside it, as torch's exporter writes them, gives what the model in one file gives.
 
-To every command, and to every function that takes a path.
+For every command, and for every function that takes a path.
 """
 
 import nsa_models as models

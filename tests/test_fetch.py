@@ -1,4 +1,4 @@
-"""cmake/fetch.py brings a whole, verified dependency or says why not; no network is needed here."""
+"""cmake/fetch.py brings a complete, verified dependency or says why not. No network is needed here."""
 
 import hashlib
 import http.server

@@ -1,4 +1,4 @@
-"""nsa-onnx fuse: what torch exports is found and replaced, what only looks like it is not, nothing else changes."""
+"""nsa-onnx fuse: what torch exports is found and replaced, what only looks like it stays, nothing else changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""nsa-onnx fuse on what people write: pooling of windows, a position bias, and what cannot be the operator."""
+"""nsa-onnx fuse on forms that people write: pooling of windows, a position bias, and what cannot be the operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our own portable bodies, inlined by the tools that do that, become the node again."""
+"""Our own portable bodies, inlined by tools, become nodes again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Whatever the file holds, every command ends in time with findings or a clean error, and so does the Python API.
+"""For any file, every command and the Python API end in time, with findings or a clean error.
 
-The models and the process that meets them are in `hostile_models`. The fuzzer runs for ten seconds of processor time;
+The models and the process that reads them are in `hostile_models`. The fuzzer runs for ten seconds of processor time;
 ``NSA_ONNX_FUZZ_SECONDS=600 NSA_ONNX_FUZZ_SEED=7 pytest tests/test_hostile.py -k mutated`` runs it for ten minutes, on
 other models. What breaks a command is kept under build/fuzz/ and named by the failure.
 """

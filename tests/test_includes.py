@@ -1,4 +1,4 @@
-"""The floors of the C++ sources: who may include whom. Nothing includes upwards, and nobody in a circle."""
+"""The layers of the C++ sources: which may include which. Nothing includes a higher layer, and there is no cycle."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The CPU kernels' promise: the contract's bits, on every instruction set and number of threads."""
+"""The CPU kernels give the contract's bits on every instruction set and with any number of threads."""
 
 import os
 import platform

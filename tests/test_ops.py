@@ -1,4 +1,4 @@
-"""torch.ops.nsa_onnx: the oracle's bits, torch's rules for ops, gradients, and errors that explain themselves."""
+"""torch.ops.nsa_onnx: the reference's bits, torch's rules for ops, gradients, and error messages."""
 
 import numpy as np
 import oracle

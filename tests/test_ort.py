@@ -1,4 +1,4 @@
-"""The custom ops in onnxruntime's CPU provider: every case of ort_cases.py, on the newest and the oldest."""
+"""The custom ops in onnxruntime's CPU provider: every case of ort_cases.py, on the newest and the oldest version."""
 
 import json
 import os

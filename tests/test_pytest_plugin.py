@@ -1,4 +1,4 @@
-"""The pytest plugin: there wherever nsa_onnx is installed, helpful when a model is wrong, and no burden on others."""
+"""The pytest plugin: present wherever nsa_onnx is installed, clear when a model is wrong, no cost for other tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is checked is what is used: the caller's indices change while calls run.
+"""Indices are used as they were checked, also when the caller changes them while a call runs.
 
 Each case runs in a process of its own, which dies if an index is used that has not been checked.
 """

@@ -1,6 +1,6 @@
-"""Each index of the caller's memory is read once, so that what was checked is what is used.
+"""Each index of the caller's memory is read once, so that the checked value is the one that is used.
 
-tests/cpu/watch.cc counts the reads, address by address; tests/test_race.py lets another thread write instead.
+tests/cpu/watch.cc counts the reads, address by address; in tests/test_race.py another thread writes instead.
 """
 
 import ctypes

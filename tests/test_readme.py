@@ -1,4 +1,4 @@
-"""What the README shows is run, and what it points to is there."""
+"""The README's code runs, and its links, folders and make targets exist."""
 
 import re
 import subprocess

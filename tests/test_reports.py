@@ -1,4 +1,4 @@
-"""What a check found, in each format: valid by the format's schema, complete, and safe with names nobody trusts."""
+"""What a check found, in each format: valid by the format's schema, complete, and safe with hostile names."""
 
 from __future__ import annotations
 

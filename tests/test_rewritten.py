@@ -1,4 +1,4 @@
-"""What tools make of models with portable bodies: renamed, reordered, respelled, inlined, dropped, and told."""
+"""Models with portable bodies that tools have rewritten: renamed, reordered, inlined or dropped bodies are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels' test binary (tests/cpu) on this machine: same bits from every instruction set, split and thread."""
+"""The kernels' test program (tests/cpu) on this machine: the same bits for every instruction set, split and thread."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""ONNX schemas: exact T', names of dims, and no to what is certainly wrong."""
+"""ONNX schemas: exact T', names of dims, and an error for what is certainly wrong."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The simulated CANN keeps its promises: each protection is broken on purpose and must notice.
+"""The simulated CANN keeps its promises: each rule is broken on purpose, and the simulator must notice.
 
-Everything runs in child processes: the library counts at exit what was left, and a host that touches
-device memory dies. tests/sim/README.md says what is simulated.
+Everything runs in child processes: the library counts at exit what was not released, and a host that touches device
+memory dies. tests/sim/README.md says what is simulated.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The contracts against the documentation's formulas, written out again by brute force."""
+"""The contracts against the documentation's formulas, written again by brute force."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Targets: their limits are their own, and what prepares a model for one makes it pass and changes no bit."""
+"""Targets: each has its own limits, and a model that is prepared for one passes its rules with the same bits."""
 
 from __future__ import annotations
 

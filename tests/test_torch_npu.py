@@ -1,7 +1,7 @@
-"""Runs the tests of with_torch_npu/ in processes of their own, where the real torch_npu can be imported.
+"""Runs the tests of with_torch_npu/ in separate processes, where the real torch_npu can be imported.
 
-torch_npu lies beside the environment (NSA_ONNX_TORCH_NPU_DIR), CANN's libraries are the simulated ones
-(NSA_ONNX_SIM_DIR). Where either is missing, the tests fail: they are part of what `make test` promises.
+torch_npu is installed beside the environment (NSA_ONNX_TORCH_NPU_DIR); CANN's libraries are the simulated ones
+(NSA_ONNX_SIM_DIR). Where either is missing, the tests fail: they are not optional.
 """
 
 import os

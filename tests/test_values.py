@@ -1,4 +1,4 @@
-"""bfloat16 in and out of onnxruntime from Python, on the newest version and on the oldest."""
+"""bfloat16 in and out of onnxruntime from Python, with the newest version and with the oldest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, by several writers at once and after one that was killed."""
+"""Files are written completely or not at all, by several writers at once and after one that was killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small torch models, tensors and comparisons shared by the tests of the exporters."""
+"""Small torch models, tensors and comparisons, shared by the tests of the exporters."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A headless Chromium for the tests in this folder, which `make test-browser` runs and `make test` does not.
 
-Needs Debian's packages chromium and chromium-driver; CHROMIUM and CHROMEDRIVER name other places.
+Needs Debian's packages chromium and chromium-driver. CHROMIUM and CHROMEDRIVER give other paths.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The page of `nsa-onnx explain` in a browser: it renders, stays silent, works by keyboard and on small screens."""
+"""The page of `nsa-onnx explain` in a browser: it renders, loads nothing, works by keyboard and on small screens."""
 
 from __future__ import annotations
 

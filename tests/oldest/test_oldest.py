@@ -1,7 +1,7 @@
-"""The oldest Python, numpy, onnx and onnxruntime that pyproject.toml allows: our installed wheel works with them.
+"""The installed wheel works with the oldest Python, numpy, onnx and onnxruntime that pyproject.toml allows.
 
-`make test-oldest` runs this in an environment of its own. Newer versions are what all other tests run with; the
-oldest onnxruntime-cann is in tests/test_cann.py.
+`make test-oldest` runs this in a separate environment. All other tests run with newer versions; the oldest
+onnxruntime-cann is in tests/test_cann.py.
 """
 
 import re

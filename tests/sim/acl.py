@@ -1,7 +1,7 @@
 """The simulated CANN through ctypes, for the child processes of tests/test_sim.py.
 
-A child says ``from acl import *``; it needs nothing but NumPy. Every function here raises AclError where
-the library answers with an error code, except ``code()``, which returns it.
+A child process says ``from acl import *``; it needs nothing but NumPy. Every function here raises AclError where the
+library returns an error code, except ``code()``, which returns it.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """Our operators on the real onnxruntime-cann and the simulated CANN: ``python nsa.py <case>``.
 
-Runs in the environment of onnxruntime-cann, with the simulator's libraries on LD_LIBRARY_PATH; tests/test_cann.py
-starts it, once per case, and looks at what the simulator reports as left over.
+Runs in the environment of onnxruntime-cann, with the simulator's libraries on LD_LIBRARY_PATH. tests/test_cann.py
+starts it once per case, and reads what the simulator reports as not released.
 """
 
 import ctypes

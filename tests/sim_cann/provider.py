@@ -1,7 +1,7 @@
 """The real onnxruntime-cann on the simulated CANN, standard nodes only: ``python provider.py <case>``.
 
-Runs in the environment of onnxruntime-cann (its import name is onnxruntime's) with the simulator's
-libraries on LD_LIBRARY_PATH; tests/test_sim.py starts it, once per case.
+Runs in the environment of onnxruntime-cann (its import name is onnxruntime's) with the simulator's libraries on
+LD_LIBRARY_PATH. tests/test_sim.py starts it once per case.
 """
 
 import ctypes

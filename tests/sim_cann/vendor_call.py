@@ -1,7 +1,7 @@
 """The real torch_npu on the simulated CANN, started by tests/test_sim.py.
 
-torch_npu calls the same aclnn operators as our Ascend path, through its own code. What it passes, and
-in which order and type, is the vendor's word; that the simulator understands it proves our reading.
+torch_npu calls the same aclnn operators as our Ascend code, through code of its own. So its arguments, their order and
+their types show how the vendor calls them: if the simulator accepts this call, our reading of the interface is right.
 """
 
 import ml_dtypes

@@ -1,4 +1,4 @@
-"""What `polygraphy run` reads its inputs from."""
+"""The inputs for `polygraphy run`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The file that every tool gets: a prefill and a decode branch between standard operators, and what it computes."""
+"""The model that every tool gets: a prefill and a decode branch between standard operators, and its results."""
 
 from __future__ import annotations
 

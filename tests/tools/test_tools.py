@@ -1,4 +1,4 @@
-"""The table in docs/tools.md, each row with the real tool: what becomes of our nodes, their bodies and the results.
+"""The table in docs/tools.md, each row with the real tool: what it does to our nodes, their bodies and the results.
 
 `make test-tools` runs this, with the tools in build/tools.
 """

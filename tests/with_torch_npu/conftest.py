@@ -1,6 +1,6 @@
 """Tests on the real torch_npu. They run in a process of their own, which test_torch_npu.py starts.
 
-(The folder is not called torch_npu: beside the other tests it would be importable under that name.)
+(The folder is not called torch_npu, because the other tests could then import it under that name.)
 """
 
 import os

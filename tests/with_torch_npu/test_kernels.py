@@ -1,4 +1,4 @@
-"""What is attached to torch_npu's ops, and what is left alone."""
+"""Which kernels torch_npu's ops get from us, and which stay as they are."""
 
 import json
 import os

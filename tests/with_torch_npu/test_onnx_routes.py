@@ -1,4 +1,4 @@
-"""torch_npu's models as ONNX: the nodes of our own ops, to the attribute, and the bits in onnxruntime."""
+"""torch_npu's models as ONNX: the same nodes and attributes as our own ops, and the same bits in onnxruntime."""
 
 import inspect
 import warnings

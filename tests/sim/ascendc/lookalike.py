@@ -1,7 +1,7 @@
-"""The Ascend C kernels on the look-alike, from Python: build the simulated library, launch, read counters.
+"""The Ascend C kernels on the look-alike of Ascend C, from Python: build the library, launch, read counters.
 
 Used by tests/test_ascend_kernels.py and benchmarks/ascend_counters.py. Arrays are NumPy's, float16 or
-ml_dtypes.bfloat16; lengths and plans come from nsa_onnx.spec, which is what plan/ mirrors.
+ml_dtypes.bfloat16. Lengths and plans come from the operators' contracts, of which plan/ is the C++ copy.
 """
 
 from __future__ import annotations

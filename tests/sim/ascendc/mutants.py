@@ -1,7 +1,8 @@
 """Copies of the kernels and tilings with one line or one bound broken, compiled into one library.
 
-A mutant is the text of one file of ascend_kernels/ with one place changed. All of them go into one C++
-file, each in a namespace of its own, so that the look-alike is compiled once. Number 0 changes nothing.
+A mutant is the text of one file of ascend_kernels/ with one place changed; the tests must notice each. All of them go
+into one C++ file, each in a namespace of its own, so that the look-alike of Ascend C is compiled once. Number 0 changes
+nothing.
 """
 
 from __future__ import annotations

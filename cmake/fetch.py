@@ -1,8 +1,8 @@
-"""Bring one build dependency into a folder and print where it lies: fetch.py {onnxruntime,highway} FOLDER.
+"""Downloads one build dependency into a folder and prints its path: fetch.py {onnxruntime,highway} FOLDER.
 
-Two sources in turn, because a build machine often reaches only one of them: Debian's archive, through
-the mirror this machine's own apt uses (nothing is installed, root is not needed), then GitHub. Debian's
-files are verified by apt's signatures, GitHub's by the hashes below. What is in FOLDER is used again.
+It tries two sources, because a build machine often reaches only one of them: Debian's archive, through the mirror
+that this machine's apt uses (nothing is installed, root is not needed), then GitHub. Debian's files are verified by
+apt's signatures, GitHub's by the hashes below. What is in FOLDER already is used again.
 """
 
 from __future__ import annotations

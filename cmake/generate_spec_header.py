@@ -1,11 +1,11 @@
-"""Write the C++ header with the limits, messages and hints of the operators' contracts.
+"""Writes the C++ header with the limits, messages and hints of the operators' contracts.
 
 Usage: generate_spec_header.py PACKAGE PYPROJECT_TOML HEADER
 
-PACKAGE is the folder nsa_onnx. Every folder in its operators/ that has a contract.py gets a namespace of its name.
+PACKAGE is the folder nsa_onnx. Each folder in its operators/ that has a contract.py gets a namespace of its name.
 
-Runs at configure time with nothing but the standard library: the contracts are imported without the ``__init__.py``
-of the packages that they are in, so that neither NumPy nor onnx must be installed.
+Runs when the build is configured, with the standard library alone: the contracts are imported without the
+``__init__.py`` of their packages, so that neither NumPy nor onnx must be installed.
 """
 
 from __future__ import annotations

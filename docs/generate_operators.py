@@ -1,6 +1,6 @@
 """Writes docs/operators.md from the schemas' own documentation: `python docs/generate_operators.py`.
 
-A test compares the file with `render()`, so that it cannot drift.
+A test compares the file with `render()`, so that it is never out of date.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes docs/rules.md from the checker's rules: `python docs/generate_rules.py`.
 
-A test compares the file with `markdown()`, so that it cannot drift.
+A test compares the file with `markdown()`, so that it is never out of date.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Serve a text file through a decoder that attends to compressed K/V: export, run, check.
+"""Exports a small transformer, serves a text file with onnxruntime, and compares every result with PyTorch.
 
-The main job on real input. Two graphs are exported from one small byte-level transformer (nsa_model.py,
-random weights), a ragged prefill and a paged decode step. onnxruntime serves the text with them: four
-sequences of different lengths are prefilled in one batch, then decode steps feed the bytes that follow,
-fill pages and compress every window that becomes complete. Exit code 0 only if all of this holds:
+Two graphs are exported from one byte-level transformer (nsa_model.py, random weights): prefill for sequences of
+different lengths, and a paged decode step. onnxruntime serves the text with them. Four sequences are prefilled in one
+batch; then decode steps feed the bytes that follow, fill pages and compress every window that becomes complete. The
+exit code is 0 only if all of this holds:
 
 - nsa_onnx.check finds nothing wrong with either graph;
 - the logits of both graphs equal PyTorch's for the whole sequences, up to a stated tolerance;

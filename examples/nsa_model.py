@@ -1,15 +1,15 @@
 """A byte-level transformer whose attention reads compressed K and V, as two modules to export.
 
-This is the compression branch of Native Sparse Attention (Yuan et al. 2025, arXiv:2502.11089): a window
-of ``block`` tokens, moved by ``stride``, becomes one key and one value per head, and a query attends to
-those instead of to the tokens. The paper's selection and sliding-window branches are left out.
+This is the compression branch of Native Sparse Attention (Yuan et al. 2025, arXiv:2502.11089): a window of ``block``
+tokens, moved by ``stride``, becomes one key and one value per head, and a query attends to those instead of to the
+tokens. The paper's selection and sliding-window branches are left out.
 
-Causality: a query at position t sees the window of tokens [s, s + block) if it is complete before the
-query, s + block <= t. Besides the windows, every query sees the key and value of its own token: so the
-softmax has an entry even where no window is complete yet, and nothing is ever NaN.
+Causality: a query at position t sees the window of tokens [s, s + block) if it is complete before the query,
+s + block <= t. Every query also sees the key and value of its own token. So the softmax has an entry even where no
+window is complete yet, and nothing is ever NaN.
 
-`Prefill` and `Decode` share one set of weights (random, from a seed) and must agree: the logits of a
-token do not depend on which of the two computed them, up to rounding.
+`Prefill` and `Decode` share one set of weights (random, from a seed) and must agree: the logits of a token do not
+depend on which of the two computed them, up to rounding.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Find the standard operators at which onnxruntime's CPU provider dies or fails on axes of 0 elements.
+"""Finds the standard operators at which onnxruntime's CPU provider crashes or fails on axes of length 0.
 
     .venv/bin/python tools/empty_dims.py
 
 The models are onnx's own tests of single operators, float inputs only, with one axis (or all axes of one size) of
-their inputs made empty, and `PROBES`. They run in a process of their own, which may die and is then started again
-behind the model that killed it. What was found stands in nsa_onnx/targets/cpu.py; tests/test_empty_dims.py compares.
+their inputs made empty, and `PROBES`. They run in a separate process, which may crash and is then started again after
+the model that crashed it. The results are in nsa_onnx/targets/cpu.py; tests/test_empty_dims.py compares.
 """
 
 from __future__ import annotations

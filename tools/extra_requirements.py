@@ -1,6 +1,6 @@
-"""Print the requirements of one extra of pyproject.toml, one a line.
+"""Prints the requirements of one extra of pyproject.toml, one per line.
 
-pip can install an extra only together with the project, and the project's build needs some of them.
+pip can install an extra only together with the project, but the project's build needs some of them before that.
 """
 
 import re

@@ -1,18 +1,17 @@
-# make demo · make test · make test-aarch64 · make test-browser · make test-tools · make test-oldest · make bench ·
-# make lint. All state lies under .venv/ and build/.
+# Builds, tests and measures the project; `make help` lists the targets. All that it makes lies under .venv/ and build/.
 #
-# Needs python3 (3.11 or later; what it builds runs on 3.10 as well) with venv and headers, g++, make. Everything
-# else, cmake included, comes from Python packages or is fetched by the build (see cmake/).
+# Needs python3 (3.11 or later; the package itself runs on 3.10 too) with venv and headers, g++ and make. Everything
+# else, cmake included, is installed from Python packages or downloaded by the build (see cmake/).
 
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# torch loads every installed backend by itself and stops where one of them does not find its driver.
+# Otherwise torch loads every installed backend when it is imported, and stops if one does not find its driver.
 export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 
-.PHONY: env build demo test test-aarch64 test-browser test-tools test-oldest bench bench-quick lint format clean
+.PHONY: help env build demo test test-aarch64 test-browser test-tools test-oldest bench bench-quick lint format clean
 
-# What a stamp stands for is redone when what it was made from changes.
+# Stamps: an empty file for each thing that is made. It is made again when what it depends on is newer than its stamp.
 ENV := .venv/.stamp-env
 OLD_ORT := build/venv-ort-1.21/.stamp
 TORCH_NPU := build/torch_npu/.stamp
@@ -24,6 +23,18 @@ SIM := build/sim/.stamp
 BUILD := .venv/.stamp-build
 BENCH := .venv/.stamp-bench
 
+help:
+	@echo "make demo           export a small model, serve README.md with it, compare with PyTorch"
+	@echo "make test           the tests that need no further packages"
+	@echo "make test-aarch64   the CPU kernels on an emulated aarch64 (g++-aarch64-linux-gnu, qemu-user)"
+	@echo "make test-browser   the page of nsa-onnx explain in a browser (chromium, chromium-driver)"
+	@echo "make test-tools     what other ONNX tools do to NSA nodes (downloads the tools)"
+	@echo "make test-oldest    the oldest supported versions (Python 3.10)"
+	@echo "make bench          measure the CPU kernels, a quarter of an hour; make bench-quick: a minute"
+	@echo "make lint           check the sources; make format: format them"
+	@echo "make build          set up .venv and install the package there, editable; make env: set up .venv alone"
+	@echo "make clean          remove .venv and build"
+
 env: $(ENV)
 build: $(BUILD)
 
@@ -33,19 +44,19 @@ $(ENV): pyproject.toml tools/extra_requirements.py
 	$(BIN)/pip install -q -r .venv/requirements.txt
 	touch $@
 
-# The oldest onnxruntime that we promise, in an environment of its own.
+# The oldest supported onnxruntime, in a separate environment.
 $(OLD_ORT): pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -q onnxruntime==1.21.1 onnx==1.23.2 ml_dtypes==0.6.0 numpy==2.4.6
 	touch $@
 
-# Beside the environment, not into it: `import torch` would fail there without CANN.
+# The real torch_npu, in a folder outside .venv: inside, `import torch` would fail without CANN.
 $(TORCH_NPU): pyproject.toml
 	$(PYTHON) -m venv build/venv-pip >/dev/null
 	build/venv-pip/bin/pip install -q --upgrade --no-deps --target $(@D) torch_npu==2.13.0 pyyaml==6.0.3
 	touch $@
 
-# The tools of docs/tools.md, beside the environment as well: their own wishes for versions are older than ours.
+# The tools of docs/tools.md, outside .venv as well: they ask for older versions of other packages.
 $(TOOLS): pyproject.toml tools/extra_requirements.py
 	$(PYTHON) -m venv build/venv-pip >/dev/null
 	$(PYTHON) tools/extra_requirements.py tools > build/venv-pip/tools.txt
@@ -53,7 +64,7 @@ $(TOOLS): pyproject.toml tools/extra_requirements.py
 	build/venv-pip/bin/pip install -q --no-deps --target $(@D) -r build/venv-pip/tools.txt
 	touch $@
 
-# The real onnxruntime-cann, which needs numpy < 2 and has the import name of onnxruntime.
+# The real onnxruntime-cann in a separate environment: it needs numpy < 2 and is imported as onnxruntime.
 $(ORT_CANN): pyproject.toml
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -q onnxruntime-cann==1.24.4 numpy==1.26.4 onnx==1.19.1 ml_dtypes==0.5.3 protobuf==7.36.2
@@ -69,7 +80,7 @@ $(SIM): $(SIM_SOURCES) $(ENV) $(TORCH_NPU) $(ORT_CANN)
 
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard nsa_onnx/operators/*.py nsa_onnx/operators/*/contract.py \
   nsa_onnx/targets/vendor.py cmake/* plan/* ort_ext/* ort_ext/*/* ort_ext/*/*/*)
-# The folders themselves: an editable install finds only the modules that were there when it was made.
+# The folders are listed too: an editable install knows only the modules that existed when it was made.
 PACKAGES := nsa_onnx $(filter-out %__pycache__/,$(filter %/,$(wildcard nsa_onnx/*/ nsa_onnx/*/*/))) exporters
 $(BUILD): $(ENV) $(NATIVE) $(PACKAGES)
 	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
@@ -78,7 +89,7 @@ $(BUILD): $(ENV) $(NATIVE) $(PACKAGES)
 demo: $(BUILD)
 	$(BIN)/python examples/nsa_decoder.py
 
-# torch.compile, which some tests run, compiles against Python's headers: say so before ten minutes are gone.
+# Some tests run torch.compile, which needs Python's headers. Checked first, because the tests take long.
 HAS_HEADERS := import os, sysconfig; print(os.path.isfile(sysconfig.get_path("include") + "/Python.h"))
 test: $(BUILD) $(BENCH) $(OLD_ORT) $(SIM) $(CANN)
 	@test "$$($(BIN)/python -c '$(HAS_HEADERS)')" = True || \
@@ -93,11 +104,11 @@ test-aarch64: $(ENV)
 test-browser: $(BUILD)
 	$(BIN)/python -m pytest tests/browser
 
-# What the tools of others do to our nodes: docs/tools.md
+# What other ONNX tools do to our nodes: docs/tools.md
 test-tools: $(BUILD) $(TOOLS)
 	PYTHONPATH=$(CURDIR)/build/tools $(BIN)/python -m pytest -n 2 --confcutdir=tests/tools tests/tools
 
-# The oldest versions that pyproject.toml allows, on the oldest Python, with our wheel.
+# Our wheel with the oldest versions that pyproject.toml allows, on the oldest Python.
 OLDEST_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10) python3.10)
 $(OLDEST): pyproject.toml
 	@$(OLDEST_PYTHON) -c "" || { echo "Python 3.10 is missing: make test-oldest OLDEST_PYTHON=..." >&2; exit 1; }
@@ -112,13 +123,13 @@ test-oldest: $(BUILD) $(OLDEST)
 	build/venv-oldest/bin/pip install -q --no-deps --force-reinstall build/wheel/*.whl
 	build/venv-oldest/bin/pytest -o pythonpath= --confcutdir=tests/oldest tests/oldest
 
-# What draws the plots and the progress bar; the library of limits builds itself (benchmarks/limits.py).
+# Packages for plots and a progress bar. The benchmarks' own library is built by benchmarks/limits.py.
 $(BENCH): $(ENV) pyproject.toml
 	$(PYTHON) tools/extra_requirements.py bench > .venv/requirements-bench.txt
 	$(BIN)/pip install -q -r .venv/requirements-bench.txt
 	touch $@
 
-# A quarter of an hour; BENCH_ARGS="--sections prefill --shapes 32/16" and the like take a part of it.
+# BENCH_ARGS="--sections prefill --shapes 32/16" and the like measure a part.
 BENCH_OUT := build/bench
 bench: $(BUILD) $(BENCH)
 	$(BIN)/python -m benchmarks --json $(BENCH_OUT)/bench.json --plots $(BENCH_OUT) $(BENCH_ARGS)

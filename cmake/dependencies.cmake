@@ -1,7 +1,7 @@
-# onnxruntime's headers (ONNXRUNTIME_INCLUDE_DIR) and Highway's source (HIGHWAY_SOURCE_DIR).
+# Finds onnxruntime's headers (ONNXRUNTIME_INCLUDE_DIR) and Highway's source (HIGHWAY_SOURCE_DIR).
 #
-# Each is, in this order: the path given as a CMake or environment variable of that name, what the machine
-# has installed (headers only), or fetched into NSA_ONNX_DEPS_DIR by cmake/fetch.py.
+# Tried in this order: the path in a CMake or environment variable of that name, what the machine has installed
+# (headers only), a download into NSA_ONNX_DEPS_DIR by cmake/fetch.py.
 
 set(NSA_ONNX_DEPS_DIR ${CMAKE_SOURCE_DIR}/build/_deps CACHE PATH "Fetched dependencies, shared by all builds")
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The kernels' test for aarch64 on another machine: cross-built, then run on emulated processors with and
-# without SVE, of several vector lengths. Each must offer the targets named here, or the test fails.
+# Tests the CPU kernels for aarch64 on any machine: cross-builds them and runs them on emulated processors with and
+# without SVE, with several vector lengths. Each must offer the targets named here, or the test fails.
 #   make test-aarch64
 set -eu
 cd "$(dirname "$0")/../.."

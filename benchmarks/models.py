@@ -1,6 +1,6 @@
-"""What the commands that read models cost, by the size of the model: milliseconds of processor time per node.
+"""Measures the commands that read models on a large model: milliseconds of processor time per node.
 
-The measure beside them is what anybody pays who looks at the same file: onnx's own reading and shape inference.
+For comparison: onnx's own reading and shape inference of the same file.
 """
 
 from __future__ import annotations

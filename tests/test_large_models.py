@@ -1,7 +1,7 @@
-"""Commands on large models: each reads, infers and searches a model once, and the work grows as the model does.
+"""Commands on large models: each reads, infers and searches a model once, and the work grows only as the model does.
 
-Nothing is timed here: readings, inferences, searches and calls of Python functions are counted. What a node costs
-is a figure of `make bench` (benchmarks/models.py).
+Nothing is timed here: readings, inferences, searches and calls of Python functions are counted. `make bench` measures
+the time per node (benchmarks/models.py).
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""NSA045: nodes that are named like our operators, in a domain where nothing defines them."""
+"""Rule NSA045: nodes with the names of our operators in another domain, where nothing defines them."""
 
 from __future__ import annotations
 

@@ -12,14 +12,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from nsa_onnx import spec
 from nsa_onnx.analysis import analyse
 from nsa_onnx.checker import Finding, Report, Severity, UnreadableModelError
 from nsa_onnx.cli import main
-from nsa_onnx.explain import explain, page
-from nsa_onnx.explain.drawing import MAX_ROWS, MAX_SEGMENTS, MAX_WINDOWS, next_write
+from nsa_onnx.explain import explain, section
+from nsa_onnx.explain.drawing import MAX_ROWS
 from nsa_onnx.explain.facts import MAX_SUBJECTS, subjects
-from nsa_onnx.explain.page import MAX_PICTURE_BYTES, MAX_SECTIONS
+from nsa_onnx.explain.parts import MAX_SECTIONS
+from nsa_onnx.explain.section import MAX_PICTURE_BYTES
+from nsa_onnx.explain.segments import MAX_SEGMENTS, MAX_WINDOWS
+from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.base import Operator
+from nsa_onnx.operators.pictures import Pages
+from nsa_onnx.operators.windows import triggers, window_count
 
 MEGABYTE = 2**20
 
@@ -75,7 +80,7 @@ def test_segments_windows_and_tails_are_drawn_where_they_are(block, stride):
     page = Page(explain(explain_models.ragged(lengths, block, stride)))
     for index, length in enumerate(lengths):
         ((tokens, boxes),) = page.drawings(f"segment {index}:")
-        windows = spec.window_count(length, block, stride)
+        windows = window_count(length, block, stride)
         covered = block + (windows - 1) * stride if windows else 0
         assert tokens == max(lengths)
         assert sorted(of(boxes, "window0", "window1")) == [(k * stride, block) for k in range(windows)]
@@ -133,9 +138,10 @@ def test_a_decode_step_shows_who_writes_what():
 
 @pytest.mark.parametrize(("block", "stride"), [(32, 16), (16, 16), (112, 48)])
 def test_the_next_window_is_the_next_length_that_triggers(block, stride):
+    step = Pages(block, stride, np.array([0]), None, "", 64, None, None, None)
     for length in range(400):
-        wanted = next(n for n in range(length, 1000) if spec.triggers(n, block, stride))
-        assert next_write(length, block, stride) == wanted
+        wanted = next(n for n in range(length, 1000) if triggers(n, block, stride))
+        assert step.next_write(length) == wanted
 
 
 def test_findings_are_at_their_node_with_rule_hint_and_mark():
@@ -158,6 +164,14 @@ def test_wrong_lengths_are_marked_and_not_drawn():
     html = explain(models.compress([50, 100], x=(120, 4, 16)))
     assert 'class="wrong"' in html  # tokens of input that are in no segment
     assert "20 tokens in no segment" in html
+
+
+def test_an_operator_without_a_picture_has_all_the_rest(monkeypatch):
+    monkeypatch.setattr(type(OPERATORS["NsaCompress"]), "picture", Operator.picture)
+    page = Page(explain(explain_models.ragged([100, 60])))
+    assert "NsaCompress has no picture." in page.text
+    assert "float16 [160, 8, 128]" in page.text
+    assert not page.drawings("segment")
 
 
 def test_findings_about_no_node_are_told_apart():
@@ -197,7 +211,7 @@ def nested():
     return models.model(nodes, inputs, outputs, functions=[function], imports=(("nsa_onnx", 1), ("local", 1)))
 
 
-def section(html, index):
+def section_of(html, index):
     """The HTML of one node's section."""
     following = html.find(f'id="node-{index + 1}"')
     return html[html.index(f'id="node-{index}"') : following if following > 0 else None]
@@ -210,12 +224,12 @@ def test_neighbours_and_places_are_told():
     assert "function local.Step" in page.text
     assert "called in 1 place" in page.text
     assert "Attributes are set by the function's caller" in page.text
-    first, second = section(html, 0), section(html, 1)
+    first, second = section_of(html, 0), section_of(html, 1)
     assert '<span class="op">Neg</span> <code>minus</code><span class="quiet"> ← Relu</span>' in first
     assert "output of the graph" in first
     assert '<a href="#node-1">NsaCompress</a>' in first  # its consumer
     assert '<a href="#node-0">NsaCompress</a>' in second  # its producer
-    assert "of graph" in section(html, 2)  # a value of the graph around
+    assert "of graph" in section_of(html, 2)  # a value of the graph around
     assert "<code>neg</code>" in html
 
 
@@ -258,7 +272,7 @@ def test_the_same_picture_is_folded_and_linked():
 
 
 def test_pictures_beyond_the_page_s_share_are_left_out(monkeypatch):
-    monkeypatch.setattr(page, "MAX_PICTURE_BYTES", 8_000)
+    monkeypatch.setattr(section, "MAX_PICTURE_BYTES", 8_000)
     made = explain_models.many(4)
     for index in (1, 2):  # pictures of their own
         made.graph.node[index].input[2] = f"seq{index}"
@@ -286,7 +300,7 @@ def test_a_finding_without_a_place_is_at_the_only_node_of_its_name():
 def test_nodes_with_the_same_lengths_share_them():
     model = analyse(explain_models.many(3))
     found, _ = subjects(model, Report("", "cpu", ()), None)
-    assert len({id(subject.plan) for subject in found}) == 1
+    assert len({id(subject.picture) for subject in found}) == 1
 
 
 ALLOWED_TEXT = """

@@ -1,7 +1,8 @@
 """``nsa-onnx explain``: one HTML page that shows what the NSA nodes of a model do.
 
-`explain` makes the page. `facts` collects what it shows, `drawing` makes the pictures, `page` puts them together.
-All of them build HTML with `markup`, which escapes every text that it did not make itself.
+`explain` makes the page. `facts` and `neighbours` collect what it shows, `segments` and `pages` draw the two kinds of
+pictures that operators have, `section` and `page` put them together. All of them build HTML with `markup`, which
+escapes every text that it did not make itself.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 
 from ..analysis import Source
 from ..checker import UnreadableModelError, examine
-from .facts import MAX_DRAWN_LENGTH, places, subjects
+from ..operators.pictures import MAX_DRAWN_LENGTH
+from .facts import places, subjects
 from .page import render, title_of
 
 __all__ = ["MAX_DRAWN_LENGTH", "explain"]

@@ -6,6 +6,8 @@ from html import escape
 
 # The longest name or message that is printed whole; a model's names may be megabytes.
 MAX_TEXT = 160
+NOTHING = "\u2013"
+"""A dash where there is no value."""
 
 _VOID = frozenset({"link", "meta"})
 

@@ -21,6 +21,7 @@ from .bodies import parsed
 from .contract import DOMAIN, DTYPES, OPSET_VERSION, Contract, Violations
 from .facts import NodeFacts, node_violation
 from .numbers import Floats
+from .pictures import NotDrawnError, Picture
 
 T = "T"
 """The type of all floating-point inputs and outputs of a node: float16 or bfloat16."""
@@ -231,6 +232,16 @@ class Operator(ABC):
     @abstractmethod
     def call(self, inputs: Sequence[Any], attributes: Mapping[str, int]) -> tuple[Any, ...]:
         """The eager call, on arrays in the order of the node's inputs (None where left out); they stay as they are."""
+
+    # ----------------------------------------------------------------------------------------------
+    # Drawing a node
+
+    def picture(self, facts: NodeFacts, lengths: Sequence[int] | None) -> Picture:
+        """What ``nsa-onnx explain`` draws of a node, with these lengths where the model does not fix them.
+
+        The node may break any row of the contract. NotDrawnError if there is nothing to draw.
+        """
+        raise NotDrawnError(f"{self.op_type} has no picture.")
 
 
 def _dim_proto(type_proto: TypeProto | None, index: int) -> Any:

@@ -11,8 +11,9 @@ from ..base import Exact, Input, Lengths, Operator, Output, Sample, T
 from ..compression import HOST, SUM_TEXT, WEIGHT, WINDOW_ATTRIBUTES, WINDOW_TEXT, Window, limits_text
 from ..contract import Violations
 from ..facts import NodeFacts
+from ..pictures import Segments
 from ..windows import BLOCK, SEQ, STRIDE, seq_tensor_violations
-from . import contract, sample
+from . import contract, picture, sample
 from .body import BODY
 from .call import nsa_compress
 
@@ -94,3 +95,6 @@ class NsaCompress(Operator):
     def call(self, inputs: Sequence[Any], attributes: Mapping[str, int]) -> tuple[Any]:
         x, w, seq = inputs
         return (nsa_compress(x, w, attributes[BLOCK], attributes[STRIDE], actual_seq_len=seq.tolist()),)
+
+    def picture(self, facts: NodeFacts, lengths: Sequence[int] | None) -> Segments:
+        return picture.make(facts, lengths)

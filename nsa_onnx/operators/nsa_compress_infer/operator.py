@@ -13,8 +13,9 @@ from ..bodies import parsed
 from ..compression import HOST, SUM_TEXT, WEIGHT, WINDOW_ATTRIBUTES, Window, limits_text
 from ..contract import Dim, Violations
 from ..facts import NodeFacts, node_violation
+from ..pictures import Pages
 from ..windows import BLOCK, SEQ, STRIDE, seq_tensor_violations
-from . import contract, sample
+from . import contract, picture, sample
 from .body import BODY, DEFAULT_TABLE
 from .call import nsa_compress_infer
 from .contract import PAGE
@@ -125,6 +126,9 @@ class NsaCompressInfer(Operator):
         return (
             nsa_compress_infer(*operands, block_table=table, actual_seq_len=seq.tolist(), cache=cache.copy(order="C")),
         )
+
+    def picture(self, facts: NodeFacts, lengths: Sequence[int] | None) -> Pages:
+        return picture.make(facts, lengths)
 
 
 def default_table(node: NodeProto, prefix: str, opset: int) -> list[NodeProto]:

@@ -17,7 +17,7 @@ import numpy as np
 from onnx import ModelProto
 from onnx.shape_inference import infer_shapes
 
-from . import __version__, spec
+from . import __version__
 from .analysis import Analysis, analyse
 from .checker import TARGETS, UnreadableModelError, check
 from .checker import command as check_command
@@ -29,11 +29,15 @@ from .graph.bounds import MAX_INFERRED_DIMS, inferred_dims, propagates_safely
 from .graph.external import SMALL_BYTES, inside
 from .graph.reading import load
 from .graph.writing import NotWritableError, replace_file, require_no_weights, write_model
+from .operators import OPERATORS
+from .operators.example import example_model
 from .operators.expand import expand
 from .operators.nsa_compress.call import nsa_compress
+from .operators.nsa_compress.contract import OP_TYPE, compressed_length
+from .operators.nsa_compress.example import example
 from .operators.schema import OUTPUT_RANKS
 from .runtime.everywhere import command_with
-from .runtime.session import compress_model, create_session, doctor
+from .runtime.session import create_session, doctor
 from .targets import command as prepare_command
 
 OK, FOUND, UNUSABLE = 0, 1, 2
@@ -241,7 +245,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     block, stride, heads, dim, seq = 32, 16, 4, 64, (40, 100, 100, 230)
-    model = compress_model(block, stride, seq, heads, dim)
+    model = example_model(OPERATORS[OP_TYPE], example(block, stride, seq, heads, dim))
     report = check(model)
     generator = np.random.default_rng(0)
     x = generator.standard_normal((seq[-1], heads, dim)).astype(np.float16)
@@ -252,8 +256,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     except Exception as error:  # onnxruntime has classes of its own
         raise _CommandError(error) from error
     same = np.array_equal(np.asarray(got).view(np.uint16), want.view(np.uint16))
-    rows = spec.compressed_length(seq, block, stride)
-    show(f"model        one {spec.COMPRESS_OP}, windows of {block} tokens, {stride} apart")
+    rows = compressed_length(seq, block, stride)
+    show(f"model        one {OP_TYPE}, windows of {block} tokens, {stride} apart")
     for line in report.to_text().splitlines():
         show(f"check        {line}")
     show(f"segments     prefix sums {', '.join(map(str, seq))}")

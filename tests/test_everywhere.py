@@ -20,10 +20,17 @@ from onnx.reference import ReferenceEvaluator
 
 import nsa_onnx
 from nsa_onnx import cli
+from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.example import example_model
+from nsa_onnx.operators.nsa_compress.example import example
 from nsa_onnx.runtime import session as sessions
-from nsa_onnx.runtime.session import compress_model
 
-MODEL = compress_model(32, 16, (40, 100), 2, 16).SerializeToString()
+
+def compress_model():
+    return example_model(OPERATORS["NsaCompress"], example(32, 16, (40, 100), 2, 16))
+
+
+MODEL = compress_model().SerializeToString()
 X = np.random.default_rng(0).standard_normal((100, 2, 16)).astype(np.float16)
 W = np.random.default_rng(1).random((32, 2)).astype(np.float16)
 WANT = nsa_onnx.nsa_compress(X, W, 32, 16, actual_seq_len=[40, 100])
@@ -230,7 +237,7 @@ def test_what_cannot_be_run_is_told(words, reason, capsys):
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_the_reference_evaluator_runs_prefill_with_the_same_bits(dtype):
-    made = compress_model(32, 16, (40, 100), 2, 16)
+    made = compress_model()
     got = ReferenceEvaluator(made, new_ops=nsa_onnx.reference_ops()).run(
         None, {"input": X.astype(dtype), "weight": W.astype(dtype)}
     )[0]
@@ -271,7 +278,7 @@ def test_the_reference_evaluator_runs_decode_and_leaves_the_cache(table):
 
 def test_the_reference_evaluator_runs_our_nodes_in_functions_once_they_are_inlined():
     """It does not hand new_ops on to functions."""
-    made = compress_model(32, 16, (40, 100), 2, 16)
+    made = compress_model()
     inner = onnx.NodeProto()
     inner.CopyFrom(made.graph.node[0])
     names = list(inner.input), list(inner.output)

@@ -94,6 +94,20 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A call that every backend takes, for the doctor; `example_model` makes a model of it.
+
+    Attributes:
+        shapes: of the inputs of type `T`.
+        indices: the other inputs.
+    """
+
+    attributes: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    indices: Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
 class Exact:
     """An output by the contract in float64, and by how much a float32 sum may be off."""
 
@@ -111,6 +125,7 @@ class Operator(ABC):
     attributes: tuple[Attribute, ...]
     body_text: str
     """The portable body, in ONNX's text format: see `bodies`."""
+    example: Example
     ascend_note: str = ""
     """What a user of a converted model must know, beyond the targets' rules."""
 

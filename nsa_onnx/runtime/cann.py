@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto
 
-from .. import spec
+from ..operators import OPERATORS
+from ..operators.base import Operator
+from ..operators.contract import DOMAIN
+from ..operators.example import example_model
 from . import native
 
 if TYPE_CHECKING:
@@ -157,7 +160,7 @@ def placement(session: InferenceSession) -> dict[str, str] | None:
     if tell is None:
         return None
     nodes = [(node, part.ep_name) for part in tell() for node in part.get_nodes()]
-    return {f"{node.op_type} {node.name!r}": provider for node, provider in nodes if node.domain == spec.DOMAIN}
+    return {f"{node.op_type} {node.name!r}": provider for node, provider in nodes if node.domain == DOMAIN}
 
 
 def _require_placement(session: InferenceSession, provider: str) -> None:
@@ -242,12 +245,13 @@ class Diagnosis:
 
 
 def diagnose(onnxruntime: Any, make: Any) -> Diagnosis:
-    """Run both operators on the device and compare them with the CPU. Raises nothing: what fails is in the result.
+    """Run the operators on the device and compare them with the CPU. Raises nothing: what fails is in the result.
 
     Args:
         onnxruntime: the imported module.
         make: ``nsa_onnx.create_session``.
     """
+    operators = list(OPERATORS.values())
     backends = native.ascend_backends()
     runs: list[Run] = []
     problem = ""
@@ -255,11 +259,12 @@ def diagnose(onnxruntime: Any, make: Any) -> Diagnosis:
     try:
         # Without a usable backend, this says what is missing, in the words that a user's own session would get.
         for backend in usable or ["auto"]:
-            make(_model(spec.COMPRESS_OP, TensorProto.FLOAT16), device="ascend", ascend_backend=backend)
+            make(example_model(operators[0], operators[0].example), device="ascend", ascend_backend=backend)
     except Exception as error:  # the doctor reports, whatever it is
         problem = _first_line(error)
     else:
-        runs = [_run(onnxruntime, make, case, backend) for backend in usable for case in _CASES]
+        cases = [(operator, dtype) for operator in operators for dtype in _ELEMENT_TYPES]
+        runs = [_run(onnxruntime, make, *case, backend) for backend in usable for case in cases]
     chip, simulated = _chip() if not problem else ("", False)
     return Diagnosis(_cann_version(), chip, simulated, backends, problem, tuple(runs))
 
@@ -286,55 +291,15 @@ def _chip() -> tuple[str, bool]:
     return (library.aclrtGetSocName() or b"").decode(errors="replace"), hasattr(library, "nsa_sim_calls")
 
 
-_CASES = tuple(
-    (op, dtype) for op in (spec.COMPRESS_OP, spec.INFER_OP) for dtype in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-)
-_BLOCK, _STRIDE, _PAGE, _HEADS, _DIM = 32, 16, 64, 4, 128
-_ENDS = (1000, 1010, 4096)  # prefix sums, the middle segment shorter than a window
-_LENGTHS = (1024, 100, 31, 512)  # two of four sequences complete a window
-_SLOTS = 8
+_ELEMENT_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _REPEATS = 5
 
 Bits = npt.NDArray[np.uint16]
 
 
-def _model(op: str, dtype: int) -> ModelProto:
-    """One node, its indices constant."""
-    int32, int64 = TensorProto.INT32, TensorProto.INT64
-    pages = -(-max(_LENGTHS) // _PAGE)
-    attributes: dict[str, Any] = {"compress_block_size": _BLOCK, "compress_stride": _STRIDE}
-    if op == spec.COMPRESS_OP:
-        names = ["input", "weight", "actual_seq_len"]
-        shapes = {"input": [_ENDS[-1], _HEADS, _DIM], "weight": [_BLOCK, _HEADS]}
-        output = [spec.compressed_length(_ENDS, _BLOCK, _STRIDE), _HEADS, _DIM]
-        constants = [helper.make_tensor("actual_seq_len", int64, [len(_ENDS)], _ENDS)]
-    else:
-        attributes["page_block_size"] = _PAGE
-        names = ["input", "weight", "slot_mapping", "cache", "actual_seq_len", "block_table"]
-        batch = len(_LENGTHS)
-        output = [_SLOTS, _HEADS, _DIM]
-        shapes = {"input": [batch * pages, _PAGE, _HEADS, _DIM], "weight": [_BLOCK, _HEADS], "cache": output}
-        table = np.arange(batch * pages)[::-1]
-        constants = [
-            helper.make_tensor("slot_mapping", int32, [batch], [5, -1, -1, 2]),
-            helper.make_tensor("actual_seq_len", int64, [batch], _LENGTHS),
-            helper.make_tensor("block_table", int32, [batch, pages], table),
-        ]
-    graph = helper.make_graph(
-        [helper.make_node(op, names, ["output"], name=op, domain=spec.DOMAIN, **attributes)],
-        "doctor",
-        [helper.make_tensor_value_info(name, dtype, shape) for name, shape in shapes.items()],
-        [helper.make_tensor_value_info("output", dtype, output)],
-        constants,
-    )
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(spec.DOMAIN, spec.OPSET_VERSION)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
-
-
-def _run(onnxruntime: Any, make: Any, case: tuple[str, int], backend: str) -> Run:
-    op, dtype = case
-    name = f"{op} {TensorProto.DataType.Name(dtype).lower()} {backend}"
-    model = _model(op, dtype)
+def _run(onnxruntime: Any, make: Any, operator: Operator, dtype: int, backend: str) -> Run:
+    name = f"{operator.op_type} {TensorProto.DataType.Name(dtype).lower()} {backend}"
+    model = example_model(operator, operator.example, dtype)
     try:
         got, seconds = _measure(onnxruntime, make(model, device="ascend", ascend_backend=backend), model, dtype)
         want, _ = _measure(onnxruntime, make(model, device="cpu"), model, dtype)
@@ -347,8 +312,8 @@ def _run(onnxruntime: Any, make: Any, case: tuple[str, int], backend: str) -> Ru
 
 
 def _measure(onnxruntime: Any, session: InferenceSession, model: ModelProto, dtype: int) -> tuple[Bits, float]:
-    """The output's bits and the median seconds of a run. The same numbers for every session of a model."""
-    generator = np.random.default_rng(0)
+    """The first output's bits and the median seconds of a run. The same numbers for every session of a model."""
+    generator, output = np.random.default_rng(0), model.graph.output[0].name
     binding = session.io_binding()
     arrays = {}  # onnxruntime uses their memory and does not keep them alive
     for info in (*model.graph.input, *model.graph.output):
@@ -356,14 +321,14 @@ def _measure(onnxruntime: Any, session: InferenceSession, model: ModelProto, dty
         numbers = generator.random([dim.dim_value for dim in info.type.tensor_type.shape.dim], np.float32)
         arrays[info.name] = _to_bits(numbers, dtype)
         value = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(arrays[info.name], dtype)
-        bind = binding.bind_ortvalue_output if info.name == "output" else binding.bind_ortvalue_input
+        bind = binding.bind_ortvalue_output if info.name == output else binding.bind_ortvalue_input
         bind(info.name, value)
     times = []
     for _ in range(1 + _REPEATS):
         begin = time.perf_counter()
         session.run_with_iobinding(binding)
         times.append(time.perf_counter() - begin)
-    return arrays["output"], statistics.median(times[1:])  # the first run allocates
+    return arrays[output], statistics.median(times[1:])  # the first run allocates
 
 
 def _to_bits(numbers: npt.NDArray[np.float32], dtype: int) -> Bits:

@@ -110,7 +110,7 @@ def command_with(words: Sequence[str], environment: Mapping[str, str]) -> tuple[
 def reference_ops() -> list[type]:
     """For ``onnx.reference.ReferenceEvaluator(model, new_ops=nsa_onnx.reference_ops())``: our nodes, the same bits.
 
-    bfloat16 is ml_dtypes' type there, as in onnx itself. A decode node leaves its input ``cache`` as it is. The
+    bfloat16 is ml_dtypes' type there, as in onnx itself. Inputs stay as they are, a cache too. The
     evaluator does not hand ``new_ops`` on to a model's functions: inline them first (``onnx.inliner``).
     """
     from onnx.reference.op_run import OpRun  # a second of imports that nobody else needs

@@ -8,21 +8,23 @@ from __future__ import annotations
 import os
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto
 
-from .. import spec
 from ..graph.inference import infer, without_weights
 from ..graph.outline import Outline
 from ..graph.reading import load
-from ..operators.nsa_compress.call import nsa_compress
+from ..operators import OPERATORS
+from ..operators.base import Operator
+from ..operators.example import example_model
+from ..operators.numbers import rounded
+from ..operators.sampling import floats
 from ..operators.schema import OUTPUT_RANKS, observing, violations
 from . import cann, native
 
@@ -244,7 +246,7 @@ def doctor(*, ascend: bool = False) -> Diagnosis:
     """Look at the installation and compute something small with it. Raises nothing: what fails is in the result.
 
     Args:
-        ascend: also run both operators on the Ascend device, and compare them with the CPU.
+        ascend: also run the operators on the Ascend device, and compare them with the CPU.
     """
     versions: dict[str, str | None] = {"nsa_onnx": _version("nsa_onnx"), "python": platform.python_version()}
     versions |= {name: next(filter(None, map(_version, names)), None) for name, names in _DISTRIBUTIONS.items()}
@@ -256,7 +258,7 @@ def doctor(*, ascend: bool = False) -> Diagnosis:
     except (OSError, RuntimeError) as error:
         library = f"{library} ({error})".strip()
     providers: tuple[str, ...] = ()
-    runs = {"eager": _outcome(lambda x, w: nsa_compress(x, w, _BLOCK, _STRIDE, actual_seq_len=_SEQ))}
+    runs = {"eager": _outcome(_run_eager)}
     if versions["onnxruntime"] is not None:
         runs["onnxruntime"] = _outcome(_run_onnxruntime)
         try:
@@ -282,58 +284,36 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-# Two windows in the first segment, none in the second. All sums are small integers, exact in float16.
-_BLOCK, _STRIDE, _SEQ, _HEADS, _DIM = 32, 16, (48, 60), 2, 16
-
-Half = npt.NDArray[np.float16]
-
-
-def _outcome(compute: Any) -> str:
-    """Compare a computation with a result that needs none of our code; ``ok`` or what is wrong."""
-    tokens = np.arange(_SEQ[-1])
-    x = np.broadcast_to((tokens % 3)[:, None, None], (_SEQ[-1], _HEADS, _DIM)).astype(np.float16)
-    w = np.broadcast_to((np.arange(_BLOCK) % 2)[:, None], (_BLOCK, _HEADS)).astype(np.float16)
-    want = [int((tokens[start : start + _BLOCK] % 3 * (np.arange(_BLOCK) % 2)).sum()) for start in (0, _STRIDE)]
+def _outcome(compute: Callable[[Operator, Mapping[str, Any]], Sequence[Any]]) -> str:
+    """Whether an example of each operator gives what its float64 reference says; ``ok`` or what is wrong."""
     try:
-        got = np.asarray(compute(x, w))
+        right = all(_is_right(operator, compute) for operator in OPERATORS.values())
     except Exception as error:  # the doctor reports, whatever it is
         return (str(error).splitlines() or [type(error).__name__])[0]
-    expected = np.broadcast_to(np.array(want, np.float16)[:, None, None], (2, _HEADS, _DIM))
-    return "ok" if np.array_equal(got, expected) else "computes a wrong result"
+    return "ok" if right else "computes a wrong result"
 
 
-def _run_onnxruntime(x: Half, w: Half) -> Any:
+def _is_right(operator: Operator, compute: Callable[[Operator, Mapping[str, Any]], Sequence[Any]]) -> bool:
+    example, dtype = operator.example, "float16"
+    given = floats(example.shapes, dtype)
+    results = compute(operator, {name: values.astype(dtype) for name, values in given.items()})
+    wanted = operator.reference({**given, **example.indices}, example.attributes)
+    for got, exact in zip(results, wanted, strict=True):
+        # A float32 sum lies between these two, and rounding keeps the order.
+        low, high = (rounded(exact.values + slack, dtype) for slack in (-exact.slack, exact.slack))
+        if np.shape(got) != low.shape or not np.all((low <= got) & (got <= high)):
+            return False
+    return True
+
+
+def _run_eager(operator: Operator, given: Mapping[str, Any]) -> Sequence[Any]:
+    values = {**given, **operator.example.indices}
+    return operator.call([values.get(name) for name in operator.input_names], operator.example.attributes)
+
+
+def _run_onnxruntime(operator: Operator, given: Mapping[str, Any]) -> Sequence[Any]:
     options = onnxruntime_module().SessionOptions()
     options.log_severity_level = 4  # what fails is told by the exception
-    session = create_session(compress_model(_BLOCK, _STRIDE, _SEQ, _HEADS, _DIM), device="cpu", options=options)
-    return session.run(None, {"input": x, "weight": w})[0]
-
-
-def compress_model(
-    compress_block_size: int, compress_stride: int, actual_seq_len: Sequence[int], heads: int, dim: int
-) -> ModelProto:
-    """The smallest model: one float16 NsaCompress from input ``[T, N, D]`` and weight to output, lengths constant."""
-    node = helper.make_node(
-        spec.COMPRESS_OP,
-        ["input", "weight", "actual_seq_len"],
-        ["output"],
-        name="compress",
-        domain=spec.DOMAIN,
-        compress_block_size=compress_block_size,
-        compress_stride=compress_stride,
-    )
-    half = TensorProto.FLOAT16
-    rows = spec.compressed_length(actual_seq_len, compress_block_size, compress_stride)
-    graph = helper.make_graph(
-        [node],
-        "compress",
-        [
-            helper.make_tensor_value_info("input", half, [actual_seq_len[-1], heads, dim]),
-            helper.make_tensor_value_info("weight", half, [compress_block_size, heads]),
-        ],
-        [helper.make_tensor_value_info("output", half, [rows, heads, dim])],
-        [helper.make_tensor("actual_seq_len", TensorProto.INT64, [len(actual_seq_len)], actual_seq_len)],
-    )
-    # Old enough for every onnxruntime that we support.
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(spec.DOMAIN, spec.OPSET_VERSION)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    session = create_session(example_model(operator, operator.example), device="cpu", options=options)
+    outputs: Sequence[Any] = session.run(None, given)
+    return outputs

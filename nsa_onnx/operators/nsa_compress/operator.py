@@ -16,6 +16,7 @@ from ..windows import BLOCK, SEQ, STRIDE, seq_tensor_violations
 from . import contract, picture, sample
 from .body import BODY
 from .call import nsa_compress
+from .example import EXAMPLE
 
 _DOC = f"""Compresses the KV sequences of a batch: each window becomes one token, a weighted sum per head.
 
@@ -63,6 +64,7 @@ class NsaCompress(Operator):
     )
     attributes = WINDOW_ATTRIBUTES
     body_text = BODY
+    example = EXAMPLE
 
     def contract_violations(self, facts: NodeFacts) -> Violations:
         arrays = facts.floats(self.float_inputs)

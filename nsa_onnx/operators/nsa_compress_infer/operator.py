@@ -19,6 +19,7 @@ from . import contract, picture, sample
 from .body import BODY, DEFAULT_TABLE
 from .call import nsa_compress_infer
 from .contract import PAGE
+from .example import EXAMPLE
 
 _DOC = f"""One decode step over a paged KV cache: a sequence that has just completed a window has it compressed.
 
@@ -84,6 +85,7 @@ class NsaCompressInfer(Operator):
     )
     attributes = (*WINDOW_ATTRIBUTES, Attribute(PAGE, "Tokens in a page."))
     body_text = BODY
+    example = EXAMPLE
     ascend_note = "the device checks no length, slot or page: a wrong one reads or writes elsewhere"
 
     def contract_violations(self, facts: NodeFacts) -> Violations:

@@ -10,54 +10,13 @@ from collections.abc import Iterator
 
 from ..analysis import Analysis
 from ..graph.walk import subgraphs, text
-from ..rulebook.examples import compress, infer, model
+from ..rulebook.examples import compress, model
 from ..rulebook.finding import Finding
 from ..rulebook.rule import note, of_node, rule
-from . import vendor
-from .aclnn import ELSEWHERE, VENDOR_RULES
+from . import vendor, vendor_rules
 from .atc_rewriting import prepare_atc
 from .base import Target
-from .reporting import limit_rule
-
-PREPARE = "nsa-onnx prepare --target atc does it"
-
-_TABLE = limit_rule(
-    "NSA032",
-    "the vendor's decode: a block_table",
-    "The vendor's decode operator needs a block_table. onnxruntime's backend makes one; a converted graph cannot.",
-    vendor.DIRECT_LIMITS,
-    ("vendor_table",),
-    example=infer(table=None),
-    accepted=infer(),
-    hint=PREPARE,
-)
-_BATCH = limit_rule(
-    "NSA033",
-    f"the vendor's decode: 1 to {vendor.DECODE_MAX_BATCH} sequences",
-    f"A call of the vendor's decode operator takes 1 to {vendor.DECODE_MAX_BATCH} sequences, and at least one\n"
-    "page, slot and channel. "
-    "onnxruntime's backend makes several calls; a converted graph has one.",
-    vendor.DIRECT_LIMITS,
-    ("vendor_batch_min", "vendor_batch_max", "vendor_pages_min", "vendor_slots_min", "vendor_no_page_channels"),
-    example=infer(batch=f"{vendor.DECODE_MAX_BATCH + 1}", table=f"{vendor.DECODE_MAX_BATCH + 1}, 4"),
-    accepted=infer(batch=f"{vendor.DECODE_MAX_BATCH}", table=f"{vendor.DECODE_MAX_BATCH}, 4"),
-    hint=f"split the batch among several nodes, or {ELSEWHERE}",
-)
-_ROWS = limit_rule(
-    "NSA036",
-    "the vendor's prefill: T' is not 0",
-    "The vendor's prefill operator reads beyond an array on the host where no segment has a window, T' = 0.\n"
-    "It refuses an input without channels, D = 0.\n"
-    "onnxruntime's backend then makes no call; a converted graph does.",
-    vendor.DIRECT_LIMITS,
-    ("vendor_no_rows", "vendor_no_channels"),
-    example=compress(x="31, 4, 16", y="0, 4, 16", seq=[31]),
-    accepted=compress(x="32, 4, 16", y="1, 4, 16", seq=[32]),
-    hint="leave the node out, its result is empty",
-)
-
-# --------------------------------------------------------------------------------------------------
-# The converter
+from .vendor_rules import PREPARE
 
 
 def _after(domain: str) -> str:
@@ -162,8 +121,8 @@ def _names(model: Analysis) -> Iterator[Finding]:
 TARGET = Target(
     "atc",
     "CANN's converter with our parser plugin, so the vendor's operators, called directly.",
-    {name: (*vendor.LIMITS[name], *vendor.DIRECT_LIMITS[name]) for name in vendor.LIMITS},
-    (_TABLE, _BATCH, _ROWS, *VENDOR_RULES, _domains, _functions, _subgraphs, _names),
+    {name: (*one.limits, *one.direct) for name, one in vendor.OPERATORS.items()},
+    (*vendor_rules.DIRECT_RULES, *vendor_rules.RULES, _domains, _functions, _subgraphs, _names),
     prepare_atc,
     {"converter_only": "OUT need not load in onnxruntime"},
 )

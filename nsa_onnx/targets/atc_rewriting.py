@@ -16,17 +16,16 @@ from typing import Any
 import onnx.inliner
 from onnx import ModelProto, NodeProto, helper
 
-from .. import spec
 from ..analysis import Analysis, NsaNode
 from ..graph.bounds import MAX_FUNCTION_CALLS, function_calls
 from ..graph.outline import Outline
 from ..graph.walk import standard_opset, subgraphs
 from ..operators import OPERATORS
+from ..operators.contract import DOMAIN, OPSET_VERSION, Violations
 from ..operators.expand import DEFAULT_OPSET
-from ..operators.schema import SCHEMAS
 from . import vendor
 from .atc_constants import plain_constants, raw_tensors
-from .atc_table import insert_tables
+from .atc_table import INSERTED, insert_tables
 from .base import violations
 from .preparing import PrepareResult, Work, label
 
@@ -35,20 +34,6 @@ STANDARD = "ai.onnx"
 # The newest version of the standard operators for which public plugins of the converter are registered throughout.
 NEWEST_OPSET = 18
 
-_ELSEWHERE = "serve it with onnxruntime-cann and the ascend_kernels backend, or on the CPU"
-_WAYS_OUT = {
-    "vendor_block": f"use a shorter window, or {_ELSEWHERE}",
-    "vendor_odd_heads": f"pad to an even number of heads, or {_ELSEWHERE}",
-    "vendor_elements": f"split the batch, or {_ELSEWHERE}",
-    "vendor_cache_elements": f"use a smaller cache, or {_ELSEWHERE}",
-    "vendor_no_rows": "leave the node out, its result is empty",
-    "vendor_no_channels": "leave the node out, its result is empty",
-    "vendor_no_page_channels": "leave the node out, it writes nothing",
-    "vendor_batch_min": "convert it for at least one sequence",
-    "vendor_batch_max": f"split the batch, or {_ELSEWHERE}",
-    "vendor_pages_min": "convert it with at least one page",
-    "vendor_slots_min": "convert it with at least one slot",
-}
 _WRONG_EVERYWHERE = "no runtime takes it, see nsa-onnx check"
 
 
@@ -67,8 +52,8 @@ def prepare_atc(
 
     - The portable bodies of our operators are dropped, since the parser plugin handles the nodes; other local
       functions, which the parser does not read, are inlined.
-    - A decode node without ``block_table`` gets the table that this stands for: a constant where the shapes are
-      known, else computed from them.
+    - A node without a ``block_table`` that the vendor's operator needs gets the table that this stands for: a constant
+      where the shapes are known, else computed from them.
     - Imports that no node uses are dropped. If several are left, standard nodes and their import get the domain
       ``ai.onnx``: the parser then rejects nodes without one (E16005). onnxruntime reads that like no domain, except in
       branches of If: standard nodes there, other than Constant, which the parser takes either way, are refused.
@@ -112,7 +97,7 @@ def prepare_atc(
 
 
 def _drop_bodies(work: _Work) -> None:
-    kept = [f for f in work.model.functions if f.domain != spec.DOMAIN or f.name not in SCHEMAS]
+    kept = [f for f in work.model.functions if f.domain != DOMAIN or f.name not in OPERATORS]
     work.changed(len(work.model.functions) - len(kept), "dropped the portable bodies of our operators")
     del work.model.functions[:]
     work.model.functions.extend(kept)
@@ -193,14 +178,14 @@ def _require_readable(work: _Work) -> None:
         if has_subgraphs and (node.domain, node.op_type) != ("", "If") and subgraphs(node):
             work.reasons.append(
                 f"{label(node)}: of subgraphs, the converter's parser reads the branches of If only: unroll it, or "
-                f"{_ELSEWHERE}"
+                f"{vendor.ELSEWHERE}"
             )
-        if node.domain == spec.DOMAIN and node.op_type not in SCHEMAS:
-            work.reasons.append(f"{label(node)}: domain {spec.DOMAIN} has no such operator, only {', '.join(SCHEMAS)}")
-        if node.domain == spec.DOMAIN and imports.get(spec.DOMAIN, spec.OPSET_VERSION) != spec.OPSET_VERSION:
+        if node.domain == DOMAIN and node.op_type not in OPERATORS:
+            work.reasons.append(f"{label(node)}: domain {DOMAIN} has no such operator, only {', '.join(OPERATORS)}")
+        if node.domain == DOMAIN and imports.get(DOMAIN, OPSET_VERSION) != OPSET_VERSION:
             work.reasons.append(
-                f"{label(node)}: domain {spec.DOMAIN}: the parser plugin knows version {spec.OPSET_VERSION}, the "
-                f"model imports {imports[spec.DOMAIN]}: export it anew"
+                f"{label(node)}: domain {DOMAIN}: the parser plugin knows version {OPSET_VERSION}, the "
+                f"model imports {imports[DOMAIN]}: export it anew"
             )
 
 
@@ -212,7 +197,7 @@ def _require_vendor(work: _Work, seen: Analysis) -> None:
         for violation in node.violations:
             work.reasons.append(f"{label(node.proto)}: {violation.message}: {_WRONG_EVERYWHERE}")
         for violation in _vendor_violations(node):
-            way_out = _WAYS_OUT.get(violation.row.id, _ELSEWHERE)
+            way_out = vendor.WAYS_OUT.get(violation.row.id, vendor.ELSEWHERE)
             work.reasons.append(f"{label(node.proto)}: {violation.message}: {way_out}")
     known = "\n".join(work.reasons)
     for name, op_type, violation in seen.observed:
@@ -220,11 +205,11 @@ def _require_vendor(work: _Work, seen: Analysis) -> None:
             work.reasons.append(f"node {name!r} ({op_type}): {violation.message}: {_WRONG_EVERYWHERE}")
 
 
-def _vendor_violations(node: NsaNode) -> spec.Violations:
+def _vendor_violations(node: NsaNode) -> Violations:
     if not node.violations and not node.unreadable:
         for limits in (vendor.LIMITS, vendor.DIRECT_LIMITS):
             for violation in violations(limits, node):
-                if violation.row.id != "vendor_table":  # it gets one
+                if violation.row.id not in INSERTED:
                     yield violation
 
 
@@ -330,17 +315,19 @@ def _add_notes(work: _Work, seen: Analysis) -> None:
     steps = [step for scope in seen.scopes for step in scope.steps]
     if any(step.op == ("", "Shape") and step.node.attribute for step in steps):
         work.notes.append("plugins of older converters pass over start and end of Shape: results would differ")
-    for domain in sorted({step.op[0] for step in steps} - {"", spec.DOMAIN}):
+    for domain in sorted({step.op[0] for step in steps} - {"", DOMAIN}):
         work.notes.append(f"the converter needs a parser plugin for domain {domain!r}")
     for node in seen.nodes:
         if node.facts is None:
             continue
-        if node.facts.tensor("input").dtype == "bfloat16":
+        operator = OPERATORS[node.op_type]
+        if any(node.facts.tensor(name).dtype == "bfloat16" for name in operator.float_inputs):
             work.notes.append("the parser of older converters knows no bfloat16")
-        if node.op_type == spec.COMPRESS_OP and "actual_seq_len" not in node.facts.constants:
-            work.notes.append(
-                f"{label(node.proto)}: actual_seq_len is not constant; the vendor's shape inference fails without its "
-                "values: if the converter rejects it, export with constant lengths"
-            )
-        if note := OPERATORS[node.op_type].ascend_note:
-            work.notes.append(note)
+        for name in vendor.vendors(node.op_type).valued:
+            if name not in node.facts.constants:
+                work.notes.append(
+                    f"{label(node.proto)}: {name} is not constant; the vendor's shape inference fails without its "
+                    "values: if the converter rejects it, export with constant lengths"
+                )
+        if operator.ascend_note:
+            work.notes.append(operator.ascend_note)

@@ -1,4 +1,4 @@
-"""Writes the block table into a model: the vendor's decode operator needs it, ours can do without."""
+"""Writes the block table into a model where an operator of the vendor needs it and ours can do without."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from .. import spec
 from ..analysis import Analysis, NsaNode
 from ..graph.walk import standard_opset
-from ..operators.schema import INPUT_NAMES
+from ..operators import OPERATORS
 from . import vendor
 from .preparing import Prefixes, Work, insert, label
 
+_TABLE = "block_table"
+# What the vendor's limits say of an input that is missing, and `insert_tables` gives.
+INSERTED = ("vendor_table",)
 # A table of more pages is computed by the model instead of written into it.
 MAX_CONSTANT_PAGES = 2**16
 # Max of integers, which the computed table needs, came with this version.
@@ -21,14 +23,12 @@ MIN_TABLE_OPSET = 12
 
 
 def insert_tables(work: Work, seen: Analysis) -> None:
-    """Give every decode node without a block_table one: sequence b owns the pages b * P .. (b + 1) * P - 1."""
-    table = INPUT_NAMES[spec.INFER_OP].index("block_table")
+    """Give every node without a block_table that it needs one: sequence b owns the pages b * P .. (b + 1) * P - 1."""
     prefixes = Prefixes(seen)
     tables: list[tuple[NsaNode, list[NodeProto]]] = []
     for node in seen.nodes:
-        if node.op_type != spec.INFER_OP or any(node.proto.input[table:]):
+        if node.facts is None or _TABLE not in vendor.vendors(node.op_type).required or _TABLE in node.facts.inputs:
             continue
-        assert node.facts is not None
         pages, sequences = node.facts.tensor("input").dim(0), vendor.batch(node.facts)
         prefix = prefixes.next()
         if pages is not None and sequences and pages % sequences == 0 and pages <= MAX_CONSTANT_PAGES:
@@ -43,7 +43,7 @@ def insert_tables(work: Work, seen: Analysis) -> None:
         tables.append((node, made))
         work.changes.append(f"{label(node.proto)}: inserted {kind}")
     for node, made in reversed(tables):
-        del node.proto.input[table:]
+        del node.proto.input[OPERATORS[node.op_type].input_names.index(_TABLE) :]
         node.proto.input.append(made[-1].output[0])
         insert(node.scope.nodes, node.position, made)
 
@@ -70,7 +70,7 @@ def _table_nodes(node: NodeProto, prefix: str) -> list[NodeProto]:
 
     Without attributes that older plugins of the converter pass over: start and end of Shape, allowzero of Reshape.
     """
-    names = dict(zip(INPUT_NAMES[spec.INFER_OP], node.input, strict=False))
+    names = dict(zip(OPERATORS[node.op_type].input_names, node.input, strict=False))
 
     def one(op_type: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
         read_names = [names.get(name, prefix + name) for name in inputs.split()]

@@ -3,14 +3,15 @@
 Each number stands here, also where the contract has the same today: if the contract grows, CANN does not.
 Sources, in ops-transformer: aclnnNsaCompress.md and aclnnNsaCompressWithCache.md of July 2026, and the tiling of both
 operators, of November 2025 and July 2026. Where the two differ, the older and narrower one counts, because the machine
-that a model will run on may have either. The products are in ``aclnn.py``.
+that a model will run on may have either.
 
 The operators' aclnn.cc in ort_ext/operators/ refuse the same and get the numbers from a generated header
-(`CPP_CONSTANTS`). They work around `DIRECT_LIMITS`, which bind a graph that calls the operators itself.
+(`CPP_CONSTANTS`). They work around `VendorOperator.direct`, which binds a graph that calls the operators itself.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..operators.contract import Dim, Row, Violation, Violations, table
@@ -43,31 +44,32 @@ MAX_ELEMENTS = 2**32 - 1
 
 CPP_CONSTANTS = ("DECODE_MAX_BLOCK", "DECODE_MAX_ODD_HEADS", "DECODE_MAX_BATCH", "MAX_ELEMENTS")
 
-_PREFILL, _DECODE = "NsaCompress", "NsaCompressInfer"
-_FOR, _FOR_PREFILL, _FOR_DECODE = (
-    "the vendor's operator",
-    "the vendor's prefill operator",
-    "the vendor's decode operator",
-)
-_SIZES = {
-    _PREFILL: Sizes(DTYPES, HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, PREFILL_MAX_HEADS, WINDOW_MULTIPLE, PREFILL_MAX_BLOCK),
-    _DECODE: Sizes(
-        DTYPES,
-        HEAD_DIM_MULTIPLE,
-        MAX_HEAD_DIM,
-        DECODE_MAX_HEADS,
-        WINDOW_MULTIPLE,
-        DECODE_MAX_BLOCK,
-        DECODE_STRIDES,
-        DECODE_PAGES,
-        block_row="vendor_block",
-    ),
-}
+ELSEWHERE = "serve it with onnxruntime-cann and the ascend_kernels backend, or on the CPU"
+
+
+@dataclass(frozen=True)
+class VendorOperator:
+    """What the vendor has for one of our operators.
+
+    Attributes:
+        limits: what it does not take, called in whatever way.
+        direct: what it does not take from a graph that calls it itself, besides; our backend has a way around each.
+        required: inputs that it needs and the contract does not.
+        valued: inputs whose values its shape inference needs.
+        products: on which products it is documented; empty for all.
+    """
+
+    limits: tuple[Limit, ...]
+    direct: tuple[Limit, ...] = ()
+    required: tuple[str, ...] = ()
+    valued: tuple[str, ...] = ()
+    products: str = ""
 
 
 def _elements(row: str, argument: str) -> Limit:
     """A limit on how many elements an input has at least, taking a dim that is not known for 1."""
-    made = Row(row, RuntimeError, argument, f"{argument} must have <= {MAX_ELEMENTS} elements for {_FOR}, got {{}}")
+    must = f"{argument} must have <= {MAX_ELEMENTS} elements for the vendor's operator, got {{}}"
+    made = Row(row, RuntimeError, argument, must)
 
     def find(facts: NodeFacts) -> Violations:
         count = 1
@@ -79,35 +81,65 @@ def _elements(row: str, argument: str) -> Limit:
     return Limit((row,), find)
 
 
-def _even_heads(heads: int) -> bool:
-    return heads <= DECODE_MAX_ODD_HEADS or heads % 2 == 0
-
-
-LIMITS = {
-    _PREFILL: (*size_limits(_SIZES[_PREFILL], 3, _FOR_PREFILL), _elements("vendor_elements", "input")),
-    _DECODE: (
-        *size_limits(_SIZES[_DECODE], 4, _FOR_DECODE),
-        bound(
-            "vendor_odd_heads", Number("input", 2, "N"), _even_heads, f"even above {DECODE_MAX_ODD_HEADS}", _FOR_DECODE
-        ),
-        # Only slots beyond the last row are out of reach: our backend refuses those when they come up.
-        _elements("vendor_cache_elements", "cache"),
-    ),
-}
-"""What the operators do not take, called in whatever way."""
+def _channels(row: str, rank: int, whose: str) -> Limit:
+    """Empty tensors are refused; the contract takes D = 0."""
+    return bound(row, Number("input", rank - 1, "D"), lambda dim: dim >= 1, ">= 1", whose)
 
 
 # --------------------------------------------------------------------------------------------------
-# Called by a graph
+# Prefill: NsaCompress
 
-_ROWS = table(
-    (
-        "vendor_no_rows",
-        RuntimeError,
-        SEQ,
-        f"T' must be >= 1 for {_FOR}, got 0: no segment of {SEQ} has {BLOCK} = {{}} tokens",
+_FOR_PREFILL = "the vendor's prefill operator"
+_NO_ROWS = Row(
+    "vendor_no_rows",
+    RuntimeError,
+    SEQ,
+    f"T' must be >= 1 for the vendor's operator, got 0: no segment of {SEQ} has {BLOCK} = {{}} tokens",
+)
+
+
+def _no_rows(facts: NodeFacts) -> Violations:
+    """The tiling walks off an array where T' is 0."""
+    block, stride, tokens = facts.integer(BLOCK), facts.integer(STRIDE), facts.tensor("input").dim(0)
+    lengths = facts.constants.get(SEQ)
+    ends = None if lengths is None else lengths.tolist()
+    if ends is None and tokens is not None and block is not None and tokens < block:
+        ends = [tokens]  # however they are cut, no segment is longer
+    if ends is not None and block is not None and stride is not None and not row_plan(ends, block, stride):
+        yield Violation(_NO_ROWS, (block,))
+
+
+_PREFILL = VendorOperator(
+    limits=(
+        *size_limits(
+            Sizes(DTYPES, HEAD_DIM_MULTIPLE, MAX_HEAD_DIM, PREFILL_MAX_HEADS, WINDOW_MULTIPLE, PREFILL_MAX_BLOCK),
+            3,
+            _FOR_PREFILL,
+        ),
+        _elements("vendor_elements", "input"),
     ),
-    ("vendor_batch_min", RuntimeError, SEQ, f"{SEQ} must have >= 1 elements for {_FOR}, got {{}}"),
+    direct=(Limit((_NO_ROWS.id,), _no_rows), _channels("vendor_no_channels", 3, _FOR_PREFILL)),
+    valued=(SEQ,),
+    products="Atlas A2 only, before CANN of mid-2026 for training products",
+)
+
+# --------------------------------------------------------------------------------------------------
+# Decode: NsaCompressWithCache
+
+_FOR_DECODE = "the vendor's decode operator"
+_DECODE_SIZES = Sizes(
+    DTYPES,
+    HEAD_DIM_MULTIPLE,
+    MAX_HEAD_DIM,
+    DECODE_MAX_HEADS,
+    WINDOW_MULTIPLE,
+    DECODE_MAX_BLOCK,
+    DECODE_STRIDES,
+    DECODE_PAGES,
+    block_row="vendor_block",
+)
+_CALL_ROWS = table(
+    ("vendor_batch_min", RuntimeError, SEQ, f"{SEQ} must have >= 1 elements for the vendor's operator, got {{}}"),
     (
         "vendor_batch_max",
         RuntimeError,
@@ -120,50 +152,69 @@ _ROWS = table(
 )
 
 
-def _no_rows(facts: NodeFacts) -> Violations:
-    """The tiling walks off an array where T' is 0."""
-    block, stride, tokens = facts.integer(BLOCK), facts.integer(STRIDE), facts.tensor("input").dim(0)
-    lengths = facts.constants.get(SEQ)
-    ends = None if lengths is None else lengths.tolist()
-    if ends is None and tokens is not None and block is not None and tokens < block:
-        ends = [tokens]  # however they are cut, no segment is longer
-    if ends is not None and block is not None and stride is not None and not row_plan(ends, block, stride):
-        yield Violation(_ROWS["vendor_no_rows"], (block,))
+def _even_heads(heads: int) -> bool:
+    return heads <= DECODE_MAX_ODD_HEADS or heads % 2 == 0
 
 
 def batch(facts: NodeFacts) -> Dim:
-    """How many sequences a decode node has, from whichever input tells."""
+    """How many sequences a node has that writes slots, from whichever input tells."""
     dims = [facts.tensor(name).dim(0) for name in (SEQ, "slot_mapping", "block_table")]
     return next((dim for dim in dims if dim is not None), None)
 
 
 def _one_call(facts: NodeFacts) -> Violations:
-    """What one call of the decode operator does not take."""
+    """What one call does not take."""
     sequences, pages, slots = batch(facts), facts.tensor("input").dim(0), facts.tensor("cache").dim(0)
     if sequences is not None and sequences < 1:
-        yield Violation(_ROWS["vendor_batch_min"], (sequences,))
+        yield Violation(_CALL_ROWS["vendor_batch_min"], (sequences,))
     if sequences is not None and sequences > DECODE_MAX_BATCH:
-        yield Violation(_ROWS["vendor_batch_max"], (sequences,))
+        yield Violation(_CALL_ROWS["vendor_batch_max"], (sequences,))
     if pages is not None and pages < 1:
-        yield Violation(_ROWS["vendor_pages_min"], (pages,))
+        yield Violation(_CALL_ROWS["vendor_pages_min"], (pages,))
     if slots is not None and slots < 1:
-        yield Violation(_ROWS["vendor_slots_min"], (slots,))
+        yield Violation(_CALL_ROWS["vendor_slots_min"], (slots,))
     if "block_table" not in facts.inputs:
-        yield Violation(_ROWS["vendor_table"], ())
+        yield Violation(_CALL_ROWS["vendor_table"], ())
 
 
-def _channels(row: str, rank: int, whose: str) -> Limit:
-    """Empty tensors are refused; the contract takes D = 0."""
-    return bound(row, Number("input", rank - 1, "D"), lambda dim: dim >= 1, ">= 1", whose)
-
-
-DIRECT_LIMITS = {
-    _PREFILL: (Limit(("vendor_no_rows",), _no_rows), _channels("vendor_no_channels", 3, _FOR_PREFILL)),
-    _DECODE: (
-        _channels("vendor_no_page_channels", 4, _FOR_DECODE),
-        Limit(
-            ("vendor_batch_min", "vendor_batch_max", "vendor_pages_min", "vendor_slots_min", "vendor_table"), _one_call
+_DECODE = VendorOperator(
+    limits=(
+        *size_limits(_DECODE_SIZES, 4, _FOR_DECODE),
+        bound(
+            "vendor_odd_heads", Number("input", 2, "N"), _even_heads, f"even above {DECODE_MAX_ODD_HEADS}", _FOR_DECODE
         ),
+        # Only slots beyond the last row are out of reach: our backend refuses those when they come up.
+        _elements("vendor_cache_elements", "cache"),
     ),
+    direct=(_channels("vendor_no_page_channels", 4, _FOR_DECODE), Limit(tuple(_CALL_ROWS), _one_call)),
+    required=("block_table",),
+)
+
+# --------------------------------------------------------------------------------------------------
+# All of them
+
+OPERATORS = {"NsaCompress": _PREFILL, "NsaCompressInfer": _DECODE}
+"""What the vendor has, by operator of ours."""
+
+
+def vendors(op_type: str) -> VendorOperator:
+    """What the vendor has for an operator of ours; without limits if nothing is known."""
+    return OPERATORS.get(op_type, VendorOperator(()))
+
+
+LIMITS = {op_type: one.limits for op_type, one in OPERATORS.items()}
+DIRECT_LIMITS = {op_type: one.direct for op_type, one in OPERATORS.items()}
+WAYS_OUT = {
+    "vendor_block": f"use a shorter window, or {ELSEWHERE}",
+    "vendor_odd_heads": f"pad to an even number of heads, or {ELSEWHERE}",
+    "vendor_elements": f"split the batch, or {ELSEWHERE}",
+    "vendor_cache_elements": f"use a smaller cache, or {ELSEWHERE}",
+    "vendor_no_rows": "leave the node out, its result is empty",
+    "vendor_no_channels": "leave the node out, its result is empty",
+    "vendor_no_page_channels": "leave the node out, it writes nothing",
+    "vendor_batch_min": "convert it for at least one sequence",
+    "vendor_batch_max": f"split the batch, or {ELSEWHERE}",
+    "vendor_pages_min": "convert it with at least one page",
+    "vendor_slots_min": "convert it with at least one slot",
 }
-"""What a graph that calls the operators itself must keep, beyond `LIMITS`; our backend has a way around each."""
+"""What to do about a limit, by its row."""

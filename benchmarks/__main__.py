@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nsa_onnx import spec
+from nsa_onnx.operators.nsa_compress.contract import shape_violations
 from nsa_onnx.runtime import native
 
 from . import contenders, growth, limits, machine, memory, prefill, report
@@ -42,7 +42,7 @@ def _shape(text: str) -> tuple[int, int, int, int]:
         heads, dim = map(int, sizes.split("x")) if sizes else (HEADS, DIM)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not BLOCK/STRIDE or BLOCK/STRIDE@HEADSxDIM") from None
-    for violation in spec.compress_shape_violations((None, heads, dim), (block, heads), block, stride):
+    for violation in shape_violations((None, heads, dim), (block, heads), block, stride):
         raise argparse.ArgumentTypeError(violation.message)
     return block, stride, heads, dim
 

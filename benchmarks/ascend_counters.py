@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tests" / "sim" / "ascendc"))
 
 import lookalike  # noqa: E402
 
-from nsa_onnx import spec  # noqa: E402
+from nsa_onnx.operators.nsa_compress_infer.contract import slot_plan  # noqa: E402
 
 # T, N, D, block, stride
 PREFILL = [
@@ -103,7 +103,7 @@ def decode_rows(kernels: lookalike.Kernels) -> list[list[str]]:
             lengths = [block + stride * (b % 8) for b in range(batch)]
             table = np.arange(batch * pages, dtype=np.int32).reshape(batch, pages)
             slots = np.arange(batch, dtype=np.int32)
-            writes = spec.infer_plan(slots, table, lengths, block, stride, page, pages)
+            writes = slot_plan(slots, table, lengths, block, stride, page, pages)
             launched = kernels.infer(x, w, cache, writes, block)
             window = 2 * heads * dim * block
             least = 2 + heads * -(-dim // 64) + (block - 1).bit_length()

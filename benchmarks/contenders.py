@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import nsa_onnx
-from nsa_onnx import spec
+from nsa_onnx.operators.windows import window_count
 from nsa_onnx.runtime import native
 
 from . import limits, memory
@@ -38,7 +38,7 @@ class Case:
 
     @property
     def rows(self) -> int:
-        return spec.window_count(self.tokens, self.block, self.stride)
+        return window_count(self.tokens, self.block, self.stride)
 
     @property
     def input_bytes(self) -> int:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from nsa_onnx import spec
+from nsa_onnx.operators.nsa_compress_infer.contract import SlotWrite, slot_plan
+from nsa_onnx.operators.windows import window_count
 from nsa_onnx.runtime import native
 
 from . import graphs, limits, machine, memory
@@ -41,9 +42,7 @@ class Pool:
         """Inputs of one step; every sequence completes a window. `pages`: physical pages to deal out."""
         rng = np.random.default_rng(seed)
         table = rng.permutation(pages)[: batch * self.LOGICAL].reshape(batch, self.LOGICAL)
-        windows = rng.integers(
-            spec.window_count(self.LOGICAL * PAGE - 1, BLOCK, STRIDE), size=batch
-        )  # room for one more
+        windows = rng.integers(window_count(self.LOGICAL * PAGE - 1, BLOCK, STRIDE), size=batch)  # room for one more
         return {
             "x": self.pages,
             "w": self.weight,
@@ -62,9 +61,9 @@ class Pool:
             for run in write.runs
         ]
 
-    def plan(self, step: dict[str, Any]) -> list[spec.SlotWrite]:
+    def plan(self, step: dict[str, Any]) -> list[SlotWrite]:
         indices = (step[name].tolist() for name in ("slots", "table", "seq"))
-        return spec.infer_plan(*indices, BLOCK, STRIDE, PAGE, self.LOGICAL)
+        return slot_plan(*indices, BLOCK, STRIDE, PAGE, self.LOGICAL)
 
 
 def _check(pool: Pool, step: dict[str, Any]) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from nsa_onnx import spec
+from nsa_onnx.operators.contract import DOMAIN, OPSET_VERSION
 from nsa_onnx.operators.expand import expand
+from nsa_onnx.operators.windows import window_count
 from nsa_onnx.runtime import native
 
 ONNX_TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -24,7 +25,7 @@ def model(nodes: list[NodeProto], inputs: dict[str, tuple[int, Shape]], output: 
     initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     outputs = [helper.make_tensor_value_info(output, kind, None)]
     graph = helper.make_graph(nodes, "bench", values, outputs, initializers)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(spec.DOMAIN, spec.OPSET_VERSION)]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, OPSET_VERSION)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
@@ -41,7 +42,7 @@ def compress(weight: Any, stride: int, tokens: int, dim: int, dtype: str) -> Any
     """One NsaCompress over one segment."""
     block, heads = weight.shape
     attributes = {"compress_block_size": block, "compress_stride": stride}
-    node = helper.make_node(spec.COMPRESS_OP, ["x", "w", "seq"], ["y"], domain=spec.DOMAIN, **attributes)
+    node = helper.make_node("NsaCompress", ["x", "w", "seq"], ["y"], domain=DOMAIN, **attributes)
     kind = ONNX_TYPES[dtype]
     return model([node], {"x": (kind, [tokens, heads, dim])}, "y", kind, {"w": weight, "seq": np.array([tokens])})
 
@@ -99,7 +100,7 @@ def conv_1d(weight: Any, stride: int, tokens: int, dim: int, dtype: str) -> Any:
 def gather(weight: Any, stride: int, tokens: int, dim: int, dtype: str) -> Any:
     """Gather the windows, multiply, ReduceSum."""
     kind, (block, heads) = ONNX_TYPES[dtype], weight.shape
-    rows = spec.window_count(tokens, block, stride)
+    rows = window_count(tokens, block, stride)
     nodes = [
         helper.make_node("Gather", ["x", "windows"], ["x16"], axis=0),
         helper.make_node("Cast", ["x16"], ["x32"], to=TensorProto.FLOAT),
@@ -127,7 +128,7 @@ def infer(heads: int, dim: int, block: int, stride: int, page: int, dtype: str) 
         "table": (TensorProto.INT32, ["B", "P"]),
     }
     attributes = {"compress_block_size": block, "compress_stride": stride, "page_block_size": page}
-    node = helper.make_node(spec.INFER_OP, list(inputs), ["y"], domain=spec.DOMAIN, **attributes)
+    node = helper.make_node("NsaCompressInfer", list(inputs), ["y"], domain=DOMAIN, **attributes)
     return model([node], inputs, "y", kind, {})
 
 

@@ -29,7 +29,11 @@ from nsa_model import Config, Decode, Decoder, Prefill
 from torch import Tensor
 
 import nsa_onnx
-from nsa_onnx import exporters, spec
+from nsa_onnx import exporters
+from nsa_onnx.operators.contract import raise_first
+from nsa_onnx.operators.nsa_compress.contract import compressed_length
+from nsa_onnx.operators.nsa_compress_infer import contract as decode
+from nsa_onnx.operators.windows import triggers, window_count, window_violations
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -192,7 +196,7 @@ class DecodeState:
         """Room for sequences of at most these lengths. Pages and slots are dealt out in random order."""
         batch = len(lengths)
         pages = -(-max(lengths) // config.page)
-        windows = max(1, spec.window_count(max(lengths), config.block, config.stride))
+        windows = max(1, window_count(max(lengths), config.block, config.stride))
         shuffle = torch.Generator().manual_seed(config.seed)
         token_shape = config.kv_heads, config.head_dim
         shapes = {
@@ -214,7 +218,7 @@ class DecodeState:
 
     def take_prefill(self, outputs: dict[str, Tensor], lengths: Sequence[int]) -> None:
         """Put the prefilled K and V into pages, and the windows into slots."""
-        windows = [spec.window_count(length, self.config.block, self.config.stride) for length in lengths]
+        windows = [window_count(length, self.config.block, self.config.stride) for length in lengths]
         for name, cache in self.caches.items():
             paged = name.startswith("pages")
             pieces = outputs[name.removeprefix("pages_")].split(list(lengths) if paged else windows)
@@ -240,7 +244,7 @@ class DecodeState:
         self.step["actual_seq_len"].copy_(lengths)
         self.step["slot_mapping"].fill_(-1)  # read only for the sequences that complete a window
         for b, length in enumerate(lengths.tolist()):
-            if spec.triggers(length, config.block, config.stride):
+            if triggers(length, config.block, config.stride):
                 window = (length - config.block) // config.stride
                 self.step["slot_mapping"][b] = self.step["slot_table"][b, window]
 
@@ -279,7 +283,7 @@ def serve(prefill: BoundSession, decode: BoundSession, config: Config, batch: Ba
 def run_prefill(prefill: BoundSession, config: Config, batch: Batch) -> tuple[dict[str, Tensor], float]:
     """Outputs of the prefill graph by name, and the seconds it took. T' is known beforehand."""
     ends = prefix_sums(batch.prompts)
-    rows = {"k": int(ends[-1]), "windows": spec.compressed_length(ends.tolist(), config.block, config.stride)}
+    rows = {"k": int(ends[-1]), "windows": compressed_length(ends.tolist(), config.block, config.stride)}
     rows["v"] = rows["k"]
     outputs = {"logits": torch.empty(rows["k"], config.vocabulary)}
     for name in cache_names(config.layers, PREFILL_CACHES):
@@ -317,7 +321,7 @@ def check_logits(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> Ch
 def check_caches(decoder: Decoder, state: DecodeState, lengths: Sequence[int]) -> Check:
     """The windows cached step by step against NsaCompress over the cached tokens, to the bit."""
     config = decoder.config
-    windows = [spec.window_count(length, config.block, config.stride) for length in lengths]
+    windows = [window_count(length, config.block, config.stride) for length in lengths]
     wrong = []
     for index, layer in enumerate(decoder.layers):
         for kind, weight in (("k", layer.attention.compress_key), ("v", layer.attention.compress_value)):
@@ -380,8 +384,8 @@ class Progress:
 def summary(config: Config, batch: Batch, result: Result, checks: Sequence[Check]) -> str:
     """The table at the end."""
     tokens = sum(batch.lengths)
-    windows = sum(spec.window_count(length, config.block, config.stride) for length in batch.lengths)
-    by_prefill = sum(spec.window_count(length, config.block, config.stride) for length in batch.prompts)
+    windows = sum(window_count(length, config.block, config.stride) for length in batch.lengths)
+    by_prefill = sum(window_count(length, config.block, config.stride) for length in batch.prompts)
     row_bytes = 2 * config.layers * config.kv_heads * config.head_dim * 2  # K and V, two bytes each
     full, compressed = tokens * row_bytes, windows * row_bytes
     step = sorted(result.step_times)[len(result.step_times) // 2]
@@ -423,7 +427,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--stride", metavar="N", type=int, default=16, help="tokens between two windows' starts (compress_stride)"
     )
-    parser.add_argument("--page", type=int, default=64, choices=spec.PAGE_BLOCK_SIZES, help="tokens per page")
+    parser.add_argument("--page", type=int, default=64, choices=decode.PAGE_BLOCK_SIZES, help="tokens per page")
     parser.add_argument("--dtype", default="float16", choices=DTYPES, help="of K and V")
     parser.add_argument(
         "--output-dir", metavar="DIR", type=Path, default=ROOT / "build" / "demo", help="where the ONNX files go"
@@ -434,7 +438,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def configure(args: argparse.Namespace) -> tuple[Config, Batch]:
     """The model's sizes and the text, or a UsageError."""
     try:
-        spec.raise_first(spec.window_violations(spec.INFER_ROWS, spec.INFER_LIMITS, args.block, args.stride))
+        raise_first(window_violations(decode.ROWS, decode.LIMITS, args.block, args.stride))
     except RuntimeError as error:
         raise UsageError(str(error)) from None
     if args.layers < 1:

@@ -27,7 +27,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 # The package is not installed beside the old onnxruntime.
 sys.path.append(str(Path(__file__).parents[1]))
-from nsa_onnx import spec
+from nsa_onnx.operators.nsa_compress import contract as prefill
+from nsa_onnx.operators.nsa_compress_infer import contract as decode
 
 ONNX_TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -299,8 +300,8 @@ def bad_lengths_and_shapes_are_refused_in_the_contracts_words(library):
     for change in bad:
         feeds = {**good, **change}
         violations = [
-            *spec.compress_shape_violations(feeds["x"].shape, feeds["w"].shape, 32, 16),
-            *spec.prefix_sum_violations(feeds["seq"].tolist(), len(feeds["x"])),
+            *prefill.shape_violations(feeds["x"].shape, feeds["w"].shape, 32, 16),
+            *prefill.prefix_sum_violations(feeds["seq"].tolist(), len(feeds["x"])),
         ]
         message = error_of(run, running, feeds)
         assert violations[0].message in message and "INVALID_ARGUMENT" in message, (message, violations[0].message)
@@ -476,7 +477,7 @@ def a_bad_index_is_refused_in_the_contracts_words_and_the_cache_unchanged(librar
     for change in bad:
         feeds = {**good, **change}
         lists = [feeds[name].tolist() for name in ("slots", "table", "seq")]
-        (first, *_) = spec.infer_index_violations(*lists, 32, 16, 64, 12, 3, 6)
+        (first, *_) = decode.index_violations(*lists, 32, 16, 64, 12, 3, 6)
         cache = ort_value(feeds["cache"])
         binding = running.io_binding()
         for name, array in feeds.items():
@@ -506,7 +507,7 @@ def bad_shapes_of_infer_are_refused_in_the_contracts_words(library):
     for change in bad:
         feeds = {**good, **change}
         shapes = [feeds[name].shape for name in ("x", "w", "slots")]
-        (first, *_) = spec.infer_shape_violations(*shapes, 32, 16, 64, None, len(feeds["seq"]), feeds["cache"].shape)
+        (first, *_) = decode.shape_violations(*shapes, 32, 16, 64, None, len(feeds["seq"]), feeds["cache"].shape)
         message = error_of(run, running, feeds)
         assert first.message in message, (message, first.message)
 

@@ -24,7 +24,9 @@ import numpy as np
 import oracle
 import pytest
 
-from nsa_onnx import spec
+from nsa_onnx.operators.nsa_compress.contract import compressed_length
+from nsa_onnx.operators.nsa_compress_infer.contract import slot_plan
+from nsa_onnx.operators.windows import row_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SIM = ROOT / "tests" / "sim" / "ascendc"
@@ -245,7 +247,7 @@ def test_short_sequences_and_few_heads_use_all_cores(kernels, tokens, heads, dim
     """All cores have work, and the busiest has less of it than if fewer cores shared it."""
     rng = np.random.default_rng(6)
     x, w = positive(rng, (tokens, heads, dim), np.float16), positive(rng, (32, heads), np.float16)
-    rows = spec.compressed_length([tokens], 32, 16)
+    rows = compressed_length([tokens], 32, 16)
     groups = max(heads * dim // 256, 1)
     all_cores = kernels.compress(x, w, 32, 16, [tokens])
     each = -(-rows * groups // 48)  # rows of the busiest core; with fewer cores it would have more
@@ -293,7 +295,7 @@ def check_decode(kernels, dtype, batch, heads, dim, block, stride, page, *, core
         x, w, slots, table, lengths, cache, pages = decode_case(
             rng, dtype, make, batch, heads, dim, block, stride, page
         )
-        writes = spec.infer_plan(slots, table, lengths, block, stride, page, pages)
+        writes = slot_plan(slots, table, lengths, block, stride, page, pages)
         launched = kernels.infer(x, w, cache, writes, block, cores=cores, seed=seed)
         exact = oracle.infer_exact(x, w, slots, block, stride, page, table, lengths, cache)
         if make is whole_numbers:
@@ -367,7 +369,7 @@ def test_decode_signed_data_is_within_an_ulp_of_the_contract(kernels):
     rng = np.random.default_rng(8)
     for dtype in DTYPES:
         x, w, slots, table, lengths, cache, pages = decode_case(rng, dtype, normal, 20, 4, 128, 112, 16, 64)
-        writes = spec.infer_plan(slots, table, lengths, 112, 16, 64, pages)
+        writes = slot_plan(slots, table, lengths, 112, 16, 64, pages)
         launched = kernels.infer(x, w, cache, writes, 112)
         arguments = (slots, 112, 16, 64, table, lengths)
         exact = oracle.infer_exact(x, w, *arguments, cache)
@@ -510,7 +512,7 @@ def prepared_cases():
         rng, dtype = np.random.default_rng([heads, dim]), DTYPES[bfloat16]
         x, w = whole_numbers(rng, (seq[-1], heads, dim), dtype), whole_numbers(rng, (block, heads), dtype)
         want = oracle.compress_exact(x, w, block, stride, seq)
-        work = [(run.first_row, run.rows, run.first_token) for run in spec.compress_plan(seq, block, stride)]
+        work = [(run.first_row, run.rows, run.first_token) for run in row_plan(seq, block, stride)]
         shape = [bfloat16, seq[-1], heads, dim, block, stride]
         cases["compress"].append((shape, np.array(work, np.int64), cores, x, w, np.full_like(want, np.nan), want))
     for bfloat16, batch, heads, dim, block, stride, page, cores in INFER_CASES:
@@ -520,7 +522,7 @@ def prepared_cases():
         )
         want = oracle.infer_exact(x, w, slots, block, stride, page, table, lengths, cache)
         work = []
-        for write in spec.infer_plan(slots, table, lengths, block, stride, page, pages):
+        for write in slot_plan(slots, table, lengths, block, stride, page, pages):
             runs = [(run.page, run.offset, run.tokens) for run in write.runs] + [(0, 0, 0)] * 3
             work.append([write.sequence, write.slot, len(write.runs), *(word for run in runs[:3] for word in run)])
         shape = [bfloat16, x.shape[0], page, heads, dim, cache.shape[0], block]
@@ -764,5 +766,5 @@ def test_nothing_to_compute_is_nothing_to_launch(kernels):
     """D = 0 is legal."""
     for bfloat16 in (False, True):
         assert kernels.compress_plan(bfloat16, (64, 2, 0), 32, 16, [64])[lookalike.PLAN_BLOCKS] == 0
-        writes = spec.infer_plan([0], [[0]], [32], 32, 16, 64, 1)
+        writes = slot_plan([0], [[0]], [32], 32, 16, 64, 1)
         assert kernels.infer_plan(bfloat16, (1, 64, 2, 0), 4, 32, writes)[lookalike.PLAN_BLOCKS] == 0

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels import DTYPES, LIBRARY, bits
 
-from nsa_onnx import spec
+from nsa_onnx.operators.nsa_compress import contract as prefill
+from nsa_onnx.operators.nsa_compress_infer import contract as decode
+from nsa_onnx.operators.windows import row_plan
 from nsa_onnx.runtime import native
 
 MAX, MIN = 2**63 - 1, -(2**63)
@@ -57,7 +59,7 @@ ADDRESS = HALF.ctypes.data
 
 
 # --------------------------------------------------------------------------------------------------
-# The same words as spec.py, in the same order
+# The same words as the contracts, in the same order
 
 
 def near(*values):
@@ -82,9 +84,9 @@ def test_compress_refuses_what_spec_refuses_in_its_words(data):
     seq = data.draw(st.lists(near(0, 1, 32, 40, 64, 63, 65, -1, MAX, MIN), max_size=4), "seq")
     seq = data.draw(near(seq, sorted(seq), [tokens], [*sorted(s for s in seq if 0 < s < tokens), tokens]))
 
-    violations = [*spec.compress_shape_violations(x_shape, w_shape, block, stride)]
-    violations += spec.prefix_sum_violations(seq, x_shape[0]) if len(x_shape) == 3 else ()
-    rows = 0 if violations else sum(run.rows for run in spec.compress_plan(seq, block, stride))
+    violations = [*prefill.shape_violations(x_shape, w_shape, block, stride)]
+    violations += prefill.prefix_sum_violations(seq, x_shape[0]) if len(x_shape) == 3 else ()
+    rows = 0 if violations else sum(run.rows for run in row_plan(seq, block, stride))
     out_shape = (rows, *x_shape[1:3]) if len(x_shape) >= 3 else (0, 0, 0)
     error = call_compress(
         array(ADDRESS, x_shape), array(ADDRESS if 0 not in w_shape else None, w_shape), block, stride, seq,
@@ -114,14 +116,14 @@ def test_infer_refuses_what_spec_refuses_in_its_words(data):
         table = np.array(data.draw(st.lists(entries, min_size=1, max_size=3), "table"), np.int32)
 
     violations = [
-        *spec.infer_shape_violations(
+        *decode.shape_violations(
             *(x_shape, w_shape, slots.shape, block, stride, page),
             *(None if table is None else table.shape, len(lengths), cache_shape),
         )
     ]
     if not violations:
         max_pages = x_shape[0] // batch if table is None else table.shape[1]
-        violations += spec.infer_index_violations(
+        violations += decode.index_violations(
             slots.tolist(), table, lengths, block, stride, page, x_shape[0], max_pages, cache_shape[0]
         )
     shapes = (x_shape, w_shape, cache_shape)

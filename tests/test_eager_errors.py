@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import nsa_onnx
-from nsa_onnx import spec
+from nsa_onnx.operators.nsa_compress import contract as prefill
+from nsa_onnx.operators.nsa_compress_infer import contract as decode
 
 F16 = np.float16
 
@@ -157,8 +158,8 @@ INFER_CASES = {
 }
 
 OPS = {
-    "compress": (nsa_onnx.nsa_compress, _compress_call, COMPRESS_CASES, spec.COMPRESS_ROWS),
-    "infer": (nsa_onnx.nsa_compress_infer, _infer_call, INFER_CASES, spec.INFER_ROWS),
+    "compress": (nsa_onnx.nsa_compress, _compress_call, COMPRESS_CASES, prefill.ROWS),
+    "infer": (nsa_onnx.nsa_compress_infer, _infer_call, INFER_CASES, decode.ROWS),
 }
 ALL_ROWS = [(op, row) for op, (_, _, cases, _) in OPS.items() for row in cases]
 
@@ -182,7 +183,7 @@ def _call(op, arguments, library):
 
 
 def test_the_cases_cover_the_whole_table_in_its_order():
-    assert len(spec.COMPRESS_ROWS) == 23
+    assert len(prefill.ROWS) == 23
     for _, _, cases, rows in OPS.values():
         assert list(cases) == list(rows)
 

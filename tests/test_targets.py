@@ -161,7 +161,12 @@ def test_no_rule_outside_the_targets_names_one():
 
 def test_every_rule_in_a_targets_module_belongs_to_a_target():
     held = {rule.id for target in TARGETS.values() for rule in target.rules}
-    made = {one.id for module in (cann, vendor_rules, atc, portable) for one in vars(module).values() if isinstance(one, Rule)}
+    made = {
+        one.id
+        for module in (cann, vendor_rules, atc, portable)
+        for one in vars(module).values()
+        if isinstance(one, Rule)
+    }
     assert made == held
     assert held <= set(RULES)
 

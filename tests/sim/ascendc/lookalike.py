@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from nsa_onnx import spec
+from nsa_onnx.operators.nsa_compress.contract import compressed_length
+from nsa_onnx.operators.nsa_compress_infer.contract import MAX_PAGE_RUNS, SlotWrite
+from nsa_onnx.operators.windows import row_plan
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -105,7 +107,7 @@ class Kernels:
         cores: int = CORES,
     ) -> Any:
         """The launch plan for input [T, N, D] with prefix sums `seq`."""
-        runs = [(run.first_row, run.rows, run.first_token) for run in spec.compress_plan(list(seq), block, stride)]
+        runs = [(run.first_row, run.rows, run.first_token) for run in row_plan(list(seq), block, stride)]
         rows = _words(runs, 3)
         call = _Compress(bfloat16, *shape, block, stride, rows.ctypes.data, len(runs))
         return self._plan(self.library.nsa_ascend_compress_plan, call, cores)
@@ -116,16 +118,16 @@ class Kernels:
         shape: Sequence[int],
         slots: int,
         block: int,
-        writes: Sequence[spec.SlotWrite],
+        writes: Sequence[SlotWrite],
         cores: int = CORES,
     ) -> Any:
         """The launch plan for input [block_num, page, N, D] and a cache of `slots` slots."""
         rows = []
         for write in writes:
             runs = [(run.page, run.offset, run.tokens) for run in write.runs]
-            runs += [(0, 0, 0)] * (spec.MAX_PAGE_RUNS - len(runs))
+            runs += [(0, 0, 0)] * (MAX_PAGE_RUNS - len(runs))
             rows.append([write.sequence, write.slot, len(write.runs), *(word for run in runs for word in run)])
-        words = _words(rows, 3 + 3 * spec.MAX_PAGE_RUNS)
+        words = _words(rows, 3 + 3 * MAX_PAGE_RUNS)
         call = _Infer(bfloat16, *shape, block, slots, words.ctypes.data, len(rows))
         return self._plan(self.library.nsa_ascend_infer_plan, call, cores)
 
@@ -141,7 +143,7 @@ class Kernels:
         """NsaCompress of x [T, N, D] and w [block, N]; raises DeviceError."""
         bfloat16 = x.dtype != np.float16
         plan = self.compress_plan(bfloat16, x.shape, block, stride, seq, cores)
-        rows = spec.compressed_length(list(seq), block, stride)
+        rows = compressed_length(list(seq), block, stride)
         output = np.full((rows, *x.shape[1:]), np.nan, x.dtype)
         return Launched(output, plan, self._launch("compress", bfloat16, x, w, output, plan, seed))
 
@@ -150,7 +152,7 @@ class Kernels:
         x: Any,
         w: Any,
         cache: Any,
-        writes: Sequence[spec.SlotWrite],
+        writes: Sequence[SlotWrite],
         block: int,
         *,
         cores: int = CORES,

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsa_onnx import spec
+from nsa_onnx.operators.contract import is_int
+from nsa_onnx.operators.nsa_compress import contract as prefill
+from nsa_onnx.operators.nsa_compress_infer import contract as decode
+from nsa_onnx.operators.windows import row_plan
 
 ALIGNED = st.integers(1, 8).map(lambda n: 16 * n)
 
@@ -27,14 +30,15 @@ def segments(draw):
 @given(segments())
 def test_compressed_length_counts_the_windows_that_fit(case):
     prefix_sums, block, stride = case
-    assert spec.compressed_length(prefix_sums, block, stride) == len(oracle.window_starts(prefix_sums, block, stride))
+    rows = len(oracle.window_starts(prefix_sums, block, stride))
+    assert prefill.compressed_length(prefix_sums, block, stride) == rows
 
 
 @given(segments())
 def test_the_plan_lists_every_window_once_in_order(case):
     prefix_sums, block, stride = case
     starts, next_row = [], 0
-    for run in spec.compress_plan(prefix_sums, block, stride):
+    for run in row_plan(prefix_sums, block, stride):
         assert run.first_row == next_row
         starts += [run.first_token + k * stride for k in range(run.rows)]
         next_row += run.rows
@@ -44,7 +48,7 @@ def test_the_plan_lists_every_window_once_in_order(case):
 @given(
     st.integers(1, 7).map(lambda n: 16 * n),
     st.data(),
-    st.sampled_from(spec.PAGE_BLOCK_SIZES),
+    st.sampled_from(decode.PAGE_BLOCK_SIZES),
     st.booleans(),
 )
 def test_the_decode_plan_covers_the_last_block_tokens_page_by_page(block, data, page, with_table):
@@ -52,33 +56,33 @@ def test_the_decode_plan_covers_the_last_block_tokens_page_by_page(block, data, 
     lengths = data.draw(st.lists(st.integers(0, 4 * page), max_size=4))
     table = [[10 * b + p for p in range(4)] for b in range(len(lengths))] if with_table else None
     slots = [100 + b for b in range(len(lengths))]
-    plan = spec.infer_plan(slots, table, lengths, block, stride, page, 4)
+    plan = decode.slot_plan(slots, table, lengths, block, stride, page, 4)
     writers = [b for b, n in enumerate(lengths) if n >= block and (n - block) % stride == 0]
     assert [write.sequence for write in plan] == writers
     for write in plan:
         b = write.sequence
         assert write.slot == slots[b]
-        assert len(write.runs) <= spec.MAX_PAGE_RUNS
+        assert len(write.runs) <= decode.MAX_PAGE_RUNS
         tokens = [(run.page, run.offset + k) for run in write.runs for k in range(run.tokens)]
         first_page = 4 * b if table is None else 10 * b
         assert tokens == [(first_page + t // page, t % page) for t in range(lengths[b] - block, lengths[b])]
 
 
 def test_unknown_dims_violate_nothing():
-    assert not list(spec.compress_shape_violations((None, None, None), (None, None), 32, 16))
-    assert not list(spec.prefix_sum_violations([40, 64], None))
+    assert not list(prefill.shape_violations((None, None, None), (None, None), 32, 16))
+    assert not list(prefill.prefix_sum_violations([40, 64], None))
     nothing_known = ((None,) * 4, (None, None), (None,), 32, 16, 64, None, None, (None,) * 3)
-    assert not list(spec.infer_shape_violations(*nothing_known))
+    assert not list(decode.shape_violations(*nothing_known))
 
 
 def test_a_known_dim_is_judged_beside_unknown_ones():
-    found = [v.row.id for v in spec.compress_shape_violations((None, 129, 24), (None, None), 32, 16)]
+    found = [v.row.id for v in prefill.shape_violations((None, 129, 24), (None, None), 32, 16)]
     assert found == ["head_dim_multiple", "heads_max"]
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], b"1"])
 def test_what_is_no_int(value):
-    assert not spec.is_int(value)
+    assert not is_int(value)
 
 
 def test_the_contracts_need_nothing_but_the_standard_library(tmp_path):

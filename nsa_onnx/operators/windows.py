@@ -1,7 +1,7 @@
 """Windows of tokens: what the two compressions have in common. Needs the standard library only.
 
-T', the number of windows (`window_count`), and the condition on which a decode step writes (`triggers`) are written
-here and, in Python, nowhere else.
+T', the number of windows (`window_count`), and the condition on which a step over a cache writes (`triggers`) are
+written here and, in Python, nowhere else.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def window_count(
 
 
 def triggers(length: Any, compress_block_size: int, compress_stride: int) -> Any:
-    """Whether a sequence of ``length`` tokens completes a window in this decode step. Lengths may be an array."""
+    """Whether a sequence of ``length`` tokens completes a window in this step. Lengths may be an array."""
     return (length >= compress_block_size) & ((length - compress_block_size) % compress_stride == 0)
 
 

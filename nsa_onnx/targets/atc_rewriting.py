@@ -197,7 +197,7 @@ def _require_vendor(work: _Work, seen: Analysis) -> None:
         for violation in node.violations:
             work.reasons.append(f"{label(node.proto)}: {violation.message}: {_WRONG_EVERYWHERE}")
         for violation in _vendor_violations(node):
-            way_out = vendor.WAYS_OUT.get(violation.row.id, vendor.ELSEWHERE)
+            way_out = vendor.vendors(node.op_type).ways_out.get(violation.row.id, vendor.ELSEWHERE)
             work.reasons.append(f"{label(node.proto)}: {violation.message}: {way_out}")
     known = "\n".join(work.reasons)
     for name, op_type, violation in seen.observed:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from ..analysis import Analysis
 from ..operators import OPERATORS
 from ..operators.contract import plural
 from ..operators.copies import is_body, is_operator
@@ -17,9 +17,6 @@ from ..rulebook.examples import compress, model
 from ..rulebook.finding import Finding
 from ..rulebook.rule import connected, finding, note, rule
 from .base import Target
-
-if TYPE_CHECKING:
-    from ..analysis import Analysis
 
 
 @rule(

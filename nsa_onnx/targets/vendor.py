@@ -11,7 +11,8 @@ The operators' aclnn.cc in ort_ext/operators/ refuse the same and get the number
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..operators.contract import Dim, Row, Violation, Violations, table
@@ -57,6 +58,7 @@ class VendorOperator:
         required: inputs that it needs and the contract does not.
         valued: inputs whose values its shape inference needs.
         products: on which products it is documented; empty for all.
+        ways_out: what to do about a limit of `direct` or of the vendor alone, by its row.
     """
 
     limits: tuple[Limit, ...]
@@ -64,6 +66,7 @@ class VendorOperator:
     required: tuple[str, ...] = ()
     valued: tuple[str, ...] = ()
     products: str = ""
+    ways_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def _elements(row: str, argument: str) -> Limit:
@@ -121,6 +124,11 @@ _PREFILL = VendorOperator(
     direct=(Limit((_NO_ROWS.id,), _no_rows), _channels("vendor_no_channels", 3, _FOR_PREFILL)),
     valued=(SEQ,),
     products="Atlas A2 only, before CANN of mid-2026 for training products",
+    ways_out={
+        "vendor_elements": f"split the batch, or {ELSEWHERE}",
+        "vendor_no_rows": "leave the node out, its result is empty",
+        "vendor_no_channels": "leave the node out, its result is empty",
+    },
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -188,6 +196,16 @@ _DECODE = VendorOperator(
     ),
     direct=(_channels("vendor_no_page_channels", 4, _FOR_DECODE), Limit(tuple(_CALL_ROWS), _one_call)),
     required=("block_table",),
+    ways_out={
+        "vendor_block": f"use a shorter window, or {ELSEWHERE}",
+        "vendor_odd_heads": f"pad to an even number of heads, or {ELSEWHERE}",
+        "vendor_cache_elements": f"use a smaller cache, or {ELSEWHERE}",
+        "vendor_no_page_channels": "leave the node out, it writes nothing",
+        "vendor_batch_min": "convert it for at least one sequence",
+        "vendor_batch_max": f"split the batch, or {ELSEWHERE}",
+        "vendor_pages_min": "convert it with at least one page",
+        "vendor_slots_min": "convert it with at least one slot",
+    },
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -204,17 +222,3 @@ def vendors(op_type: str) -> VendorOperator:
 
 LIMITS = {op_type: one.limits for op_type, one in OPERATORS.items()}
 DIRECT_LIMITS = {op_type: one.direct for op_type, one in OPERATORS.items()}
-WAYS_OUT = {
-    "vendor_block": f"use a shorter window, or {ELSEWHERE}",
-    "vendor_odd_heads": f"pad to an even number of heads, or {ELSEWHERE}",
-    "vendor_elements": f"split the batch, or {ELSEWHERE}",
-    "vendor_cache_elements": f"use a smaller cache, or {ELSEWHERE}",
-    "vendor_no_rows": "leave the node out, its result is empty",
-    "vendor_no_channels": "leave the node out, its result is empty",
-    "vendor_no_page_channels": "leave the node out, it writes nothing",
-    "vendor_batch_min": "convert it for at least one sequence",
-    "vendor_batch_max": f"split the batch, or {ELSEWHERE}",
-    "vendor_pages_min": "convert it with at least one page",
-    "vendor_slots_min": "convert it with at least one slot",
-}
-"""What to do about a limit, by its row."""

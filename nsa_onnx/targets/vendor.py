@@ -58,7 +58,7 @@ class VendorOperator:
         required: inputs that it needs and the contract does not.
         valued: inputs whose values its shape inference needs.
         products: on which products it is documented; empty for all.
-        ways_out: what to do about a limit of `direct` or of the vendor alone, by its row.
+        ways_out: what to do about a limit, by its row; `ELSEWHERE` for the others.
     """
 
     limits: tuple[Limit, ...]

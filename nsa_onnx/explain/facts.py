@@ -1,4 +1,4 @@
-"""What there is to tell about a model's NSA nodes: neighbours, picture, findings. No HTML here."""
+"""Collects what the page shows of each NSA node: neighbours, picture, findings. Makes no HTML."""
 
 from __future__ import annotations
 

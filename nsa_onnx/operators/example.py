@@ -1,4 +1,4 @@
-"""Models of one node, to try an operator by."""
+"""Builds a model of one node from an operator's example call, to try the operator on a machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules on what the vendor's operators do not take (`vendor`), for all targets that call them."""
+"""Rules about what the vendor's operators do not take (`vendor`), for the targets that call them."""
 
 from __future__ import annotations
 

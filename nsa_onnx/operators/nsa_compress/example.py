@@ -1,4 +1,4 @@
-"""Calls of NsaCompress to show it by: the doctor's, and those of who wants other sizes."""
+"""Calls of NsaCompress to show it by: the one of ``nsa-onnx doctor``, and any other size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call of NsaCompressInfer to show it by."""
+"""The call of NsaCompressInfer that ``nsa-onnx doctor`` makes."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto
 
-from . import spec
 from .graph.external import SMALL_BYTES, external_bytes, inside
 from .graph.folding import MAX_ELEMENTS, Array, Folder
 from .graph.inference import computed, infer, with_constants, without_weights
@@ -23,8 +22,9 @@ from .graph.tensors import Integers, TensorFacts, attribute_value, integer_value
 from .graph.walk import node_name, text
 from .operators import OPERATORS
 from .operators.base import T
+from .operators.contract import DOMAIN, Violation
 from .operators.facts import NodeFacts
-from .operators.schema import INPUT_NAMES, OUTPUT_RANKS, observing, violations
+from .operators.schema import OUTPUT_RANKS, observing, violations
 from .recognise.search import Candidate, Search, candidate, search
 
 # Of one kind of mistake, as many are reported per node, then their number: a batch has thousands of lengths.
@@ -49,7 +49,7 @@ class NsaNode:
     scope: Scope
     position: int
     facts: NodeFacts | None = None
-    violations: tuple[spec.Violation, ...] = ()
+    violations: tuple[Violation, ...] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -82,7 +82,7 @@ class Analysis:
     scopes: tuple[Scope, ...]
     nodes: tuple[NsaNode, ...]
     inferred: Mapping[str, TypeProto]
-    observed: Sequence[tuple[str, str, spec.Violation]]
+    observed: Sequence[tuple[str, str, Violation]]
     inference_error: str
     values: Folder
     _search: list[Search] = field(default_factory=list, repr=False, compare=False)
@@ -159,10 +159,10 @@ def _analyse(proto: ModelProto, path: str, folder: Path | None, target: str) -> 
 # Nodes
 
 
-def _without_flood(facts: NodeFacts) -> list[spec.Violation]:
+def _without_flood(facts: NodeFacts) -> list[Violation]:
     """The violations, those alike summed up beyond the first few."""
     counts: Counter[str] = Counter()
-    kept: list[spec.Violation] = []
+    kept: list[Violation] = []
     for violation in violations(facts):
         counts[violation.row.id] += 1
         if counts[violation.row.id] <= MAX_ALIKE:
@@ -171,7 +171,7 @@ def _without_flood(facts: NodeFacts) -> list[spec.Violation]:
     for row_id, count in counts.items():
         if count > MAX_ALIKE:
             row = replace(rows[row_id], message=f"{rows[row_id].argument}: {{}} more like these")
-            kept.append(spec.Violation(row, (count - MAX_ALIKE,)))
+            kept.append(Violation(row, (count - MAX_ALIKE,)))
     return kept
 
 
@@ -183,7 +183,7 @@ def nodes_of(scopes: Iterable[Scope], folder: Path | None) -> Iterator[NsaNode]:
 def _nodes_of(scopes: Iterable[Scope], folder: Path | None, values: Folder) -> Iterator[NsaNode]:
     for scope in scopes:
         for index, step in enumerate(scope.steps):
-            if step.op[0] == spec.DOMAIN:
+            if step.op[0] == DOMAIN:
                 yield _nsa_node(step.node, index, scope, folder, values)
 
 
@@ -193,12 +193,12 @@ def _folder_of(folder: Path | None) -> Folder:
 
 def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None, values: Folder) -> NsaNode:
     name = node_name(node, index)
-    if node.op_type not in INPUT_NAMES:
+    if node.op_type not in OPERATORS:
         return NsaNode(node, name, scope, index)
     inputs: dict[str, TensorFacts] = {}
     constants: dict[str, Integers] = {}
     unreadable: dict[str, str] = {}
-    for formal, value in zip(INPUT_NAMES[node.op_type], node.input, strict=False):
+    for formal, value in zip(OPERATORS[node.op_type].input_names, node.input, strict=False):
         if not value:
             continue
         inputs[formal] = tensor_facts(scope.type_of(value))

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
 
 import nsa_onnx
-from nsa_onnx import spec
 from nsa_onnx.analysis import MAX_ALIKE
 from nsa_onnx.checker import TARGETS, Report, Severity, UnreadableModelError, check
 from nsa_onnx.checker.rules import RULE_OF_ROW, RULES
 from nsa_onnx.checker.rules.registry import general
 from nsa_onnx.graph.bounds import propagates_safely
 from nsa_onnx.graph.outline import Outline
+from nsa_onnx.operators import OPERATORS
 from nsa_onnx.operators.expand import expand
 from nsa_onnx.operators.facts import NODE_ROWS
 from nsa_onnx.operators.schema import OUTPUT_RANKS
@@ -358,7 +358,9 @@ def rows_of_targets():
 
 
 def test_every_row_of_the_error_table_belongs_to_a_rule():
-    assert set(RULE_OF_ROW) == {*spec.COMPRESS_ROWS, *spec.INFER_ROWS, *NODE_ROWS, *rows_of_targets()}
+    rows = {row for operator in OPERATORS.values() for row in operator.contract.rows}
+    assert set(RULE_OF_ROW) == {*rows, *NODE_ROWS, *rows_of_targets()}
+    assert set(RULE_OF_ROW.values()) <= set(RULES)
 
 
 def test_findings_say_where():

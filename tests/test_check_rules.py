@@ -14,10 +14,13 @@ from onnx import TensorProto, helper
 from nsa_onnx.checker import RULES, TARGETS, Severity, UnreadableModelError, check
 from nsa_onnx.fuse import candidates
 from nsa_onnx.graph import folding as limits
+from nsa_onnx.operators import OPERATORS
 from nsa_onnx.operators.bodies import MIN_OPSET
 from nsa_onnx.operators.expand import expand
 from nsa_onnx.operators.hints import HINTS
-from nsa_onnx.rulebook.examples import compress, infer, infer_node
+from nsa_onnx.operators.nsa_compress.rule_examples import compress
+from nsa_onnx.operators.nsa_compress_infer.rule_examples import decode, decode_node
+from nsa_onnx.rulebook.rule import listed, rule
 from nsa_onnx.targets import vendor
 from nsa_onnx.targets.atc import prepare_atc
 
@@ -97,7 +100,7 @@ def test_computed_lengths_are_checked_and_t_is_recomputed(name):
 @pytest.mark.parametrize(("slot", "rules"), [(8, set()), (9, {"NSA016"})])
 def test_computed_slots_and_tables_are_checked(slot, rules):
     made = parsed(
-        infer(seq=[32, 33, 48], before=["slots = Cast <to = 6> (wide)", "table = Cast <to = 6> (wide_table)"])
+        decode(seq=[32, 33, 48], before=["slots = Cast <to = 6> (wide)", "table = Cast <to = 6> (wide_table)"])
     )
     kept = [value for value in made.graph.input if value.name not in ("slots", "table")]
     del made.graph.input[:]
@@ -196,8 +199,8 @@ def test_a_model_has_a_budget_of_nodes_and_elements(monkeypatch):
         (compress(x="100, 4, 16", seq=[0, 40, 100]), "leading_zero"),
         (compress(seq=[0, 40, 100]), "leading_zero"),
         (compress(x="100, 4, 16", seq=[40, 70]), ""),
-        (infer(seq=[100, 200, 300]), "prefix_sums"),
-        (infer(seq=[300, 100, 300]), ""),
+        (decode(seq=[100, 200, 300]), "prefix_sums"),
+        (decode(seq=[300, 100, 300]), ""),
     ],
 )
 def test_wrong_lengths_that_the_other_operator_takes_get_a_hint(text, hint):
@@ -208,7 +211,7 @@ def test_wrong_lengths_that_the_other_operator_takes_get_a_hint(text, hint):
 def test_prefix_sums_that_need_more_pages_than_there_are_get_a_warning():
     # 12 pages of 64 tokens; prefix sums of 4 sequences of 64 tokens need 1 + 2 + 3 + 4 pages, 5 of them 15.
     def made(*seq, pages=12):
-        return parsed(infer(x=f"{pages}, 64, 4, 16", batch=str(len(seq)), table=f"{len(seq)}, 5", seq=seq))
+        return parsed(decode(x=f"{pages}, 64, 4, 16", batch=str(len(seq)), table=f"{len(seq)}, 5", seq=seq))
 
     assert rules_of(check(made(64, 128, 192, 256, 320))) == {"NSA023"}
     assert check(made(64, 128, 192, 256)).ok
@@ -218,7 +221,7 @@ def test_prefix_sums_that_need_more_pages_than_there_are_get_a_warning():
 
 def test_cumsum_before_the_decode_operator_gets_a_warning():
     axis = "axis = Constant <value_int = 0> ()"
-    text = infer(before=[axis, "sums = CumSum (given, axis)", "seq = Cast <to = 7> (sums)"])
+    text = decode(before=[axis, "sums = CumSum (given, axis)", "seq = Cast <to = 7> (sums)"])
     text = text.replace("float16[32, 4] w", "float16[32, 4] w, int32[3] given")
     (finding,) = found(parsed(text), "NSA023")
     assert "comes from CumSum" in finding.message and finding.severity is Severity.WARNING
@@ -241,13 +244,13 @@ FLOAT16 = "float16[9, 4, 16]"
 @pytest.mark.parametrize("op", ["Identity (cache_out)", "Cast <to = 1> (cache_out)", "Reshape (cache_out, shape)"])
 def test_a_cache_that_is_handed_on_to_an_output_is_not_lost(op):
     before = ["shape = Constant <value_ints = [9, 64]> ()"]
-    made = parsed(infer(carried=False, before=before, after=[f"z = {op}"], outputs=["z"]))
+    made = parsed(decode(carried=False, before=before, after=[f"z = {op}"], outputs=["z"]))
     assert check(made).ok, check(made).to_text()
 
 
 @pytest.mark.parametrize("after", [[], ["z = Identity (cache_out)"], ["s = Shape (cache_out)", "z = Identity (s)"]])
 def test_a_cache_that_no_output_holds_is_lost(after):
-    text = infer(carried=False, after=after, outputs=["float16[12, 64, 4, 16] other"], before=["other = Neg (x)"])
+    text = decode(carried=False, after=after, outputs=["float16[12, 64, 4, 16] other"], before=["other = Neg (x)"])
     (finding,) = check(parsed(text)).findings
     assert (finding.rule, finding.node, finding.argument) == ("NSA024", "nsa", "cache")
     assert "'cache_out', the updated cache, is no output" in finding.message
@@ -255,15 +258,15 @@ def test_a_cache_that_no_output_holds_is_lost(after):
 
 
 def test_chained_updates_end_in_one_output():
-    second = infer_node("x, w, slots, cache_out, seq, table", "cache_2", name="second")
-    assert check(parsed(infer(carried=False, after=[second], outputs=[f"{FLOAT16} cache_2"]))).ok
+    second = decode_node("x, w, slots, cache_out, seq, table", "cache_2", name="second")
+    assert check(parsed(decode(carried=False, after=[second], outputs=[f"{FLOAT16} cache_2"]))).ok
 
 
 def test_a_cache_may_leave_by_a_branch():
-    node = infer_node("x, w, slots, cache, seq, table", "inner", name="nsa").replace("\n", " ")
+    node = decode_node("x, w, slots, cache, seq, table", "inner", name="nsa").replace("\n", " ")
     branches = f"then_branch = t () => ({FLOAT16} inner) {{ {node} }}, else_branch = e () => ({FLOAT16} same) "
     branches += "{ same = Identity (cache) }"
-    text = infer(after=[f"y = If (go) <{branches}>"]).replace("=> (", "=> (" + FLOAT16 + " y, ", 1)
+    text = decode(after=[f"y = If (go) <{branches}>"]).replace("=> (", "=> (" + FLOAT16 + " y, ", 1)
     lines = text.splitlines()
     kept = [line for line in lines if "cache_out" not in line or "=>" in line or "If" in line]
     text = (
@@ -278,7 +281,7 @@ def test_a_cache_may_leave_by_a_branch():
 
 def stale(reader, before=False):
     where = {"before": [reader]} if before else {"after": [reader]}
-    return parsed(infer(outputs=["z"], **where))
+    return parsed(decode(outputs=["z"], **where))
 
 
 def test_the_cache_of_before_is_not_read_after_the_update():
@@ -292,7 +295,7 @@ def test_the_cache_of_before_is_not_read_after_the_update():
 
 def test_a_branch_behind_the_update_that_reads_the_old_cache_is_found():
     branches = ", ".join(f"{k}_branch = {k} () => (r{k}) {{ r{k} = Neg (cache) }}" for k in ("then", "else"))
-    text = infer(outputs=["z"], after=[f"z = If (go) <{branches}>"]).replace("16[32, 4] w", "16[32, 4] w, bool go")
+    text = decode(outputs=["z"], after=[f"z = If (go) <{branches}>"]).replace("16[32, 4] w", "16[32, 4] w, bool go")
     assert rules_of(check(parsed(text))) == {"NSA025"}
 
 
@@ -391,14 +394,14 @@ def test_a_body_for_an_opset_that_ours_do_not_have_is_reported():
     ],
 )
 def test_constant_slots_without_lengths_get_a_warning(slots, words):
-    findings = check(parsed(infer(slots=slots))).findings
+    findings = check(parsed(decode(slots=slots))).findings
     assert [(finding.rule, finding.message) for finding in findings] == ([("NSA029", words)] if words else [])
 
 
 def test_a_constant_table_without_lengths_gets_a_warning():
-    (finding,) = check(parsed(infer(pages=[0] * 6 + [12] + [-7] * 5))).findings
+    (finding,) = check(parsed(decode(pages=[0] * 6 + [12] + [-7] * 5))).findings
     assert (finding.rule, finding.message) == ("NSA029", "block_table[1, 2] should be < 12, got 12")
-    assert check(parsed(infer(pages=[0] * 6 + [11] + [-7] * 5))).ok
+    assert check(parsed(decode(pages=[0] * 6 + [11] + [-7] * 5))).ok
 
 
 # --------------------------------------------------------------------------------------------------
@@ -411,7 +414,7 @@ def test_the_report_names_its_target(target):
 
 
 def test_our_kernels_take_what_the_vendor_s_do_not():
-    text = infer(x="12, 64, 51, 16", w="80, 51", cache="9, 51, 16", block=80, table=None)
+    text = decode(x="12, 64, 51, 16", w="80, 51", cache="9, 51, 16", block=80, table=None)
     assert check(parsed(text), target="cpu").ok
     assert check(parsed(text), target="cann").ok
     assert rules_of(check(parsed(text), target="cann-aclnn")) == {"NSA030", "NSA031"}
@@ -428,12 +431,12 @@ def test_t_0_of_unknown_lengths_is_found_for_atc():
 
 
 def test_a_wrong_node_is_not_also_measured_by_the_vendor():
-    text = infer(x="12, 64, 51, 16", w="144, 51", cache="9, 51, 16", block=144)
+    text = decode(x="12, 64, 51, 16", w="144, 51", cache="9, 51, 16", block=144)
     assert rules_of(check(parsed(text), target="cann-aclnn")) == {"NSA011"}
 
 
 def test_what_is_prepared_for_atc_has_no_finding_there_but_the_products():
-    made = expand(parsed(infer(table=None, after=["[a] z = Neg (cache_out)", "[a] zz = Neg (z)"], outputs=["zz"])))
+    made = expand(parsed(decode(table=None, after=["[a] z = Neg (cache_out)", "[a] zz = Neg (z)"], outputs=["zz"])))
     before = rules_of(check(made, target="atc"))
     assert {"NSA037", "NSA039", "NSA041"} <= before
     after = check(prepare_atc(made).model, target="atc")
@@ -466,7 +469,7 @@ def test_one_broadcast_operand_is_fine(a, b):
 
 
 def test_a_limit_of_a_target_is_in_its_message():
-    block = parsed(infer(w="80, 4", block=80))
+    block = parsed(decode(w="80, 4", block=80))
     (finding,) = check(block, target="cann-aclnn").findings
     assert f"<= {vendor.DECODE_MAX_BLOCK}" in finding.message and "got 80" in finding.message
 
@@ -494,7 +497,7 @@ def test_a_thousand_chained_caches_take_seconds():
 
 
 def test_names_that_are_not_text_reach_no_traceback():
-    content = parsed(infer(after=["[late] z = Neg (cache)"], outputs=["z"])).SerializeToString()
+    content = parsed(decode(after=["[late] z = Neg (cache)"], outputs=["z"])).SerializeToString()
     for name in (b"cache", b"late", b"slots", b"nsa", b"Neg"):
         broken = onnx.ModelProto.FromString(content.replace(name, b"\xff" * len(name)))
         for target in TARGETS:
@@ -539,8 +542,8 @@ def test_shapes_that_nodes_compute_from_constants_are_used():
 @pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand", "Tile", "Range", "broadcast"])
 def test_what_would_be_too_large_is_not_even_tried(kind, monkeypatch):
     tried = []
-    evaluate = limits._evaluate
-    monkeypatch.setattr(limits, "_evaluate", lambda node, *more: (tried.append(node.op_type), evaluate(node, *more))[1])
+    evaluate = limits.evaluate
+    monkeypatch.setattr(limits, "evaluate", lambda node, *more: (tried.append(node.op_type), evaluate(node, *more))[1])
     check(parsed(compress(seq=[40, 100], before=BOMBS[kind])))
     assert BOMBS[kind][-1].split()[2] not in tried
 
@@ -558,11 +561,11 @@ def test_segments_that_are_all_too_short_give_a_warning():
 
 def test_lengths_that_need_too_many_pages_either_way_are_no_prefix_sums():
     seq = [64, 128, 192, 256, 320]
-    assert check(parsed(infer(x="4, 64, 4, 16", batch="5", table="5, 5", seq=seq))).ok
+    assert check(parsed(decode(x="4, 64, 4, 16", batch="5", table="5, 5", seq=seq))).ok
 
 
 def test_slots_of_sequences_that_do_not_write_may_hold_anything():
-    assert check(parsed(infer(seq=[33, 33, 33], slots=[9, 1, 1], pages=[99] * 12))).ok
+    assert check(parsed(decode(seq=[33, 33, 33], slots=[9, 1, 1], pages=[99] * 12))).ok
 
 
 def test_atc_takes_constants_without_a_domain_and_one_domain_without_names():
@@ -578,7 +581,7 @@ def test_a_node_with_the_name_of_an_input_is_found_for_atc():
 
 
 def test_a_cache_that_something_was_computed_from_is_not_handed_on():
-    made = parsed(infer(carried=False, after=["z = Neg (cache_out)"], outputs=["z"]))
+    made = parsed(decode(carried=False, after=["z = Neg (cache_out)"], outputs=["z"]))
     assert rules_of(check(made)) == {"NSA024"}
 
 
@@ -587,3 +590,22 @@ def test_what_only_looks_like_the_compression_is_left_alone():
     made = parsed(RULES["NSA028"].example.replace("4, 16]", "4, 8]"))
     assert [bool(one.reason) for one in candidates(made)] == [True]
     assert check(made).ok
+
+
+def test_every_example_of_an_operator_is_one_of_a_rule():
+    shown = {rule_id for operator in OPERATORS.values() for rule_id in operator.rule_examples}
+    assert shown and shown <= set(RULES)
+
+
+def test_operators_are_listed_as_people_do():
+    assert listed(["A"]) == "A" and listed(["A"], "take") == "A takes"
+    assert listed(["A", "B", "C"]) == "A, B and C" and listed(["A", "B"], "take") == "A and B take"
+
+
+def test_a_documentation_has_short_lines_whatever_names_stand_in_it():
+    names = " ".join(["LongOperatorName"] * 20)
+    made = rule("NSA999", "title", documentation=f"{names}.\n\nKept\nas it is.")(lambda model: iter(()))
+    first, second = made.documentation.split("\n\n")
+    assert first.split() == f"{names}.".split() and max(map(len, first.splitlines())) < 120
+    assert second == "Kept\nas it is."
+    assert made.example == made.accepted == ""

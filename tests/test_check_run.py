@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from nsa_onnx import spec
 from nsa_onnx.analysis import analyse
 from nsa_onnx.checker import Severity, check
 from nsa_onnx.checker import run as running
 from nsa_onnx.cli import main
+from nsa_onnx.graph.tensors import TensorFacts
 from nsa_onnx.operators import OPERATORS
 from nsa_onnx.operators.base import NotRunError
+from nsa_onnx.operators.facts import NodeFacts
 from nsa_onnx.operators.numbers import rounded, ulps
 from nsa_onnx.operators.sampling import MAX_ELEMENTS
 from nsa_onnx.operators.schema import violations
@@ -252,29 +253,18 @@ def test_generated_input_is_valid_whatever_is_declared(data, op_type):
         return
     attributes = {name: node.facts.integer(name) for name in OPERATORS[op_type].attribute_names}
     try:
-        values = OPERATORS[op_type].sample(node.facts, attributes).values
+        sample = OPERATORS[op_type].sample(node.facts, attributes)
     except NotRunError:
         return
+    values = sample.values
     assert all(value.size <= MAX_ELEMENTS for value in values.values())
-    shape = values["input"].shape
-    if op_type == "NsaCompress":
-        spec.raise_first(spec.compress_shape_violations(shape, values["weight"].shape, 32, 16))
-        spec.raise_first(spec.prefix_sum_violations(values["actual_seq_len"].tolist(), shape[0]))
-    else:
-        found = values.get("block_table")
-        spec.raise_first(
-            spec.infer_shape_violations(
-                shape,
-                values["weight"].shape,
-                values["slot_mapping"].shape,
-                32,
-                16,
-                page,
-                None if found is None else found.shape,
-                len(values["actual_seq_len"]),
-                values["cache"].shape,
-            )
-        )
+    floats, ints = OPERATORS[op_type].float_inputs, {}
+    inputs = {}
+    for name, value in values.items():
+        inputs[name] = TensorFacts(sample.dtype if name in floats else value.dtype.name, value.shape)
+        if name not in floats:
+            ints[name] = value.astype(np.int64)
+    assert [one.message for one in violations(NodeFacts(op_type, attributes, inputs, ints))] == []
 
 
 def test_what_the_model_fixes_is_what_is_run():

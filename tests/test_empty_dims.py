@@ -12,7 +12,8 @@ import pytest
 
 from nsa_onnx.checker import check
 from nsa_onnx.graph.emptiness import Extent, results
-from nsa_onnx.rulebook.examples import compress, compress_node, model
+from nsa_onnx.operators.model_text import model
+from nsa_onnx.operators.nsa_compress.rule_examples import compress, compress_node
 from nsa_onnx.targets.cpu import ONNXRUNTIME, STOPS, stop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))

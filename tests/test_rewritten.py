@@ -17,7 +17,7 @@ from nsa_onnx.checker import check
 from nsa_onnx.cli import main
 from nsa_onnx.operators.copies import copies, is_body
 from nsa_onnx.operators.expand import expand
-from nsa_onnx.rulebook.examples import infer, infer_node
+from nsa_onnx.operators.nsa_compress_infer.rule_examples import decode, decode_node
 
 BOTH = {"NsaCompress": models.compress, "NsaCompressInfer": models.infer}
 BOTH_MODELS = pytest.mark.parametrize("make", BOTH.values(), ids=BOTH.keys())
@@ -266,19 +266,19 @@ def test_dropped_bodies_are_an_error_for_target_portable(make):
 
 
 def test_what_else_keeps_a_file_from_running_without_our_library():
-    decode = onnx.parser.parse_model(infer(table=None))
+    model = onnx.parser.parse_model(decode(table=None))
     body = portable(models.infer).functions[0]
-    decode.functions.append(body)
-    (found,) = check(decode, target="portable").findings
+    model.functions.append(body)
+    (found,) = check(model, target="portable").findings
     assert "block_table must be connected" in found.message
-    assert rules(expand(decode), target="portable") == []
+    assert rules(expand(model), target="portable") == []
     old = portable(models.compress)
     old.ir_version = 7
     assert "ir_version" in check(old, target="portable").findings[0].message
     other = portable(models.compress)
     other.functions[0].node[0].attribute[0].i = 9
     assert rules(other, target="portable") == ["NSA026", "NSA044"]
-    two = expand(onnx.parser.parse_model(infer(after=[infer_node(cache_of_second(), "c2", name="b")])))
+    two = expand(onnx.parser.parse_model(decode(after=[decode_node(cache_of_second(), "c2", name="b")])))
     del two.functions[:]
     (found,) = [one for one in check(two, target="portable").findings if one.rule == "NSA044"]
     assert "(2 nodes)" in found.message

@@ -20,8 +20,9 @@ from nsa_onnx.checker import RULES, TARGETS, check
 from nsa_onnx.cli import main
 from nsa_onnx.operators import windows
 from nsa_onnx.operators.nsa_compress import contract as prefill
-from nsa_onnx.operators.nsa_compress_infer import contract as decode
-from nsa_onnx.rulebook.examples import compress, infer
+from nsa_onnx.operators.nsa_compress.rule_examples import compress
+from nsa_onnx.operators.nsa_compress_infer import contract as decode_contract
+from nsa_onnx.operators.nsa_compress_infer.rule_examples import decode
 from nsa_onnx.rulebook.rule import Rule
 from nsa_onnx.targets import atc, cann, portable, vendor_rules
 from nsa_onnx.targets.preparing import PrepareError
@@ -62,23 +63,23 @@ GROWN = {
         windows,
         "MAX_HEAD_DIM",
         512,
-        infer(x="12, 64, 4, 512", cache="9, 4, 512"),
+        decode(x="12, 64, 4, 512", cache="9, 4, 512"),
         "NSA009",
         "D must be <= 256",
     ),
     "N of decode": (
-        decode,
+        decode_contract,
         "LIMITS",
-        replace(decode.LIMITS, max_heads=128),
-        infer(x="12, 64, 128, 16", w="32, 128", cache="9, 128, 16"),
+        replace(decode_contract.LIMITS, max_heads=128),
+        decode(x="12, 64, 128, 16", w="32, 128", cache="9, 128, 16"),
         "NSA010",
         "N must be <= 6",
     ),
     "pages": (
-        decode,
+        decode_contract,
         "PAGE_BLOCK_SIZES",
         (32, 64, 128),
-        infer(x="12, 32, 4, 16", page=32),
+        decode(x="12, 32, 4, 16", page=32),
         "NSA012",
         "page_block_size must be 64 or 128",
     ),
@@ -106,7 +107,7 @@ def test_a_node_that_breaks_the_contract_is_not_also_measured_by_the_target():
 
 
 def test_an_empty_cache_is_nothing_for_the_vendor():
-    made = parsed(infer(cache="0, 4, 16"))
+    made = parsed(decode(cache="0, 4, 16"))
     assert check(made, target="cann-aclnn").ok
     assert "NSA033" in rules_of(check(made, target="atc"))
     with pytest.raises(PrepareError, match="at least one slot"):
@@ -117,7 +118,7 @@ def test_an_empty_cache_is_nothing_for_the_vendor():
     ("made", "rule_id"),
     [
         (compress(x="100, 4, 0", y="3, 4, 0", seq=[40, 100]), "NSA036"),
-        (infer(x="12, 64, 4, 0", cache="9, 4, 0"), "NSA033"),
+        (decode(x="12, 64, 4, 0", cache="9, 4, 0"), "NSA033"),
     ],
 )
 def test_no_channels_are_nothing_for_the_vendor(made, rule_id):

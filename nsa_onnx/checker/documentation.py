@@ -41,13 +41,18 @@ def _explanation(rule: Rule) -> Iterator[str]:
     yield f"severity: {rule.severity.value}"
     if _targets(rule):
         yield _targets(rule)
-    yield from ("", rule.documentation)
-    if rule.hint:
-        yield from ("", textwrap.fill(f"The way out: {rule.hint}.", 110, break_on_hyphens=False))
+    yield from _words(rule)
     for title, model in (("An example that triggers it:", rule.example), ("One that does not:", rule.accepted)):
         if model:
             yield from ("", title, "")
             yield from (_INDENT + line for line in model.rstrip().splitlines())
+
+
+def _words(rule: Rule) -> Iterator[str]:
+    """What it looks for, and the way out."""
+    yield from ("", rule.documentation)
+    if rule.hint:
+        yield from ("", textwrap.fill(f"The way out: {rule.hint}.", 110, break_on_hyphens=False))
 
 
 def _targets(rule: Rule) -> str:
@@ -83,9 +88,7 @@ def markdown() -> str:
 def _section(rule: Rule) -> Iterator[str]:
     # The heading is the id alone, so that links to it outlive a better title.
     yield from ("", f"## {rule.id}", "", f"**{_sentence(rule.title)}** ({rule.severity.value}{_only(rule)})")
-    yield from ("", rule.documentation)
-    if rule.hint:
-        yield from ("", textwrap.fill(f"The way out: {rule.hint}.", 110, break_on_hyphens=False))
+    yield from _words(rule)
     for title, model in (("Triggers it", rule.example), ("Does not", rule.accepted)):
         if model:
             yield from ("", f"{title}:", "", "```text", model.rstrip(), "```")

@@ -38,7 +38,7 @@ class Report:
     Attributes:
         model: path of the model; empty if it was checked in memory.
         target: what it was checked for.
-        nodes: names of the NsaCompress and NsaCompressInfer nodes that were looked at, functions' included.
+        nodes: names of the nodes of our operators that were looked at, functions' included.
         findings: what is wrong, in the order of the rules; empty if the model is right.
         runs: what running the nodes has shown; empty if that was not asked for.
     """

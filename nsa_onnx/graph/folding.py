@@ -6,15 +6,15 @@ computed, and a model has a budget of nodes and elements. What exceeds it counts
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto
 
 from .outline import Op
+from .reference import evaluate
 from .scopes import Scope
 from .tensors import elements
 from .walk import STANDARD_DOMAINS
@@ -140,7 +140,8 @@ class Folder:
             if bound > MAX_ELEMENTS and node.op_type != "Shape":
                 return
             self._nodes -= 1
-            results = _evaluate(node, inputs, scope.imports.get("", 1))
+            feeds = {name: array for name, array in zip(node.input, inputs, strict=True) if array is not None}
+            results = evaluate(node, feeds, scope.imports.get("", 1))
         except Exception:  # whatever a broken node makes NumPy or onnx raise: its value is not known
             return
         for name, result in zip(node.output, results, strict=False):
@@ -176,23 +177,3 @@ def _stand_in(scope: Scope, name: str) -> Array | None:
         return np.broadcast_to(np.int8(0), [dim.dim_value for dim in dims])
     except ValueError:  # more dims or elements than NumPy counts
         return None
-
-
-def _evaluate(node: NodeProto, inputs: Sequence[Array | None], opset: int) -> Sequence[object]:
-    """The node's outputs by onnx's reference implementation."""
-    from onnx.reference import ReferenceEvaluator
-
-    feeds = {name: array for name, array in zip(node.input, inputs, strict=True) if array is not None}
-    graph = helper.make_graph(
-        [node],
-        "node",
-        [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)
-            for name, array in feeds.items()
-        ],
-        [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in node.output if name],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        return list(ReferenceEvaluator(model).run(None, feeds))

@@ -20,6 +20,7 @@ from onnx.defs import OpSchema
 from .bodies import parsed
 from .contract import DOMAIN, DTYPES, OPSET_VERSION, Contract, Violations
 from .facts import NodeFacts, node_violation
+from .model_text import RuleExample
 from .numbers import Floats
 from .pictures import NotDrawnError, Picture
 
@@ -34,6 +35,12 @@ class Lengths(Enum):
     LENGTHS = "lengths"
 
 
+class Pattern(Enum):
+    """How an operator is looked for in standard ones, beside its inlined body. `nsa_onnx.recognise` knows each."""
+
+    WEIGHTED_WINDOWS = "windows of tokens, weighted and summed"
+
+
 @dataclass(frozen=True)
 class Input:
     """An input of the node.
@@ -44,6 +51,7 @@ class Input:
         lengths: what it holds, if it holds lengths.
         below: for an input of indices, whose dim they must stay below: (input, axis).
         distinct: whether no two of those indices may be equal. Negative ones are padding.
+        page_size: for a table of pages, the attribute that says how many tokens one has.
     """
 
     name: str
@@ -53,6 +61,7 @@ class Input:
     lengths: Lengths | None = None
     below: tuple[str, int] | None = None
     distinct: bool = False
+    page_size: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,10 @@ class Operator(ABC):
     body_text: str
     """The portable body, in ONNX's text format: see `bodies`."""
     example: Example
+    rule_examples: Mapping[str, RuleExample]
+    """Models that rules of ``nsa-onnx check`` are shown with, by the rules' ids."""
+    pattern: Pattern | None = None
+    """The form in which it is looked for where a model computes it in standard operators."""
     ascend_note: str = ""
     """What a user of a converted model must know, beyond the targets' rules."""
 
@@ -190,6 +203,17 @@ class Operator(ABC):
     def known_dims(self, facts: NodeFacts) -> Mapping[tuple[int, int], int]:
         """Dims that follow from constants or attributes of a node without violations, by (output, axis)."""
         return {}
+
+    def empty_because(self, facts: NodeFacts) -> tuple[str, str] | None:
+        """Why a dim of an output's own is certainly 0: the argument that tells, and how; for a node without violations.
+
+        None if it is not, or not for certain.
+        """
+        return None
+
+    def may_be_empty(self, facts: NodeFacts) -> bool:
+        """Whether a dim of an output's own may be 0 that `known_dims` does not know."""
+        return False
 
     def output_types(self, facts: NodeFacts, types: Mapping[str, TypeProto]) -> list[TypeProto]:
         """The outputs' types, from a node without violations. ``types`` are the inputs' own, by name.

@@ -34,18 +34,24 @@ class Array:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of an error table. ``message`` has one ``{}`` per value, in order."""
+    """One row of an error table.
+
+    Attributes:
+        message: has one ``{}`` per value, in order.
+        rule: the rule of ``nsa-onnx check`` that reports it.
+    """
 
     id: str
     error: Error
     argument: str
     message: str
+    rule: str = ""
 
 
 Rows = Mapping[str, Row]
 
 
-def table(*rows: tuple[str, Error, str, str]) -> dict[str, Row]:
+def table(*rows: tuple[str, Error, str, str] | tuple[str, Error, str, str, str]) -> dict[str, Row]:
     """An error table: rows by id. Their order is the order in which errors win."""
     return {row[0]: Row(*row) for row in rows}
 

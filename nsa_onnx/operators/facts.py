@@ -17,9 +17,9 @@ from .windows import SEQ, TENSOR_ROWS
 # What only a graph can get wrong: the eager calls have no such rows.
 NODE_ROWS = {
     **table(
-        ("input_missing", TypeError, "inputs", "{} is a required input and is not connected"),
-        ("attribute_missing", TypeError, "attributes", "{} is a required attribute and is missing"),
-        ("seq_negative", RuntimeError, SEQ, f"{SEQ}[{{}}] must be >= 0, got {{}}"),
+        ("input_missing", TypeError, "inputs", "{} is a required input and is not connected", "NSA004"),
+        ("attribute_missing", TypeError, "attributes", "{} is a required attribute and is missing", "NSA005"),
+        ("seq_negative", RuntimeError, SEQ, f"{SEQ}[{{}}] must be >= 0, got {{}}", "NSA015"),
     ),
     **TENSOR_ROWS,
 }

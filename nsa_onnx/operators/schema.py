@@ -33,11 +33,6 @@ OUTPUT_RANKS = {
 """Rank of each operator's largest output, by domain and operator."""
 
 
-def output_rows(facts: NodeFacts) -> int | None:
-    """The first dim of the first output of a node without violations, where constants say it: T' of a prefill."""
-    return OPERATORS[facts.op_type].known_dims(facts).get((0, 0))
-
-
 def violations(facts: NodeFacts) -> Violations:
     """Everything that is certainly wrong with a node, in the order of the error table."""
     return OPERATORS[facts.op_type].violations(facts)

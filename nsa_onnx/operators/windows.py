@@ -36,29 +36,35 @@ _MULTIPLE = f"must be a multiple of {ALIGNMENT}, got {{}}"
 # --------------------------------------------------------------------------------------------------
 # Rows that read alike for both, and their checks
 
-INPUT_DTYPE_ROW = ("input_dtype", TypeError, "input", f"input must be {' or '.join(DTYPES)}, got {{}}")
+INPUT_DTYPE_ROW = ("input_dtype", TypeError, "input", f"input must be {' or '.join(DTYPES)}, got {{}}", "NSA006")
 WINDOW_KIND_ROWS = (
-    ("block_kind", TypeError, BLOCK, f"{BLOCK} must be an int, got {{}}"),
-    ("stride_kind", TypeError, STRIDE, f"{STRIDE} must be an int, got {{}}"),
+    ("block_kind", TypeError, BLOCK, f"{BLOCK} must be an int, got {{}}", "NSA005"),
+    ("stride_kind", TypeError, STRIDE, f"{STRIDE} must be an int, got {{}}", "NSA005"),
 )
-SEQ_KIND_ROW = ("seq_kind", TypeError, SEQ, f"{SEQ} must be a tuple or list of ints, got {{}}")
+SEQ_KIND_ROW = ("seq_kind", TypeError, SEQ, f"{SEQ} must be a tuple or list of ints, got {{}}", "NSA006")
 # Of lengths in a tensor, which an eager call does not take.
 TENSOR_ROWS = table(
-    ("seq_dtype", TypeError, SEQ, f"{SEQ} must be int64, got {{}}"),
-    ("seq_rank", RuntimeError, SEQ, f"{SEQ} must have rank 1 [B], got rank {{}}"),
+    ("seq_dtype", TypeError, SEQ, f"{SEQ} must be int64, got {{}}", "NSA006"),
+    ("seq_rank", RuntimeError, SEQ, f"{SEQ} must have rank 1 [B], got rank {{}}", "NSA007"),
 )
-WEIGHT_RANK_ROW = ("weight_rank", RuntimeError, "weight", f"weight must have rank 2 [{BLOCK}, N], got rank {{}}")
+WEIGHT_RANK_ROW = (
+    "weight_rank",
+    RuntimeError,
+    "weight",
+    f"weight must have rank 2 [{BLOCK}, N], got rank {{}}",
+    "NSA007",
+)
 DIM_ROWS = (
-    ("weight_block", RuntimeError, "weight", f"weight.shape[0] must equal {BLOCK} = {{}}, got {{}}"),
-    ("weight_heads", RuntimeError, "weight", "weight.shape[1] must equal N = {}, got {}"),
-    ("head_dim_multiple", RuntimeError, "input", f"input: D {_MULTIPLE}"),
-    ("head_dim_max", RuntimeError, "input", f"input: D must be <= {MAX_HEAD_DIM}, got {{}}"),
-    ("heads_min", RuntimeError, "input", "input: N must be >= {}, got {}"),
-    ("heads_max", RuntimeError, "input", "input: N must be <= {}, got {}"),
-    ("block_multiple", RuntimeError, BLOCK, f"{BLOCK} {_MULTIPLE}"),
-    ("block_range", RuntimeError, BLOCK, f"{BLOCK} must be in [{{}}, {{}}], got {{}}"),
-    ("stride_multiple", RuntimeError, STRIDE, f"{STRIDE} {_MULTIPLE}"),
-    ("stride_range", RuntimeError, STRIDE, f"{STRIDE} must be in [{{}}, {BLOCK} = {{}}], got {{}}"),
+    ("weight_block", RuntimeError, "weight", f"weight.shape[0] must equal {BLOCK} = {{}}, got {{}}", "NSA008"),
+    ("weight_heads", RuntimeError, "weight", "weight.shape[1] must equal N = {}, got {}", "NSA008"),
+    ("head_dim_multiple", RuntimeError, "input", f"input: D {_MULTIPLE}", "NSA009"),
+    ("head_dim_max", RuntimeError, "input", f"input: D must be <= {MAX_HEAD_DIM}, got {{}}", "NSA009"),
+    ("heads_min", RuntimeError, "input", "input: N must be >= {}, got {}", "NSA010"),
+    ("heads_max", RuntimeError, "input", "input: N must be <= {}, got {}", "NSA010"),
+    ("block_multiple", RuntimeError, BLOCK, f"{BLOCK} {_MULTIPLE}", "NSA011"),
+    ("block_range", RuntimeError, BLOCK, f"{BLOCK} must be in [{{}}, {{}}], got {{}}", "NSA011"),
+    ("stride_multiple", RuntimeError, STRIDE, f"{STRIDE} {_MULTIPLE}", "NSA011"),
+    ("stride_range", RuntimeError, STRIDE, f"{STRIDE} must be in [{{}}, {BLOCK} = {{}}], got {{}}", "NSA011"),
 )
 
 

@@ -1,1 +1,1 @@
-"""What rules are made of, for the checker and the targets: findings, the class of a rule, example models."""
+"""What rules are made of, for the checker and the targets: findings and the class of a rule."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from onnx import NodeProto
 
-from .. import spec
 from ..analysis import Analysis, NsaNode
 from ..graph.scopes import Scope
 from ..graph.walk import node_name, text
+from ..operators import OPERATORS
+from ..operators.base import Lengths, Operator
+from ..operators.facts import NodeFacts
+from ..operators.model_text import RuleExample
 from .finding import Finding, Severity
 
+WIDTH = 118
 Check = Callable[[Analysis], Iterator[Finding]]
 
 
@@ -49,9 +54,20 @@ class Rule:
 
 
 def rule(
-    rule_id: str, title: str, *, example: str, accepted: str, hint: str = "", severity: Severity = Severity.ERROR
+    rule_id: str,
+    title: str,
+    *,
+    documentation: str = "",
+    example: str | None = None,
+    accepted: str | None = None,
+    hint: str = "",
+    severity: Severity = Severity.ERROR,
 ) -> Callable[[Check], Rule]:
-    """Make a rule of a function (arguments: `Rule`). Findings get id, severity and, if they have none, the hint."""
+    """Make a rule of a function (arguments: `Rule`). Findings get id, severity and, if they have none, the hint.
+
+    Without a documentation it is the function's docstring; without examples they are those of the operators.
+    """
+    shown = _shown(rule_id)
 
     def make(check: Check) -> Rule:
         def stamped(model: Analysis) -> Iterator[Finding]:
@@ -59,10 +75,33 @@ def rule(
                 argument = text(found.argument)
                 yield replace(found, rule=rule_id, severity=severity, argument=argument, hint=found.hint or hint)
 
-        documentation = inspect.cleandoc(check.__doc__ or "")
-        return Rule(rule_id, title, severity, documentation, example, accepted, hint, stamped)
+        return Rule(
+            rule_id,
+            title,
+            severity,
+            _filled(documentation) if documentation else inspect.cleandoc(check.__doc__ or ""),
+            shown.triggers if example is None else example,
+            shown.accepted if accepted is None else accepted,
+            hint,
+            stamped,
+        )
 
     return make
+
+
+def _filled(documentation: str) -> str:
+    """With lines that fit a page, whatever names stand in it."""
+    paragraphs = inspect.cleandoc(documentation).split("\n\n")
+    return "\n\n".join(
+        one if all(len(line) <= WIDTH for line in one.splitlines()) else textwrap.fill(" ".join(one.split()), WIDTH)
+        for one in paragraphs
+    )
+
+
+def _shown(rule_id: str) -> RuleExample:
+    """The models that operators have for a rule: the first of each kind."""
+    found = [one for operator in OPERATORS.values() if (one := operator.rule_examples.get(rule_id)) is not None]
+    return RuleExample(*(next(filter(None, kind), "") for kind in zip(*found, strict=True))) if found else RuleExample()
 
 
 def finding(node: NsaNode, message: str, argument: str = "", hint: str = "") -> Finding:
@@ -87,9 +126,9 @@ def connected(node: NsaNode, name: str) -> bool:
     return node.facts is not None and name in node.facts.inputs
 
 
-def of_type(model: Analysis, op_type: str) -> Iterator[NsaNode]:
-    """The nodes of one of our operators."""
-    return (node for node in model.nodes if node.facts is not None and node.op_type == op_type)
+def ours(nodes: Iterable[NsaNode]) -> Iterator[tuple[NsaNode, Operator, NodeFacts]]:
+    """Those that are nodes of our operators, with the operator and what is known of the node."""
+    return ((node, OPERATORS[node.op_type], node.facts) for node in nodes if node.facts is not None)
 
 
 def sound(nodes: Iterable[NsaNode]) -> Iterator[NsaNode]:
@@ -97,4 +136,21 @@ def sound(nodes: Iterable[NsaNode]) -> Iterator[NsaNode]:
     return (node for node in nodes if not node.violations and not node.unreadable)
 
 
-COMPRESS, INFER = spec.COMPRESS_OP, spec.INFER_OP
+# --------------------------------------------------------------------------------------------------
+# Operators in a rule's words
+
+
+def op_types(holds: Callable[[Operator], bool]) -> list[str]:
+    """The operators of which something holds."""
+    return [op_type for op_type, operator in OPERATORS.items() if holds(operator)]
+
+
+def taking(lengths: Lengths) -> list[str]:
+    """The operators that take lengths in this form."""
+    return op_types(lambda operator: any(one.lengths is lengths for one in operator.inputs))
+
+
+def listed(names: Sequence[str], verb: str = "") -> str:
+    """``A, B and C``; with a verb, ``A takes`` and ``A and B take``."""
+    joined = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return f"{joined} {verb}{'s' if len(names) == 1 else ''}" if verb else joined

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from ..analysis import Analysis
 from ..graph.walk import subgraphs, text
-from ..rulebook.examples import compress, model
+from ..operators.model_text import model
+from ..operators.nsa_compress.rule_examples import compress
 from ..rulebook.finding import Finding
 from ..rulebook.rule import note, of_node, rule
 from . import vendor, vendor_rules

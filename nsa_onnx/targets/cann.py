@@ -13,7 +13,7 @@ from ..graph.scopes import Scope
 from ..graph.tensors import tensor_facts
 from ..graph.walk import is_standard
 from ..operators.contract import Shape
-from ..rulebook.examples import model
+from ..operators.model_text import model
 from ..rulebook.finding import Finding
 from ..rulebook.rule import of_node, rule
 from .base import Target

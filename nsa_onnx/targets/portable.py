@@ -13,7 +13,8 @@ from ..operators import OPERATORS
 from ..operators.contract import plural
 from ..operators.copies import is_body, is_operator
 from ..operators.expand import MIN_IR
-from ..rulebook.examples import compress, model
+from ..operators.model_text import model
+from ..operators.nsa_compress.rule_examples import compress
 from ..rulebook.finding import Finding
 from ..rulebook.rule import connected, finding, note, rule
 from .base import Target

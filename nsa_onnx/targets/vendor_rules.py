@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..analysis import Analysis
-from ..rulebook.examples import compress, infer
+from ..operators.nsa_compress.rule_examples import compress
+from ..operators.nsa_compress_infer.rule_examples import decode
 from ..rulebook.finding import Finding, Severity
-from ..rulebook.rule import finding, of_type, rule
+from ..rulebook.rule import finding, ours, rule
 from . import vendor
 from .reporting import limit_rule
 
@@ -16,7 +17,7 @@ _ELSEWHERE = "serve the model with onnxruntime-cann and our ascend_kernels, whic
 
 
 def _block(block: int) -> str:
-    return infer(w=f"{block}, 4", block=block)
+    return decode(w=f"{block}, 4", block=block)
 
 
 _BLOCK = limit_rule(
@@ -32,7 +33,7 @@ _BLOCK = limit_rule(
 
 
 def _heads(n: int) -> str:
-    return infer(x=f"12, 64, {n}, 16", w=f"32, {n}", cache=f"9, {n}, 16")
+    return decode(x=f"12, 64, {n}, 16", w=f"32, {n}", cache=f"9, {n}, 16")
 
 
 _ODD_HEADS = limit_rule(
@@ -72,7 +73,7 @@ _ELEMENTS = limit_rule(
     "the vendor's prefill: on Atlas A2 products",
     severity=Severity.WARNING,
     example=compress(),
-    accepted=infer(),
+    accepted=decode(),
     hint="know the device: on other products use our ascend_kernels (target cann), or the CPU",
 )
 def _product(model: Analysis) -> Iterator[Finding]:
@@ -83,7 +84,7 @@ def _product(model: Analysis) -> Iterator[Finding]:
     No model can show where it will run; the finding says what to see to. The table of products is in docs/ascend.md.
     """
     for op_type, operator in vendor.OPERATORS.items():
-        nodes = list(of_type(model, op_type)) if operator.products else []
+        nodes = [node for node, _, _ in ours(model.nodes) if node.op_type == op_type and operator.products]
         if nodes:
             more = f" (and {len(nodes) - 1} more)" if len(nodes) > 1 else ""
             yield finding(nodes[0], f"the vendor's operator{more} is documented for {operator.products}")
@@ -98,8 +99,8 @@ _TABLE = limit_rule(
     "The vendor's decode operator needs a block_table. onnxruntime's backend makes one; a converted graph cannot.",
     vendor.DIRECT_LIMITS,
     ("vendor_table",),
-    example=infer(table=None),
-    accepted=infer(),
+    example=decode(table=None),
+    accepted=decode(),
     hint=PREPARE,
 )
 _BATCH = limit_rule(
@@ -110,8 +111,8 @@ _BATCH = limit_rule(
     "onnxruntime's backend makes several calls; a converted graph has one.",
     vendor.DIRECT_LIMITS,
     ("vendor_batch_min", "vendor_batch_max", "vendor_pages_min", "vendor_slots_min", "vendor_no_page_channels"),
-    example=infer(batch=f"{vendor.DECODE_MAX_BATCH + 1}", table=f"{vendor.DECODE_MAX_BATCH + 1}, 4"),
-    accepted=infer(batch=f"{vendor.DECODE_MAX_BATCH}", table=f"{vendor.DECODE_MAX_BATCH}, 4"),
+    example=decode(batch=f"{vendor.DECODE_MAX_BATCH + 1}", table=f"{vendor.DECODE_MAX_BATCH + 1}, 4"),
+    accepted=decode(batch=f"{vendor.DECODE_MAX_BATCH}", table=f"{vendor.DECODE_MAX_BATCH}, 4"),
     hint=f"split the batch among several nodes, or {_ELSEWHERE}",
 )
 _ROWS = limit_rule(

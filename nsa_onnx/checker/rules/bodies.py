@@ -7,25 +7,14 @@ from collections.abc import Iterator
 
 from onnx import FunctionProto
 
-from ... import spec
 from ...analysis import Analysis
 from ...graph.walk import node_name, standard_opset, text
 from ...operators.bodies import MIN_OPSET
-from ...operators.contract import plural
+from ...operators.contract import DOMAIN, plural
 from ...operators.copies import copies, is_body, is_operator
-from ...rulebook.examples import STANDARD_OPSET, compress
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import note
 from .registry import general
-
-
-def _with_body(opset: int) -> str:
-    # Short, and so not the true body: NSA026 says so, too.
-    return compress() + (
-        f'<domain: "{spec.DOMAIN}", opset_import: ["" : {opset}]>\n'
-        f"{spec.COMPRESS_OP} <compress_block_size, compress_stride> (input, weight, actual_seq_len) => (output)\n"
-        "{\n    output = Neg (input)\n}\n"
-    )
 
 
 def _bodies(model: Analysis) -> Iterator[FunctionProto]:
@@ -39,8 +28,6 @@ def _place(function: FunctionProto) -> str:
 @general(
     "NSA020",
     "a portable body has the model's opset",
-    example=_with_body(STANDARD_OPSET - 1),
-    accepted=_with_body(STANDARD_OPSET),
     hint="nsa-onnx expand writes the bodies anew, for the model's opset",
 )
 def _opset(model: Analysis) -> Iterator[Finding]:
@@ -60,8 +47,6 @@ def _opset(model: Analysis) -> Iterator[Finding]:
     "NSA026",
     "a portable body is ours",
     severity=Severity.WARNING,
-    example=_with_body(STANDARD_OPSET),
-    accepted=compress(),
     hint="nsa-onnx expand puts in the body of this version",
 )
 def _ours(model: Analysis) -> Iterator[Finding]:
@@ -80,15 +65,10 @@ def _ours(model: Analysis) -> Iterator[Finding]:
             yield note(f"the portable body of {function.name} differs from ours", place=_place(function))
 
 
-_ANOTHER_NAME = _with_body(STANDARD_OPSET).replace(spec.COMPRESS_OP, f"p_{spec.COMPRESS_OP}")
-
-
 @general(
     "NSA043",
     "our operators have their own names",
     severity=Severity.WARNING,
-    example=_ANOTHER_NAME,
-    accepted=_ANOTHER_NAME.replace(spec.DOMAIN, "mine"),
     hint="a function of your own belongs in a domain of your own; if a tool has renamed ours, export again",
 )
 def _renamed(seen: Analysis) -> Iterator[Finding]:
@@ -107,7 +87,7 @@ def _renamed(seen: Analysis) -> Iterator[Finding]:
     for function in seen.proto.functions:
         key = (function.domain, function.name)
         op_type = renamed.get(key)
-        if op_type is None and (function.domain != spec.DOMAIN or is_operator(function)):
+        if op_type is None and (function.domain != DOMAIN or is_operator(function)):
             continue
         first = calls[key][0] if calls[key] else None
         called = f"{text(function.domain)}.{text(function.name)}"

@@ -1,4 +1,4 @@
-"""NSA024 and NSA025: what becomes of a cache that a decode step has updated."""
+"""NSA024 and NSA025: what becomes of a cache that a node has updated."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from ... import spec
 from ...analysis import Analysis, NsaNode
 from ...graph.scopes import Scope
 from ...graph.walk import is_standard, node_name, text
-from ...operators.schema import INPUT_NAMES
-from ...rulebook.examples import infer, infer_node
+from ...operators import OPERATORS
+from ...operators.contract import DOMAIN
 from ...rulebook.finding import Finding, Severity
-from ...rulebook.rule import INFER, connected, finding, of_type
+from ...rulebook.rule import connected, finding, listed, ours
 from .registry import general
 
 # Operators that hand a cache on, possibly in another form. What others compute from it is no cache.
@@ -26,7 +25,12 @@ _HAND_ON = frozenset(
     | {"Scatter", "ScatterElements", "ScatterND", "TensorScatter", "If", "Loop", "Scan", "Optional"}
     | {"SequenceConstruct", "SequenceInsert", "ConcatFromSequence"}
 )
-_CACHE = INPUT_NAMES[INFER].index("cache")
+# By operator, the inputs that it updates.
+_UPDATED = {
+    op_type: [operator.input_names.index(one.updates) for one in operator.outputs if one.updates]
+    for op_type, operator in OPERATORS.items()
+}
+_UPDATING = [op_type for op_type, inputs in _UPDATED.items() if inputs]
 
 Value = tuple[int, str]
 
@@ -45,8 +49,9 @@ Readers = dict[Value, list[_Reader]]
 
 
 def _readers(model: Analysis) -> Readers:
+    """Who reads each value; nothing in a model that updates no cache."""
     found: Readers = defaultdict(list)
-    for scope in model.scopes:
+    for scope in model.scopes if any(node.op_type in _UPDATING for node in model.nodes) else ():
         for position, node in enumerate(scope.nodes):
             for argument, name in enumerate(node.input):
                 home = scope.home(name) if name else None
@@ -55,34 +60,45 @@ def _readers(model: Analysis) -> Readers:
     return found
 
 
-def _updates(model: Analysis) -> Iterator[tuple[NsaNode, str, str]]:
-    """Every decode node with the names of its cache, before and after."""
-    for node in of_type(model, INFER):
-        if connected(node, "cache") and len(node.proto.output) == 1 and node.proto.output[0]:
-            yield node, node.proto.input[_CACHE], node.proto.output[0]
+@dataclass(frozen=True)
+class _Update:
+    """A node, the input that is its cache, and the names of the cache before and after."""
+
+    node: NsaNode
+    argument: str
+    before: str
+    after: str
+
+
+def _updates(model: Analysis) -> Iterator[_Update]:
+    for node, operator, _ in ours(model.nodes):
+        if len(node.proto.output) == len(operator.outputs):
+            for output, name in zip(operator.outputs, node.proto.output, strict=True):
+                if output.updates and connected(node, output.updates) and name:
+                    before = node.proto.input[operator.input_names.index(output.updates)]
+                    yield _Update(node, output.updates, before, name)
 
 
 @general(
     "NSA024",
     "an updated cache leaves the graph",
     severity=Severity.WARNING,
-    example=infer(carried=False, after=["y = ReduceSum <keepdims = 0> (cache_out)"], outputs=["float16 y"]),
-    accepted=infer(after=["y = ReduceSum <keepdims = 0> (cache_out)"], outputs=["float16 y"]),
+    documentation=f"The cache that {listed(_UPDATING, 'return')} is an output of the graph, if need be by way of nodes "
+    "that hand it on.\n\n"
+    "Otherwise the update is lost with the end of the run, and the next step attends to a row that was never written.\n"
+    "In a subgraph or function, it must be an output of that.",
     hint="make the updated cache an output of the graph, as nsa_onnx.exporters.export does, and feed it to the next "
     "run; or bind one OrtValue as the cache and as that output",
 )
 def _lost(model: Analysis) -> Iterator[Finding]:
-    """The cache that NsaCompressInfer returns is an output of the graph, if need be by way of nodes that hand it on.
-
-    Otherwise the update is lost with the end of the run, and the next step attends to a row that was never written.
-    In a subgraph or function, it must be an output of that.
-    """
-    readers = _readers(model) if any(True for _ in of_type(model, INFER)) else {}
+    readers = _readers(model)
     leaving = _leaving(model, readers)
-    for node, _, updated in _updates(model):
-        if (id(node.scope), updated) not in leaving:
-            use = "is read by nodes of the graph only" if readers.get((id(node.scope), updated)) else "is read by none"
-            yield finding(node, f"{updated!r}, the updated cache, is no output and {use}: the update is lost", "cache")
+    for update in _updates(model):
+        value = id(update.node.scope), update.after
+        if value not in leaving:
+            use = "is read by nodes of the graph only" if readers.get(value) else "is read by none"
+            message = f"{update.after!r}, the updated cache, is no output and {use}: the update is lost"
+            yield finding(update.node, message, update.argument)
 
 
 def _leaving(model: Analysis, readers: Readers) -> set[Value]:
@@ -105,8 +121,9 @@ def _leaving(model: Analysis, readers: Readers) -> set[Value]:
 
 def _hands_on(reader: _Reader) -> bool:
     node = reader.node
-    if node.domain == spec.DOMAIN:
-        return node.op_type != INFER or reader.argument == _CACHE
+    if node.domain == DOMAIN:
+        updated = _UPDATED.get(node.op_type)
+        return not updated or reader.argument in updated
     # Of a function's or somebody's operator nothing is known, which is taken well.
     return not is_standard(node) or node.op_type in _HAND_ON
 
@@ -114,36 +131,28 @@ def _hands_on(reader: _Reader) -> bool:
 # --------------------------------------------------------------------------------------------------
 
 
-def _two(cache: str) -> str:
-    second = infer_node(f"x, w, later, {cache}, seq, table", "cache_2", name="second")
-    made = infer(after=[second], outputs=["float16[9, 4, 16] cache_2"])
-    return made.replace("int32[3] slots", "int32[3] slots, int32[3] later")
-
-
 @general(
     "NSA025",
     "nobody reads the cache of before the update",
     severity=Severity.WARNING,
-    example=_two("cache"),
-    accepted=_two("cache_out"),
+    documentation=f"After {listed(_UPDATING)}, its input `cache` is read no more (but for its shape): there the new "
+    "row is missing.\n\n"
+    "Two steps that update one cache must be chained. A reader in front of the node is taken to mean the old contents.",
     hint="let what comes after the update read the node's output",
 )
 def _stale(model: Analysis) -> Iterator[Finding]:
-    """After NsaCompressInfer, its input `cache` is read no more (but for its shape): there the new row is missing.
-
-    Two steps that update one cache must be chained. A reader in front of the node is taken to mean the old contents.
-    """
-    readers = _readers(model) if any(True for _ in of_type(model, INFER)) else {}
+    readers = _readers(model)
     ordered: dict[Value, _Ordered] = {}
-    for node, before, _ in _updates(model):
-        value = (id(node.scope.home(before)), before)
+    for update in _updates(model):
+        scope, before = update.node.scope, update.before
+        value = (id(scope.home(before)), before)
         if value not in ordered:
             ordered[value] = _order(readers.get(value, ()))
-        reader = _first_after(ordered[value], _path(node.scope, node.position))
+        reader = _first_after(ordered[value], _path(scope, update.node.position))
         if reader is not None:
             who = f"{text(reader.node.op_type)} {node_name(reader.node, reader.position)!r}"
             message = f"{before!r}, the cache before the update, is read by {who} after this node"
-            yield finding(node, message, "cache")
+            yield finding(update.node, message, update.argument)
 
 
 # By graph: positions of nodes that read a value themselves or in a subgraph, ascending, and who reads it there.

@@ -8,20 +8,15 @@ from ...analysis import Analysis
 from ...graph.walk import node_name, text
 from ...operators import OPERATORS
 from ...operators.contract import DOMAIN
-from ...rulebook.examples import compress
 from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import note
 from .registry import general
-
-_GOOD = compress()
 
 
 @general(
     "NSA045",
     "our operators are called in our domain",
     severity=Severity.WARNING,
-    example=_GOOD.replace(DOMAIN, f"{DOMAIN}.v1"),
-    accepted=_GOOD,
     hint=f"give the node, and the model's opset_import, the domain {DOMAIN}; name an operator of your own otherwise",
 )
 def _elsewhere(model: Analysis) -> Iterator[Finding]:

@@ -14,10 +14,10 @@ from ...graph.folding import Array
 from ...graph.scopes import Scope
 from ...graph.tensors import tensor_facts
 from ...graph.walk import is_standard, node_name, text
-from ...operators.schema import output_rows
-from ...rulebook.examples import compress
+from ...operators.base import Operator
+from ...operators.facts import NodeFacts
 from ...rulebook.finding import Finding, Severity
-from ...rulebook.rule import COMPRESS, note, of_type, sound
+from ...rulebook.rule import note, ours, sound
 from ...targets import cpu
 from .registry import general
 
@@ -25,30 +25,11 @@ from .registry import general
 _PASSES = 8
 
 
-def _attention(node: str, *before: str) -> str:
-    """Scores of queries against compressed keys."""
-    text = compress(x="T, 4, 16", after=[*before, node], outputs=["float16[4, Q, R] scores"])
-    return text.replace("float16[T, 4, 16] x", "float16[T, 4, 16] x, float16[Q, 4, 16] q")
-
-
-def _stops(model: Analysis) -> Iterator[Finding]:
-    for reached in _Search(model).reached:
-        outcome = "the process dies there" if reached.stop.dies else "the run fails there"
-        message = f"T' of {COMPRESS} {reached.origin.name!r} may be 0, and reaches this node: {outcome}"
-        yield note(
-            f"{message} (onnxruntime {cpu.ONNXRUNTIME}: {reached.stop.reason})",
-            node=node_name(reached.node, reached.position),
-            op_type=text(reached.node.op_type),
-            place=reached.scope.place,
-            hint=reached.stop.hint,
-        )
-
-
 def _listed(dies: bool) -> str:
     return textwrap.fill(", ".join(name for name, stop in cpu.STOPS.items() if stop.dies is dies), 118)
 
 
-_stops.__doc__ = f"""
+_DOCUMENTATION = f"""
 Where no segment fills a window, T' is 0. That is legal, and most operators take such a tensor. The CPU provider of
 onnxruntime {cpu.ONNXRUNTIME} does not take it in some forms of these operators. The whole process dies in:
 
@@ -62,18 +43,26 @@ The rule follows the empty axis through the nodes between. It reports a node tha
 T' is 0, where lengths are not known before a run or give T' = 0. A branch of an If may be there because of it: nodes
 in it are not reported for a T' from outside.
 """
-general(
+
+
+@general(
     "NSA042",
     "no T' = 0 reaches an operator that cannot take it",
     severity=Severity.WARNING,
-    example=_attention('[scores] scores = Einsum <equation = "qhd,khd->hqk"> (q, y)'),
-    accepted=_attention(
-        "[scores] scores = MatMul (rows, columns)",
-        "rows = Transpose <perm = [1, 0, 2]> (q)",
-        "columns = Transpose <perm = [1, 2, 0]> (y)",
-    ),
+    documentation=_DOCUMENTATION,
     hint="put a null row in front of the compressed tokens (Concat), or run this part in an If on T' > 0",
-)(_stops)
+)
+def _stops(model: Analysis) -> Iterator[Finding]:
+    for reached in _Search(model).reached:
+        outcome = "the process dies there" if reached.stop.dies else "the run fails there"
+        message = f"T' of {reached.origin.op_type} {reached.origin.name!r} may be 0, and reaches this node: {outcome}"
+        yield note(
+            f"{message} (onnxruntime {cpu.ONNXRUNTIME}: {reached.stop.reason})",
+            node=node_name(reached.node, reached.position),
+            op_type=text(reached.node.op_type),
+            place=reached.scope.place,
+            hint=reached.stop.hint,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,18 +84,12 @@ class _Value:
     origin: NsaNode
 
 
-def _may_be_empty(node: NsaNode) -> bool:
-    """Whether T' can be 0: with B sequences of T tokens in all, one has a window if T > B * (block - 1)."""
-    assert node.facts is not None
-    if (rows := output_rows(node.facts)) is not None:
-        return rows == 0
-    declared = tensor_facts(node.scope.type_of(node.proto.output[0])).dim(0)
-    if isinstance(declared, int) and declared > 0:
-        return False
-    tokens, block = node.facts.tensor("input").dim(0), node.facts.integer("compress_block_size")
-    sequences = node.facts.tensor("actual_seq_len").dim(0)
-    full = tokens is not None and block is not None and sequences is not None and tokens > sequences * (block - 1)
-    return not full
+def _may_be_empty(node: NsaNode, operator: Operator, facts: NodeFacts, number: int, axis: int) -> bool:
+    """Whether a dim of an output's own can be 0."""
+    if (known := operator.known_dims(facts).get((number, axis))) is not None:
+        return known == 0
+    declared = tensor_facts(node.scope.type_of(node.proto.output[number])).dim(axis)
+    return not (isinstance(declared, int) and declared > 0) and operator.may_be_empty(facts)
 
 
 @dataclass
@@ -117,10 +100,12 @@ class _Search:
     def __post_init__(self) -> None:
         self._values: dict[tuple[int, str], _Value] = {}
         self._seen: set[tuple[int, int]] = set()
-        for node in sound(of_type(self.model, COMPRESS)):
-            if node.proto.output and _may_be_empty(node):
-                value = _Value(Extent(3, frozenset({0})), node)
-                self._values[(id(node.scope), node.proto.output[0])] = value
+        for node, operator, facts in ours(sound(self.model.nodes)):
+            for number, (output, name) in enumerate(zip(operator.outputs, node.proto.output, strict=False)):
+                own = (axis for axis, sources in enumerate(output.dims) if not sources)
+                empty = frozenset(axis for axis in own if _may_be_empty(node, operator, facts, number, axis))
+                if empty:
+                    self._values[(id(node.scope), name)] = _Value(Extent(len(output.dims), empty), node)
         functions = [scope for scope in self.model.scopes if scope.is_function]
         keys = [(text(one.domain), text(one.name)) for one in self.model.proto.functions]
         self._functions: Mapping[tuple[str, str], Scope] = dict(zip(keys, functions, strict=True))

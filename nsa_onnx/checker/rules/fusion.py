@@ -5,37 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...analysis import Analysis
-from ...rulebook.examples import integers, model
 from ...rulebook.finding import Finding, Severity
-from ...rulebook.rule import COMPRESS, note
+from ...rulebook.rule import listed, note, op_types
 from .registry import general
-
-
-def _windows(reduction: str) -> str:
-    """Windows of 16 tokens, 16 apart: gathered, weighted and reduced."""
-    return model(
-        ["float16[32, 4, 16] x", "float16[16, 4] w"],
-        ["float16[2, 4, 16] y"],
-        [
-            "windows = Gather <axis = 0> (x, indices)",
-            "windows_32 = Cast <to = 1> (windows)",
-            "w_32 = Cast <to = 1> (w)",
-            "w_column = Unsqueeze (w_32, last)",
-            "products = Mul (windows_32, w_column)",
-            f"sums = {reduction} <keepdims = 0> (products, first)",
-            "[compress] y = Cast <to = 10> (sums)",
-        ],
-        [integers("indices", range(32), shape="2, 16"), "int64[1] last = {2}", "int64[1] first = {1}"],
-        imports="",
-    )
 
 
 @general(
     "NSA028",
-    f"what {COMPRESS} computes is a node of it",
+    f"what {listed(op_types(lambda operator: operator.pattern is not None), 'compute')} is a node of it",
     severity=Severity.WARNING,
-    example=_windows("ReduceSum"),
-    accepted=_windows("ReduceMax"),
     hint="nsa-onnx fuse puts the node in, where it has proven that it is the same",
 )
 def _decomposed(model: Analysis) -> Iterator[Finding]:

@@ -5,10 +5,14 @@ The modules of this folder fill it when they are imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from ...analysis import Analysis
+from ...operators import OPERATORS
+from ...operators.contract import Violation
+from ...operators.facts import NODE_ROWS
 from ...rulebook.finding import Finding
 from ...rulebook.rule import Check, Rule, finding, note, rule, sound
 from ...targets import TARGETS
@@ -16,8 +20,12 @@ from ...targets import TARGETS
 REGISTERED: dict[str, Rule] = {}
 """The rules for all targets, by id."""
 
-RULE_OF_ROW: dict[str, str] = {}
-"""Which rule reports a row of the error table."""
+RULE_OF_ROW: dict[str, str] = {
+    row.id: row.rule
+    for rows in (NODE_ROWS, *(operator.contract.rows for operator in OPERATORS.values()))
+    for row in rows.values()
+}
+"""Which rule reports a row of an error table."""
 
 
 def general(rule_id: str, title: str, **more: Any) -> Callable[[Check], Rule]:
@@ -32,32 +40,32 @@ def general(rule_id: str, title: str, **more: Any) -> Callable[[Check], Rule]:
     return register
 
 
-def row_rule(
-    rule_id: str, title: str, documentation: str, rows: Sequence[str], *, example: str, accepted: str, hint: str = ""
-) -> None:
-    """Register a rule that reports rows of the error table, on every node they apply to."""
+def reports(rule_id: str, violation: Violation) -> bool:
+    """Whether a rule is the one for the row that is broken."""
+    return RULE_OF_ROW.get(violation.row.id) == rule_id
+
+
+def row_rule(rule_id: str, title: str, documentation: str, *, hint: str = "") -> None:
+    """Register a rule that reports its rows of the error tables, on every node they apply to."""
 
     def check(model: Analysis) -> Iterator[Finding]:
-        for node in model.nodes:
-            for violation in node.violations:
-                if violation.row.id in rows:
+        broken = ((node, node.violations) for node in model.nodes)
+        # What the target forbids, and the contract not.
+        refused = ((node, TARGETS[model.target].violations(node)) for node in sound(model.nodes))
+        for node, violations in chain(broken, refused):
+            for violation in violations:
+                if reports(rule_id, violation):
                     yield finding(node, violation.message, violation.row.argument)
-        for node in sound(model.nodes):  # what the target forbids, and the contract not
-            for violation in TARGETS[model.target].violations(node):
-                if violation.row.id in rows:
-                    yield finding(node, violation.message, violation.row.argument)
-        yield from observed_violations(model, rows)
+        yield from observed_violations(model, rule_id)
 
-    check.__doc__ = documentation
-    general(rule_id, title, example=example, accepted=accepted, hint=hint)(check)
-    RULE_OF_ROW.update(dict.fromkeys(rows, rule_id))
+    general(rule_id, title, documentation=documentation, hint=hint)(check)
 
 
-def observed_violations(model: Analysis, rows: Sequence[str]) -> Iterator[Finding]:
+def observed_violations(model: Analysis, rule_id: str) -> Iterator[Finding]:
     """What only inference can know: nodes in functions with what a call gives them, computed constants."""
     seen = {(node.op_type, violation.row.id, violation.values) for node in model.nodes for violation in node.violations}
     for name, op_type, violation in model.observed:
-        if violation.row.id in rows and (key := (op_type, violation.row.id, violation.values)) not in seen:
+        if reports(rule_id, violation) and (key := (op_type, violation.row.id, violation.values)) not in seen:
             seen.add(key)
             # onnx names a node "node <op type>[<domain>] (<name>)", without the brackets if it has no name.
             same = [n for n in model.nodes if n.op_type == op_type and name.endswith(f"({n.proto.name})")]

@@ -3,123 +3,122 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from ... import spec
 from ...analysis import Analysis, NsaNode
-from ...operators.schema import INPUT_NAMES, output_rows
-from ...rulebook.examples import compress, infer, integers, model
+from ...operators import OPERATORS
+from ...operators.base import Input, Lengths
+from ...operators.contract import DOMAIN
+from ...operators.facts import NodeFacts
+from ...operators.model_text import model
 from ...rulebook.finding import Finding, Severity
-from ...rulebook.rule import COMPRESS, INFER, connected, finding, note, of_type, sound
+from ...rulebook.rule import connected, finding, listed, note, op_types, ours, sound, taking
 from .registry import general
 
-_SEQ = "actual_seq_len"
 # Constants that are compared: as many elements.
 _SEEN = 4096
+# Operators whose outputs have a dim of their own.
+_WITH_ROWS = op_types(lambda operator: any(() in output.dims for output in operator.outputs))
 
 
 @general(
     "NSA022",
     "some window is complete",
     severity=Severity.WARNING,
-    example=compress(x="31, 4, 16", y="0, 4, 16", seq=[31]),
-    accepted=compress(x="32, 4, 16", y="1, 4, 16", seq=[32]),
+    documentation=f"""T' of {listed(_WITH_ROWS)} is not 0: some segment is at least as long as a window.
+
+    An empty result is legal, and [0, N, D] is what it then is, but as a constant it is rarely meant.
+    """,
     hint="pad the segments, or leave the node out for such short ones; check the block's size",
 )
 def _no_rows(model: Analysis) -> Iterator[Finding]:
-    """T' of NsaCompress is not 0: some segment is at least as long as a window.
-
-    An empty result is legal, and [0, N, D] is what it then is, but as a constant it is rarely meant.
-    """
-    for node in sound(of_type(model, COMPRESS)):
-        assert node.facts is not None
-        tokens, block = node.facts.tensor("input").dim(0), node.facts.integer("compress_block_size")
-        if output_rows(node.facts) == 0:
-            yield finding(node, f"T' = 0: no segment has compress_block_size = {block} tokens", _SEQ)
-        elif tokens is not None and block is not None and tokens < block:
-            yield finding(node, f"T' = 0: T = {tokens} is less than compress_block_size = {block}", "input")
+    for node, operator, facts in ours(sound(model.nodes)):
+        if (told := operator.empty_because(facts)) is not None:
+            argument, reason = told
+            yield finding(node, f"T' = 0: {reason}", argument)
 
 
 # --------------------------------------------------------------------------------------------------
 # Lengths and prefix sums
 
-_BOTH = model(
-    [
-        *("float16[100, 4, 16] x", "float16[32, 4] w", "float16[12, 64, 4, 16] pages", "int32[2] slots"),
-        *("float16[9, 4, 16] cache", "int32[2, 4] table"),
-    ],
-    ["float16[3, 4, 16] y", "float16[9, 4, 16] cache_out"],
-    [
-        f"[prefill] y = {spec.DOMAIN}.{COMPRESS} <compress_block_size = 32, compress_stride = 16> (x, w, ends)",
-        f"[decode] cache_out = {spec.DOMAIN}.{INFER}\n"
-        "      <compress_block_size = 32, compress_stride = 16, page_block_size = 64>\n"
-        "      (pages, w, slots, cache, ends, table)",
-    ],
-    [integers("ends", [40, 100])],
-)
+_PREFIX_SUMS, _LENGTHS = taking(Lengths.PREFIX_SUMS), taking(Lengths.LENGTHS)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """Lengths of a node, in whichever form."""
+
+    node: NsaNode
+    facts: NodeFacts
+    input: Input
+
+    @property
+    def value(self) -> str:
+        """The name of what is connected; empty if nothing is."""
+        index = OPERATORS[self.node.op_type].inputs.index(self.input)
+        return str(self.node.proto.input[index]) if connected(self.node, self.input.name) else ""
+
+    def finding(self, message: str) -> Finding:
+        return finding(self.node, f"{self.input.name} {message}", self.input.name)
+
+
+def _taken(model: Analysis, form: Lengths) -> list[_Taken]:
+    return [
+        _Taken(node, facts, one)
+        for node, operator, facts in ours(model.nodes)
+        for one in operator.inputs
+        if one.lengths is form
+    ]
 
 
 @general(
     "NSA023",
     "lengths and prefix sums are not mixed up",
     severity=Severity.WARNING,
-    example=_BOTH,
-    accepted=_BOTH.replace("cache, ends", "cache, lengths").replace("100}>", "100}, int64[2] lengths = {40, 60}>"),
-    hint=f"{COMPRESS} takes prefix sums of the lengths, {INFER} the lengths themselves",
+    documentation=f"{listed(_PREFIX_SUMS, 'get')} prefix sums and {listed(_LENGTHS, 'get')} lengths, as far as the "
+    "model shows it.\n\n"
+    "It shows otherwise where one value (or equal constants) of several sequences feeds both operators, where CumSum\n"
+    f"makes the lengths of {listed(_LENGTHS)} or takes what {listed(_PREFIX_SUMS, 'get')}, and where constant lengths "
+    "would need more\npages than there are while their differences would not.",
+    hint=f"{listed(_PREFIX_SUMS, 'take')} prefix sums of the lengths, {listed(_LENGTHS)} the lengths themselves",
 )
 def _mixed(model: Analysis) -> Iterator[Finding]:
-    """NsaCompress gets prefix sums and NsaCompressInfer gets lengths, as far as the model shows it.
-
-    It shows otherwise where one value (or equal constants) of several sequences feeds both operators, where CumSum
-    makes the lengths of NsaCompressInfer or takes what NsaCompress gets, and where constant lengths would need more
-    pages than there are while their differences would not.
-    """
-    prefix_sums = {key: node for node in of_type(model, COMPRESS) for key in _identities(node)}
-    for node in of_type(model, INFER):
-        other = next((prefix_sums[key] for key in _identities(node) if key in prefix_sums), None)
-        if other is not None and _several(node):
-            message = f"{_SEQ} is also that of {COMPRESS} {other.name!r}, which takes it for prefix sums"
-            yield finding(node, message, _SEQ)
-        elif (maker := _maker(node)) is not None and maker.op_type == "CumSum":
-            yield finding(node, f"{_SEQ} comes from CumSum, so it holds prefix sums and not lengths", _SEQ)
+    sums = _taken(model, Lengths.PREFIX_SUMS)
+    prefix_sums = {key: one.node for one in sums for key in _identities(one)}
+    for one in _taken(model, Lengths.LENGTHS):
+        other = next((prefix_sums[key] for key in _identities(one) if key in prefix_sums), None)
+        if other is not None and _several(one):
+            yield one.finding(f"is also that of {other.op_type} {other.name!r}, which takes it for prefix sums")
+        elif (maker := _maker(one)) is not None and maker.op_type == "CumSum":
+            yield one.finding("comes from CumSum, so it holds prefix sums and not lengths")
         else:
-            yield from _too_many_pages(node)
-    summed = _summed(model) if any(True for _ in of_type(model, COMPRESS)) else set()
-    for node in of_type(model, COMPRESS):
-        if _several(node) and any(key in summed for key in _identities(node)):
-            yield finding(node, f"{_SEQ} is also summed up by CumSum, so it holds lengths and not prefix sums", _SEQ)
+            yield from _too_many_pages(one)
+    summed = _summed(model) if sums else set()
+    for one in sums:
+        if _several(one) and any(key in summed for key in _identities(one)):
+            yield one.finding("is also summed up by CumSum, so it holds lengths and not prefix sums")
 
 
-def _identities(node: NsaNode) -> Iterator[object]:
+def _identities(taken: _Taken) -> Iterator[object]:
     """By what the lengths of two nodes are recognized as the same: the value, and the numbers if there are several."""
-    assert node.facts is not None
-    if not connected(node, _SEQ):
-        return
-    name = _input(node, _SEQ)
-    yield id(node.scope.home(name)), name
-    constant = node.facts.constants.get(_SEQ)
-    if constant is not None and 1 < constant.size <= _SEEN:
-        yield tuple(constant.ravel().tolist())
+    if name := taken.value:
+        yield id(taken.node.scope.home(name)), name
+        constant = taken.facts.constants.get(taken.input.name)
+        if constant is not None and 1 < constant.size <= _SEEN:
+            yield tuple(constant.ravel().tolist())
 
 
-def _several(node: NsaNode) -> bool:
+def _several(taken: _Taken) -> bool:
     """Whether there may be more than one sequence: the lengths of a single one are its prefix sums."""
-    assert node.facts is not None
-    return node.facts.tensor(_SEQ).dim(0) not in (0, 1)
+    return taken.facts.tensor(taken.input.name).dim(0) not in (0, 1)
 
 
-def _input(node: NsaNode, formal: str) -> str:
-    name: str = node.proto.input[INPUT_NAMES[node.op_type].index(formal)]
-    return name
-
-
-def _maker(node: NsaNode) -> NodeProto | None:
+def _maker(taken: _Taken) -> NodeProto | None:
     """The node that computes the lengths, seen through those that only change type or shape."""
-    if not connected(node, _SEQ):
-        return None
-    name, scope = _input(node, _SEQ), node.scope
-    for _ in range(_SEEN):  # a cycle ends here
+    name, scope = taken.value, taken.node.scope
+    for _ in range(_SEEN if name else 0):  # a cycle ends here
         home = scope.home(name)
         made = None if home is None else home.producer(name)
         if home is None or made is None or made.op_type not in ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze"):
@@ -133,20 +132,25 @@ def _summed(model: Analysis) -> set[object]:
     return {(id(scope.home(node.input[0])), node.input[0]) for scope, node in nodes}
 
 
-def _too_many_pages(node: NsaNode) -> Iterator[Finding]:
-    assert node.facts is not None
-    constant, page = node.facts.constants.get(_SEQ), node.facts.integer("page_block_size")
-    block_num = node.facts.tensor("input").dim(0)
-    if constant is None or constant.ndim != 1 or constant.size < 2 or not page or page < 0 or block_num is None:
+def _too_many_pages(taken: _Taken) -> Iterator[Finding]:
+    constant = taken.facts.constants.get(taken.input.name)
+    table = next((one for one in OPERATORS[taken.node.op_type].inputs if one.page_size), None)
+    if taken.node.violations or table is None or table.below is None:
+        return
+    page, (pages, axis) = taken.facts.integer(table.page_size), table.below
+    there = taken.facts.tensor(pages).dim(axis)
+    if constant is None or constant.ndim != 1 or constant.size < 2 or not page or page < 0 or there is None:
         return
     values = constant.tolist()
-    if node.violations or values != sorted(values):
+    if values != sorted(values):
         return
     differences = [end - start for start, end in zip([0, *values[:-1]], values, strict=True)]
     needed, if_differences = _pages(values, page), _pages(differences, page)
-    if needed > block_num >= if_differences:
-        message = f"{_SEQ} needs {needed} pages of {page} tokens and input has {block_num}; as prefix sums, it would "
-        yield finding(node, f"{message}stand for lengths that need {if_differences}", _SEQ)
+    if needed > there >= if_differences:
+        yield taken.finding(
+            f"needs {needed} pages of {page} tokens and {pages} has {there}; as prefix sums, it would stand for "
+            f"lengths that need {if_differences}"
+        )
 
 
 def _pages(lengths: Sequence[int], page: int) -> int:
@@ -172,20 +176,15 @@ def _unused(model: Analysis) -> Iterator[Finding]:
     Exporters drop what no output depends on: a decode step whose cache the model updates and does not return is gone
     from the file, without a word.
     """
-    imported = any(entry.domain == spec.DOMAIN for entry in model.proto.opset_import)
+    imported = any(entry.domain == DOMAIN for entry in model.proto.opset_import)
     if imported and not model.nodes and model.proto.graph.node:
-        yield note(f"domain {spec.DOMAIN} is imported, and no node is of it")
-
-
-_INDICES = [0, 1, 2, 3] + [-1] * 8
+        yield note(f"domain {DOMAIN} is imported, and no node is of it")
 
 
 @general(
     "NSA029",
     "constant slots and pages can be used",
     severity=Severity.WARNING,
-    example=infer(slots=[1, -1, 9]),
-    accepted=infer(slots=[1, -1, 8], pages=_INDICES),
     hint="mark what is not used with -1",
 )
 def _indices(model: Analysis) -> Iterator[Finding]:
@@ -194,24 +193,21 @@ def _indices(model: Analysis) -> Iterator[Finding]:
     Such an index is an error in the step in which its sequence writes, and legal in all others. Negative numbers are
     taken for padding. With constant lengths, NSA016 says what is wrong for certain.
     """
-    for node in sound(of_type(model, INFER)):
-        assert node.facts is not None
-        if _SEQ in node.facts.constants:
+    for node, operator, facts in ours(sound(model.nodes)):
+        if any(one.lengths and one.name in facts.constants for one in operator.inputs):
             continue
-        for name, bound in (
-            ("slot_mapping", node.facts.tensor("cache").dim(0)),
-            ("block_table", node.facts.tensor("input").dim(0)),
-        ):
-            constant = node.facts.constants.get(name)
-            if constant is None:
+        for one in operator.inputs:
+            constant = facts.constants.get(one.name)
+            if constant is None or one.below is None:
                 continue
-            values = constant.ravel().tolist()
+            name, axis = one.below
+            bound, values = facts.tensor(name).dim(axis), constant.ravel().tolist()
             wrong = next((i for i, value in enumerate(values) if bound is not None and value >= bound), None)
             if wrong is not None:
                 index = ", ".join(map(str, _unraveled(wrong, constant.shape)))
-                yield finding(node, f"{name}[{index}] should be < {bound}, got {values[wrong]}", name)
-            if name == "slot_mapping":
-                yield from _duplicate(node, values)
+                yield finding(node, f"{one.name}[{index}] should be < {bound}, got {values[wrong]}", one.name)
+            if one.distinct:
+                yield from _duplicate(node, one.name, values)
 
 
 def _unraveled(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -222,11 +218,10 @@ def _unraveled(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(place)
 
 
-def _duplicate(node: NsaNode, slots: Sequence[int]) -> Iterator[Finding]:
+def _duplicate(node: NsaNode, name: str, indices: Sequence[int]) -> Iterator[Finding]:
     first: dict[int, int] = {}
-    for b, slot in enumerate(slots):
-        if slot >= 0 and slot in first:
-            message = f"slot_mapping[{b}] should differ from slot_mapping[{first[slot]}], got {slot}"
-            yield finding(node, message, "slot_mapping")
+    for b, index in enumerate(indices):
+        if index >= 0 and index in first:
+            yield finding(node, f"{name}[{b}] should differ from {name}[{first[index]}], got {index}", name)
             return
-        first.setdefault(slot, b)
+        first.setdefault(index, b)

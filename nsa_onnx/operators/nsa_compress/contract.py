@@ -35,19 +35,19 @@ ATTRIBUTES = (BLOCK, STRIDE)
 
 # The order decides which error wins.
 ROWS = table(
-    ("input_kind", TypeError, "input", f"input {ARRAY}"),
-    ("weight_kind", TypeError, "weight", f"weight {ARRAY}"),
-    ("weight_dtype", TypeError, "weight", "weight must have the dtype of input, {}, got {}"),
+    ("input_kind", TypeError, "input", f"input {ARRAY}", "NSA006"),
+    ("weight_kind", TypeError, "weight", f"weight {ARRAY}", "NSA006"),
+    ("weight_dtype", TypeError, "weight", "weight must have the dtype of input, {}, got {}", "NSA006"),
     INPUT_DTYPE_ROW,
     *WINDOW_KIND_ROWS,
     SEQ_KIND_ROW,
-    ("input_rank", RuntimeError, "input", "input must have rank 3 [T, N, D], got rank {}"),
+    ("input_rank", RuntimeError, "input", "input must have rank 3 [T, N, D], got rank {}", "NSA007"),
     WEIGHT_RANK_ROW,
     *DIM_ROWS,
-    ("seq_empty", RuntimeError, SEQ, f"{SEQ} must have at least 1 element, got {{}}"),
-    ("seq_decreasing", RuntimeError, SEQ, f"{SEQ}[{{}}] must be >= the element before it, {{}}, got {{}}"),
-    ("seq_positive", RuntimeError, SEQ, f"{SEQ}[{{}}] must be >= 1, got {{}}"),
-    ("seq_last", RuntimeError, SEQ, f"{SEQ}[{{}}], the last element, must equal T = {{}}, got {{}}"),
+    ("seq_empty", RuntimeError, SEQ, f"{SEQ} must have at least 1 element, got {{}}", "NSA015"),
+    ("seq_decreasing", RuntimeError, SEQ, f"{SEQ}[{{}}] must be >= the element before it, {{}}, got {{}}", "NSA015"),
+    ("seq_positive", RuntimeError, SEQ, f"{SEQ}[{{}}] must be >= 1, got {{}}", "NSA015"),
+    ("seq_last", RuntimeError, SEQ, f"{SEQ}[{{}}], the last element, must equal T = {{}}, got {{}}", "NSA015"),
 )
 CONTRACT = Contract(OP_TYPE, ROWS, LIMITS)
 

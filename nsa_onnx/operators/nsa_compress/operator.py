@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ..base import Exact, Input, Lengths, Operator, Output, Sample, T
+from ..base import Exact, Input, Lengths, Operator, Output, Pattern, Sample, T
 from ..compression import HOST, SUM_TEXT, WEIGHT, WINDOW_ATTRIBUTES, WINDOW_TEXT, Window, limits_text
 from ..contract import Violations
 from ..facts import NodeFacts
@@ -17,6 +17,7 @@ from . import contract, picture, sample
 from .body import BODY
 from .call import nsa_compress
 from .example import EXAMPLE
+from .rule_examples import RULE_EXAMPLES
 
 _DOC = f"""Compresses the KV sequences of a batch: each window becomes one token, a weighted sum per head.
 
@@ -65,6 +66,8 @@ class NsaCompress(Operator):
     attributes = WINDOW_ATTRIBUTES
     body_text = BODY
     example = EXAMPLE
+    rule_examples = RULE_EXAMPLES
+    pattern = Pattern.WEIGHTED_WINDOWS
 
     def contract_violations(self, facts: NodeFacts) -> Violations:
         arrays = facts.floats(self.float_inputs)
@@ -87,6 +90,21 @@ class NsaCompress(Operator):
         if lengths is None or block is None or stride is None:
             return {}
         return {(0, 0): contract.compressed_length(lengths, block, stride)}
+
+    def empty_because(self, facts: NodeFacts) -> tuple[str, str] | None:
+        """T' is 0 where no segment has as many tokens as a window."""
+        tokens, block = facts.tensor("input").dim(0), facts.integer(BLOCK)
+        if self.known_dims(facts).get((0, 0)) == 0:
+            return SEQ, f"no segment has {BLOCK} = {block} tokens"
+        if tokens is not None and block is not None and tokens < block:
+            return "input", f"T = {tokens} is less than {BLOCK} = {block}"
+        return None
+
+    def may_be_empty(self, facts: NodeFacts) -> bool:
+        """Of B sequences with T tokens in all, one has a window if T > B * (block - 1)."""
+        tokens, sequences = facts.tensor("input").dim(0), facts.tensor(SEQ).dim(0)
+        block = facts.integer(BLOCK)
+        return tokens is None or sequences is None or block is None or tokens <= sequences * (block - 1)
 
     def sample(self, facts: NodeFacts, attributes: Mapping[str, int]) -> Sample:
         return sample.make(facts, attributes)

@@ -20,6 +20,7 @@ from .body import BODY, DEFAULT_TABLE
 from .call import nsa_compress_infer
 from .contract import PAGE
 from .example import EXAMPLE
+from .rule_examples import RULE_EXAMPLES
 
 _DOC = f"""One decode step over a paged KV cache: a sequence that has just completed a window has it compressed.
 
@@ -72,6 +73,7 @@ class NsaCompressInfer(Operator):
             f"`max_pages = P`. {HOST}",
             optional=True,
             below=("input", 0),
+            page_size=PAGE,
         ),
     )
     outputs = (
@@ -86,6 +88,7 @@ class NsaCompressInfer(Operator):
     attributes = (*WINDOW_ATTRIBUTES, Attribute(PAGE, "Tokens in a page."))
     body_text = BODY
     example = EXAMPLE
+    rule_examples = RULE_EXAMPLES
     ascend_note = "the device checks no length, slot or page: a wrong one reads or writes elsewhere"
 
     def contract_violations(self, facts: NodeFacts) -> Violations:

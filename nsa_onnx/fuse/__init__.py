@@ -1,4 +1,4 @@
-"""``nsa-onnx fuse``: finds the compression in standard operators and puts an NsaCompress node in its place.
+"""``nsa-onnx fuse``: finds the compression in standard operators and puts one of our nodes in its place.
 
 A value is replaced only if it is proven, element by element, to be the same weighted sum of the same tokens. Names,
 the order of nodes and the numbers of a run do not count. So a form that nobody foresaw is found too, and a form that
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from .. import spec
 from ..analysis import Source, analyse
 from ..graph.reading import UnreadableModelError
+from ..operators.contract import DOMAIN, OPSET_VERSION
 from ..recognise.search import Candidate, candidate
 from .rewrite import Replacement, replace_all
 
@@ -26,7 +26,7 @@ class FuseResult:
     """What `fuse` has made.
 
     Attributes:
-        model: with NsaCompress where the compression was; a copy, even if nothing was found.
+        model: with a node of ours where the compression was; a copy, even if nothing was found.
         fused: what has been replaced.
         left: what looks like the compression and has not been, with the reason.
         complete: whether all of the model was looked at; false for one that costs more than a model may.
@@ -62,7 +62,7 @@ def fuse(model: Source, *, allow_rounding: bool = False, folder: Path | None = N
         model: path of an ONNX file, the model itself, or its analysis. Trusted in nothing; its external data need not
             be loaded.
         allow_rounding: also replace what rounds products or partial sums to 16 bits, or accumulates in float64. The
-            result then differs in the last places: NsaCompress accumulates in float32 and rounds once.
+            result then differs in the last places: our nodes accumulate in float32 and round once.
         folder: of the model's external data, where exporters put indices and weights; the file's own for a path.
             Without it, none is read.
 
@@ -71,9 +71,9 @@ def fuse(model: Source, *, allow_rounding: bool = False, folder: Path | None = N
         ValueError: the model imports another version of our domain.
     """
     seen = analyse(model, folder=folder)
-    wrong = [entry.version for entry in seen.proto.opset_import if entry.domain == spec.DOMAIN]
-    if any(version != spec.OPSET_VERSION for version in wrong):
-        raise ValueError(f"the model imports {spec.DOMAIN} version {wrong[0]}, fuse writes {spec.OPSET_VERSION}")
+    wrong = [entry.version for entry in seen.proto.opset_import if entry.domain == DOMAIN]
+    if any(version != OPSET_VERSION for version in wrong):
+        raise ValueError(f"the model imports {DOMAIN} version {wrong[0]}, fuse writes {OPSET_VERSION}")
     copy = ModelProto()
     copy.CopyFrom(seen.proto)
     found = seen.search()

@@ -11,10 +11,11 @@ from ..checker.run import require_onnxruntime
 from ..console import say, tell
 from ..graph.writing import write_model
 from ..recognise.pattern import OWN_BODY
+from ..recognise.wanted import WINDOWS
 from . import Candidate, FuseResult, fuse
 from .compare import compare
 
-DESCRIPTION = "Replace the compression written in standard operators by NsaCompress, where that is proven."
+DESCRIPTION = f"Replace the compression written in standard operators by {WINDOWS.op_type}, where that is proven."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

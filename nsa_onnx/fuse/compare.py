@@ -44,7 +44,7 @@ class Difference:
 
     Attributes:
         name: of the value.
-        replaced: whether NsaCompress makes it now, and its meaning is compared; else it is an output of the model,
+        replaced: whether a node of ours makes it now, and its meaning is compared; else it is an output of the model,
             which onnxruntime has run.
         largest: largest absolute difference.
         scale: largest absolute value.

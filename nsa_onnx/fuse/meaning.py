@@ -6,17 +6,17 @@ by this, from the tensors that it starts from to its result. Nodes before and af
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, helper
-from onnx.reference import ReferenceEvaluator
 
-from .. import spec
+from ..graph.reference import evaluate
 from ..graph.walk import captured
+from ..operators import OPERATORS
+from ..operators.contract import DOMAIN
 from ..recognise.graph import Graph, loaded
 from ..recognise.precision import EXACT, numpy_type
 
@@ -93,12 +93,15 @@ class Meaning:
 
     def _run(self, node: NodeProto, inputs: Mapping[str, Array]) -> Sequence[Array]:
         wide = {name: array.astype(np.float64) if _is_float(array) else array for name, array in inputs.items()}
-        if node.domain == spec.DOMAIN and node.op_type == spec.COMPRESS_OP:
-            results: Sequence[Any] = [_compress(node, [wide[name] for name in node.input])]
-        elif node.op_type == "AveragePool":
-            results = [_average_pool(node, wide[node.input[0]])]
+        if node.op_type == "AveragePool":
+            results: Sequence[Any] = [_average_pool(node, wide[node.input[0]])]
         else:
-            results = _reference(node, wide, self._opset)
+            try:
+                results = _ours(node, wide) if node.domain == DOMAIN else _standard(node, wide, self._opset)
+            except Exception as error:  # whatever the reference implementations raise
+                raise ValueError(
+                    f"{node.op_type} {node.name!r} cannot be computed ({' '.join(str(error).split())[:200]})"
+                ) from error
         dtype = _result_type(node, inputs)
         arrays = [np.asarray(result) for result in results]
         with np.errstate(all="ignore"):
@@ -118,28 +121,22 @@ def _result_type(node: NodeProto, inputs: Mapping[str, Array]) -> npt.DTypeLike 
     return next((inputs[name].dtype for name in names if name in inputs and _is_float(inputs[name])), None)
 
 
-def _reference(node: NodeProto, inputs: Mapping[str, Array], opset: int) -> Sequence[Any]:
-    """A standard node by onnx's reference implementation."""
+def _standard(node: NodeProto, inputs: Mapping[str, Array], opset: int) -> Sequence[Any]:
+    """A standard node by onnx's reference implementation, not yet rounded."""
     copy = NodeProto()
     copy.CopyFrom(node)
     for attribute in copy.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i in EXACT:
-            attribute.i = TensorProto.DOUBLE  # rounded afterwards
-    values = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)
-        for name, array in inputs.items()
-    ]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in node.output if name]
-    graph = helper.make_graph([copy], "node", values, outputs)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            return list(ReferenceEvaluator(model).run(None, dict(inputs)))
-    except Exception as error:  # whatever the reference implementation raises
-        raise ValueError(
-            f"{node.op_type} {node.name!r} cannot be computed ({' '.join(str(error).split())[:200]})"
-        ) from error
+            attribute.i = TensorProto.DOUBLE
+    return evaluate(copy, inputs, opset)
+
+
+def _ours(node: NodeProto, inputs: Mapping[str, Array]) -> Sequence[Any]:
+    """A node of ours by the operator's own reference."""
+    operator = OPERATORS[node.op_type]
+    values = {formal: inputs[name] for formal, name in zip(operator.input_names, node.input, strict=False) if name}
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return [exact.values for exact in operator.reference(values, attributes)]
 
 
 def _attribute(node: NodeProto, name: str) -> Any:
@@ -157,14 +154,3 @@ def _average_pool(node: NodeProto, x: Array) -> Array:
     picked: Any = (..., *(slice(None, None, step) for step in steps), *(slice(None, None, d) for d in dilations))
     mean: Array = windows[picked].mean(axis=tuple(range(-len(kernel), 0)))
     return mean
-
-
-def _compress(node: NodeProto, inputs: Sequence[Array]) -> Array:
-    x, weight, lengths = inputs
-    block, stride = _attribute(node, "compress_block_size"), _attribute(node, "compress_stride")
-    plan = spec.compress_plan(lengths.tolist(), block, stride)
-    starts = [run.first_token + k * stride for run in plan for k in range(run.rows)]
-    result = np.zeros((len(starts), *x.shape[1:]))
-    for row, start in enumerate(starts):
-        result[row] = np.einsum("jnd,jn->nd", x[start : start + block], weight)
-    return result

@@ -1,10 +1,12 @@
-"""Puts NsaCompress nodes in the place of proven compressions, and changes nothing else."""
+"""Puts nodes of ours in the place of proven compressions, and changes nothing else."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from .. import spec
 from ..graph.walk import captured, standard_opset, with_subgraphs
+from ..operators.contract import DOMAIN, OPSET_VERSION
+from ..operators.windows import BLOCK, SEQ, STRIDE
 from ..recognise.graph import Graph, rebuilt, weight_values
 from ..recognise.pattern import Found
 from ..recognise.positions import Dim, Dynamic, Integers
@@ -73,8 +76,8 @@ def replace_all(
         by_graph.setdefault(id(one.graph.proto), []).append(one)
     for key, group in by_graph.items():
         _replace_in(copies[key], group, names, folder, opset(after))
-    if all(entry.domain != spec.DOMAIN for entry in after.opset_import):
-        after.opset_import.add(domain=spec.DOMAIN, version=spec.OPSET_VERSION)
+    if all(entry.domain != DOMAIN for entry in after.opset_import):
+        after.opset_import.add(domain=DOMAIN, version=OPSET_VERSION)
     made = {key: rebuilt(group[0].graph, copies[key]) for key, group in by_graph.items()}
     return [Replacement(one, made[id(one.graph.proto)]) for one in found]
 
@@ -100,31 +103,18 @@ def _replace_in(
         else:
             nodes.append(node)
     kept, candidates = _without_dead(graph, nodes, dead)
-    constants = [tensor for tensor in graph.initializer if tensor.name not in candidates]
-    infos = [value for value in graph.value_info if value.name not in candidates]
-    copies = [_copy(node) for node in kept]
-    if len(constants) != len(graph.initializer):
-        saved = [_copied(tensor) for tensor in constants]
-        del graph.initializer[:]
-        graph.initializer.extend(saved)
-    if len(infos) != len(graph.value_info):
-        kept_infos = [type(value).FromString(value.SerializeToString()) for value in infos]
-        del graph.value_info[:]
-        graph.value_info.extend(kept_infos)
-    del graph.node[:]
-    graph.node.extend(copies)
+    _keep(graph.node, kept)
+    for values in (graph.initializer, graph.value_info):
+        living = [value for value in values if value.name not in candidates]
+        if len(living) != len(values):
+            _keep(values, living)
 
 
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
-
-
-def _copied(tensor: TensorProto) -> TensorProto:
-    copy = TensorProto()
-    copy.CopyFrom(tensor)
-    return copy
+def _keep(container: Any, messages: Sequence[Any]) -> None:
+    """Make these what a container of protobuf holds; they may be its own."""
+    copies = [deepcopy(message) for message in messages]
+    del container[:]
+    container.extend(copies)
 
 
 def _without_dead(graph: GraphProto, nodes: Sequence[NodeProto], dead: set[str]) -> tuple[list[NodeProto], set[str]]:
@@ -160,8 +150,8 @@ def _without_dead(graph: GraphProto, nodes: Sequence[NodeProto], dead: set[str])
 
 def _own_node(found: Found, own: OwnBody, names: FreshNames) -> NodeProto:
     """The node whose body was in the graph."""
-    name = names.fresh(f"{found.name}_{own.op_type}")
-    node = helper.make_node(own.op_type, own.inputs, [found.value], name=name, domain=spec.DOMAIN)
+    name = names.fresh(f"{found.name}_{own.operator.op_type}")
+    node = helper.make_node(own.operator.op_type, own.inputs, [found.value], name=name, domain=DOMAIN)
     node.attribute.extend(helper.make_attribute(key, value) for key, value in own.attributes.items())
     return node
 
@@ -184,14 +174,8 @@ class _Builder:
             x = self._node("Reshape", "tokens", [x, self._integers("tokens_shape", [-1, *heads_and_dim])])
         weight = self._weight()
         lengths = self._lengths(x)
-        result = self._node(
-            spec.COMPRESS_OP,
-            "nsa_compress",
-            [x, weight, lengths],
-            domain=spec.DOMAIN,
-            compress_block_size=it.block,
-            compress_stride=it.stride,
-        )
+        op_type, window = it.operator.op_type, {BLOCK: it.block, STRIDE: it.stride}
+        result = self._node(op_type, _snake(op_type), [x, weight, lengths], domain=DOMAIN, **window)
         result = self._with_bias(result, weight)
         if it.has_own_shape:
             result = self._node("Reshape", "in_shape", [result, self._integers("shape", _reshape_target(it.shape))])
@@ -237,9 +221,9 @@ class _Builder:
     def _lengths(self, x: str) -> str:
         it = self._compression
         if it.lengths is not None:
-            return self._integers("actual_seq_len", list(it.lengths))
+            return self._integers(SEQ, list(it.lengths))
         shape = self._node("Shape", "tokens_shape", [x])
-        return self._node("Gather", "actual_seq_len", [shape, self._integers("first", [0])])
+        return self._node("Gather", SEQ, [shape, self._integers("first", [0])])
 
     def _weight(self) -> str:
         """The weight as [block, N] of the input's type: as it is, reshaped, or as a new constant."""
@@ -298,6 +282,11 @@ class _Builder:
         node = self._names.fresh(f"{self._found.name}_{what}")
         self._nodes.append(helper.make_node(op_type, list(inputs), [output], name=node, **attributes))
         return output
+
+
+def _snake(op_type: str) -> str:
+    """As part of a value's name, ``nsa_compress``."""
+    return re.sub("(?<=.)[A-Z]", lambda found: f"_{found[0]}", op_type).lower()
 
 
 def _reshape_target(shape: Sequence[Dim]) -> list[int]:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from onnx import AttributeProto, NodeProto, TensorProto, helper
-from onnx.reference import ReferenceEvaluator
 
+from ..graph.reference import evaluate
 from ..graph.walk import is_standard
 from ..operators import OPERATORS
+from ..operators.base import Operator
 from ..operators.expand import DEFAULT_OPSET
-from ..operators.schema import SCHEMAS
 from .graph import Graph, loaded
 from .loops import WINDOW_LOOP, window_loop
 from .positions import Budget, Dynamic
@@ -40,10 +40,10 @@ Array = npt.NDArray[Any]
 class _Body:
     """A body with its loop as one node."""
 
-    def __init__(self, op_type: str) -> None:
-        function = OPERATORS[op_type].body(DEFAULT_OPSET)
+    def __init__(self, operator: Operator) -> None:
+        function = operator.body(DEFAULT_OPSET)
         nodes = [window_loop(node) or node for node in function.node]
-        self.op_type = op_type
+        self.operator = operator
         self.inputs: Sequence[str] = list(function.input)
         self.output = str(function.output[0])
         self.producers: Mapping[str, NodeProto] = {name: node for node in nodes for name in node.output}
@@ -51,7 +51,7 @@ class _Body:
 
 @cache
 def _bodies() -> tuple[_Body, ...]:
-    return tuple(_Body(op_type) for op_type in SCHEMAS)
+    return tuple(map(_Body, OPERATORS.values()))
 
 
 def own_body(graph: Graph, index: int, budget: Budget) -> tuple[str, OwnBody] | None:
@@ -142,15 +142,14 @@ class _Match:
         """The node, if the constants are right, too."""
         names = [self._inputs.get(formal) for formal in self._template.inputs]
         bound = [name for name in names if name is not None]
-        attributes = set(SCHEMAS[self._template.op_type].attributes)
-        if len(bound) != len(names) or set(self._attributes) != attributes:
+        operator = self._template.operator
+        if len(bound) != len(names) or set(self._attributes) != set(operator.attribute_names):
             return None
         for mine, theirs in self._folded:
             computed = self._compute(mine)
             if computed is None or not self._equals(computed, theirs):
                 return None
-        schema_order = [formal.name for formal in SCHEMAS[self._template.op_type].inputs]
-        return OwnBody(self._template.op_type, tuple(self._inputs[name] for name in schema_order), self._attributes)
+        return OwnBody(operator, tuple(self._inputs[name] for name in operator.input_names), self._attributes)
 
     def _equals(self, computed: Array, theirs: str) -> bool:
         if not theirs:
@@ -225,17 +224,9 @@ def _fill(tensor: TensorProto) -> object:
 
 
 def _evaluated(node: NodeProto, inputs: Sequence[Array]) -> Array | None:
-    """A node of a body on small constants, by onnx's reference implementation."""
-    values = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)
-        for name, array in zip(node.input, inputs, strict=True)
-    ]
-    outputs = [helper.make_tensor_value_info(node.output[0], TensorProto.UNDEFINED, None)]
-    model = helper.make_model(
-        helper.make_graph([node], "node", values, outputs), opset_imports=[helper.make_opsetid("", DEFAULT_OPSET)]
-    )
+    """A node of a body on small constants."""
     try:
-        (result,) = ReferenceEvaluator(model).run(None, dict(zip(node.input, inputs, strict=True)))
+        (result,) = evaluate(node, dict(zip(node.input, inputs, strict=True)), DEFAULT_OPSET)
     except Exception:  # shapes that the body would refuse
         return None
     return np.asarray(result)

@@ -11,6 +11,7 @@ import numpy as np
 from .positions import Axis, Dim, Dynamic, Positions, RefusalError, normal_axis, positions, static, stretched
 from .precision import DOUBLE, EXACT, SHORT
 from .terms import BIAS, MAX_RANK, Terms, W, X, insert_axes
+from .wanted import WINDOWS
 
 # Numerator and denominator of a scale: more bits than a few float constants have together are not followed.
 _MAX_SCALE_BITS = 4096
@@ -148,7 +149,7 @@ def add_bias(first: Terms, second: Terms) -> Terms:
         ((role, factor),) = side.factors.items()
         axes: list[Axis] = [stretched(axis, dim) for axis, dim in zip(factor.axes, shape, strict=True)]
         factors[role] = positions(factor.base, axes)
-    note = "a position bias is added to the tokens: NsaCompress(x) + sum(bias * weight) rounds otherwise"
+    note = f"a position bias is added to the tokens: {WINDOWS.op_type}(x) + sum(bias * weight) rounds otherwise"
     return replace(
         tokens, shape=tuple(shape), factors=factors, inexact=note, windows=max(first.windows, second.windows)
     )

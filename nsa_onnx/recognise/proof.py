@@ -1,4 +1,4 @@
-"""Decides whether a followed sum is NsaCompress: with which segments, window and weight; if not, why not."""
+"""Decides whether a followed sum is the compression: with which segments, window and weight; if not, why not."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from .. import spec
+from ..graph.tensors import TensorFacts
+from ..operators.facts import NodeFacts
+from ..operators.windows import ALIGNMENT, BLOCK, MAX_HEAD_DIM, STRIDE
 from .arithmetic import DENSE
 from .positions import Axis, Dim, Dynamic, Integers, RefusalError, Steps, axis_length, bounded, merge
 from .precision import FLOAT, SHORT, representable, type_name
 from .results import Compression, Root, Roots, UnprovenError
 from .segments import segments_of
 from .terms import BIAS, LEAST_SUMMED, Terms, W, X, transpose
+from .wanted import LIMITS, WINDOWS
 
 # A weight as numbers, in float32 or in its own type, flat; None if they are not known.
 WeightValues = Callable[[], npt.NDArray[np.generic] | None]
@@ -79,6 +82,7 @@ def _prove(terms: Terms, roots: Roots, values: WeightValues) -> Compression:
         order=layout.order,
         dtype=terms.dtype,
         inexact=next((note for note in notes if note), ""),
+        operator=WINDOWS,
     )
 
 
@@ -167,7 +171,7 @@ def _layout(terms: Terms, token: int) -> _Layout:
 
 def _check_pooling(x: Root, token: int, block: int) -> None:
     """Tokens that all count the same are in windows only if a sequence has several: a mean of it all is none."""
-    if token < spec.ALIGNMENT or block < LEAST_SUMMED:
+    if token < ALIGNMENT or block < LEAST_SUMMED:
         raise UnprovenError("what is averaged is not windows of tokens, the channels innermost")
     size = 1
     for dim in reversed(x.shape):
@@ -205,10 +209,9 @@ def _heads(layout: _Layout, token: int, order: Integers, values: WeightValues) -
 
 def _splits(token: int) -> list[tuple[int, int]]:
     """Heads and channels that the contract allows for tokens of this many elements, the fewest heads first."""
-    dims = range(spec.MAX_HEAD_DIM, 0, -spec.ALIGNMENT)
-    limits = spec.COMPRESS_LIMITS
+    dims = range(MAX_HEAD_DIM, 0, -ALIGNMENT)
     return [
-        (token // dim, dim) for dim in dims if token % dim == 0 and limits.min_heads <= token // dim <= limits.max_heads
+        (token // dim, dim) for dim in dims if token % dim == 0 and LIMITS.min_heads <= token // dim <= LIMITS.max_heads
     ]
 
 
@@ -263,19 +266,21 @@ def _check_contract(
 ) -> None:
     block, stride, heads, dim = sizes
     x, w = roots.x, roots.w
-    tokens = spec.Array(type_name(x.dtype), (None if isinstance(count, Dynamic) else count, heads, dim))
     dtype = x.dtype
     if w is not None and w.dtype != x.dtype:
         fits = x.dtype in SHORT and any(_fits(x.dtype, factor, values) for factor in (scale, Fraction(1)))
         dtype = x.dtype if fits else w.dtype
-    weight = spec.Array(type_name(dtype), (block, heads))
-    found = [
-        *spec.compress_type_violations(tokens, weight, block, stride, lengths or ()),
-        *spec.compress_shape_violations(tokens.shape, weight.shape, block, stride),
-        *(spec.prefix_sum_violations(lengths, tokens.shape[0]) if lengths is not None else ()),
-    ]
-    if found:
-        raise UnprovenError(found[0].message, W if found[0].row.argument == "weight" else "")
+    tokens, weight, seq = WINDOWS.input_names
+    inputs = {
+        tokens: TensorFacts(type_name(x.dtype), (None if isinstance(count, Dynamic) else count, heads, dim)),
+        weight: TensorFacts(type_name(dtype), (block, heads)),
+        seq: TensorFacts(),
+    }
+    constants = {} if lengths is None else {seq: np.array(lengths, np.int64)}
+    facts = NodeFacts(WINDOWS.op_type, {BLOCK: block, STRIDE: stride}, inputs, constants)
+    found = next(WINDOWS.violations(facts), None)
+    if found is not None:
+        raise UnprovenError(found.message, W if found.row.argument == weight else "")
 
 
 def scaled_weight(numbers: npt.NDArray[np.generic], scale: Fraction) -> npt.NDArray[np.generic]:
@@ -310,7 +315,7 @@ def _result_rounding(terms: Terms, x: Root) -> str:
     """
     if terms.dtype == x.dtype and terms.rounded:
         return ""
-    text = f"the result stays in {type_name(terms.dtype)}, NsaCompress rounds it to {type_name(x.dtype)}"
+    text = f"the result stays in {type_name(terms.dtype)}, {WINDOWS.op_type} rounds it to {type_name(x.dtype)}"
     if terms.dtype != FLOAT:
         raise UnprovenError(text)
     return text

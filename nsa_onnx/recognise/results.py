@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ..operators.base import Operator
 from .positions import Dim, Integers
 
 
@@ -50,7 +51,7 @@ class Roots:
 
 @dataclass(frozen=True)
 class Compression:
-    """What NsaCompress has to be given to compute the value, and what has to be made of its result.
+    """What a node has to be given to compute the value, and what has to be made of its result.
 
     Attributes:
         block, stride, heads, dim: of the node.
@@ -62,6 +63,7 @@ class Compression:
         order: where each axis of the value is in ``shape``; None where they are in that order.
         dtype: of the value.
         inexact: how the value's arithmetic differs from the node's; empty if it does not.
+        operator: of the node.
     """
 
     roots: Roots
@@ -77,6 +79,7 @@ class Compression:
     order: tuple[int, ...] | None
     dtype: int
     inexact: str
+    operator: Operator
 
     @property
     def has_own_shape(self) -> bool:
@@ -88,6 +91,6 @@ class Compression:
 class OwnBody:
     """A node of ours whose portable body is in the graph: its inputs, in the schema's order, and its attributes."""
 
-    op_type: str
+    operator: Operator
     inputs: tuple[str, ...]
     attributes: Mapping[str, int]

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import spec
 from ..graph.scopes import Scope
+from ..operators.windows import BLOCK, STRIDE
 from .graph import graphs
 from .pattern import Found
 from .pattern import search as search_graph
 from .positions import Budget, ExhaustedError
+from .wanted import WINDOWS
 
 # Older than this, Squeeze and ReduceSum mean other things than the proof reads into them.
 MIN_OPSET = 9
@@ -26,11 +27,11 @@ class Candidate:
         output: name of the result.
         place: the graph it is in: ``graph``, or the way to a subgraph.
         form: how it is written.
-        reason: why it cannot be NsaCompress, or is not proven to be; empty if it can.
+        reason: why it cannot be the operator, or is not proven to be; empty if it can.
         compress_block_size: of the window; 0 if it is not known.
         compress_stride: of the window; 0 if it is not known.
         actual_seq_len: prefix sums of the segments; empty where they are not constants.
-        inexact: how its arithmetic differs from NsaCompress; empty if it does not.
+        inexact: how its arithmetic differs from the operator's; empty if it does not.
         op_type: the operator that it is.
     """
 
@@ -43,7 +44,7 @@ class Candidate:
     compress_stride: int = 0
     actual_seq_len: tuple[int, ...] = ()
     inexact: str = ""
-    op_type: str = spec.COMPRESS_OP
+    op_type: str = WINDOWS.op_type
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,10 @@ def candidate(found: Found, allow_rounding: bool) -> Candidate:
     it, own = found.compression, found.own_body
     reason = found.reason
     if own is not None:
-        block, stride = own.attributes["compress_block_size"], own.attributes["compress_stride"]
-        return Candidate(found.name, found.value, found.graph.place, found.form, "", block, stride, op_type=own.op_type)
+        block, stride = own.attributes.get(BLOCK, 0), own.attributes.get(STRIDE, 0)
+        return Candidate(
+            found.name, found.value, found.graph.place, found.form, "", block, stride, op_type=own.operator.op_type
+        )
     if it is not None and it.inexact and not allow_rounding:
         reason = f"{it.inexact}: --allow-rounding accepts that"
     if it is None or reason:

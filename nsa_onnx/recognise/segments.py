@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .. import spec
+from ..operators.windows import ALIGNMENT, row_plan, window_violations
 from .positions import Axis, Dim, Dynamic, Steps, merge
 from .results import Root, UnprovenError
 from .terms import X
+from .wanted import LIMITS, WINDOWS
 
 
 def segments_of(
@@ -55,25 +56,23 @@ def segments(starts: Sequence[int], tokens: int, block: int) -> tuple[int, tuple
     steps = np.diff(np.array(starts, np.int64))
     if (steps <= 0).any():
         raise UnprovenError("windows are not in the order of the tokens", X)
-    legal = range(spec.ALIGNMENT, block + 1, spec.ALIGNMENT)
+    legal = range(ALIGNMENT, block + 1, ALIGNMENT)
     smallest = int(steps.min()) if len(steps) else 0
     if len(steps) > 1 and (steps == smallest).all() and smallest not in legal:
-        violation = next(spec.window_violations(spec.COMPRESS_ROWS, spec.COMPRESS_LIMITS, block, smallest))
+        violation = next(window_violations(WINDOWS.contract.rows, LIMITS, block, smallest))
         raise UnprovenError(violation.message)
     found: list[tuple[int, int, tuple[int, ...]]] = []
     for stride in legal:
         lengths = _prefix_sums(starts, tokens, block, stride)
         if lengths is None:
             continue
-        plan = spec.compress_plan(lengths, block, stride)  # the contract has the last word
+        plan = row_plan(lengths, block, stride)  # the contract has the last word
         if [run.first_token + k * stride for run in plan for k in range(run.rows)] == list(starts):
             found.append((len(lengths), stride, lengths))
     if found:
         _, stride, lengths = min(found)
         return stride, lengths
-    block_violation = next(
-        spec.window_violations(spec.COMPRESS_ROWS, spec.COMPRESS_LIMITS, block, spec.ALIGNMENT), None
-    )
+    block_violation = next(window_violations(WINDOWS.contract.rows, LIMITS, block, ALIGNMENT), None)
     if block_violation is not None:
         raise UnprovenError(block_violation.message)
     raise UnprovenError(

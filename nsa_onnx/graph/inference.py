@@ -45,6 +45,15 @@ def infer(
     return {}, (), error
 
 
+def is_shown_as(display: str, name: str) -> bool:
+    """Whether onnx's display name of a node is that of one called ``name``.
+
+    An inference function of our own is told nothing else of the node: "node <op type>[<domain>] (<name>)" or, if it has
+    no name, "node <op type>[<domain>]".
+    """
+    return display.endswith(f"({name})")
+
+
 def computed(main: Scope, values: Folder) -> dict[str, Array]:
     """The few integers each that nodes of the main graph compute from constants: lengths, shapes, axes."""
     found: dict[str, Array] = {}

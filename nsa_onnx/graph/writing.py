@@ -25,7 +25,7 @@ def write_model(model: ModelProto, source: Path, target: Path) -> None:
             it is beyond 2 GiB.
         OSError: with the file's name.
     """
-    weights = list(_external_tensors(model))
+    weights = list(external_tensors(model))
     _require_none_of(weights, source, target)
     if weights and source.parent.resolve() != target.parent.resolve():
         raise NotWritableError(f"{target}: the weights of {source} lie beside it: write the output to that folder")
@@ -42,7 +42,7 @@ def require_no_weights(model: ModelProto, source: Path, target: Path) -> None:
     Raises:
         NotWritableError: it does.
     """
-    _require_none_of(_external_tensors(model), source, target)
+    _require_none_of(external_tensors(model), source, target)
 
 
 def _require_none_of(weights: Iterable[TensorProto], source: Path, target: Path) -> None:
@@ -97,7 +97,7 @@ def _replace(target: Path, data: bytes) -> None:
             raise
 
 
-def _external_tensors(model: ModelProto) -> Iterator[TensorProto]:
+def external_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Initializers, and values of nodes' attributes, that are in files of their own."""
     graphs = [model.graph]
     nodes = [node for function in model.functions for node in function.node]

@@ -1,7 +1,6 @@
-"""Calls a function when other code imports a given module. Needs nothing but Python (see hook/sitecustomize.py).
+"""Calls a function when other code imports a given module; says whether a package is in the middle of its import.
 
-Python has no public function for this. Importing the module here instead would cost time in every program that never
-uses it.
+Python has no public function for either. Needs nothing but Python (see hook/sitecustomize.py).
 """
 
 from __future__ import annotations
@@ -50,5 +49,14 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def when_imported(name: str, call: Callable[[], object]) -> None:
-    """Call ``call`` each time that module ``name`` has been imported. It is not looked whether it already is."""
+    """Call ``call`` each time that module ``name`` has been imported. It is not looked whether it already is.
+
+    Importing the module ourselves would cost everybody who never uses it.
+    """
     sys.meta_path.insert(0, _Finder(name, call))
+
+
+def is_being_imported(package: str) -> bool:
+    """Whether a module in a package is running its own import right now. ``sys.modules`` has whole and half ones."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(f"{package}.")]
+    return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 from ...analysis import Analysis
+from ...graph.inference import is_shown_as
 from ...operators import OPERATORS
 from ...operators.contract import Violation
 from ...operators.facts import NODE_ROWS
@@ -67,8 +68,7 @@ def observed_violations(model: Analysis, rule_id: str) -> Iterator[Finding]:
     for name, op_type, violation in model.observed:
         if reports(rule_id, violation) and (key := (op_type, violation.row.id, violation.values)) not in seen:
             seen.add(key)
-            # onnx names a node "node <op type>[<domain>] (<name>)", without the brackets if it has no name.
-            same = [n for n in model.nodes if n.op_type == op_type and name.endswith(f"({n.proto.name})")]
+            same = [n for n in model.nodes if n.op_type == op_type and is_shown_as(name, n.proto.name)]
             same = same or [n for n in model.nodes if n.op_type == op_type and not n.proto.name]
             if len(same) == 1:
                 yield finding(same[0], violation.message, violation.row.argument)

@@ -27,10 +27,8 @@ def _imports() -> Any:
 
 def _register() -> None:
     """Our schemas, once onnx is there."""
-    for name, module in list(sys.modules.items()):
-        # nsa_onnx is importing onnx itself: it registers the schemas, and half a package cannot.
-        if name.startswith("nsa_onnx.") and getattr(getattr(module, "__spec__", None), "_initializing", False):
-            return
+    if _module.is_being_imported("nsa_onnx"):  # it imports onnx itself and registers them; half a package cannot
+        return
     try:
         import nsa_onnx
 

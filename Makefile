@@ -81,7 +81,8 @@ $(SIM): $(SIM_SOURCES) $(ENV) $(TORCH_NPU) $(ORT_CANN)
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard nsa_onnx/operators/*.py nsa_onnx/operators/*/contract.py \
   nsa_onnx/targets/vendor.py cmake/* plan/* ort_ext/* ort_ext/*/* ort_ext/*/*/*)
 # The folders are listed too: an editable install knows only the modules that existed when it was made.
-PACKAGES := nsa_onnx $(filter-out %__pycache__/,$(filter %/,$(wildcard nsa_onnx/*/ nsa_onnx/*/*/))) exporters
+PACKAGES := nsa_onnx exporters \
+  $(filter-out %__pycache__/,$(filter %/,$(wildcard nsa_onnx/*/ nsa_onnx/*/*/ exporters/*/)))
 $(BUILD): $(ENV) $(NATIVE) $(PACKAGES)
 	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@

@@ -11,103 +11,78 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Optional, TypeVar, Union, cast
+from typing import Any, Optional, TypeVar, Union
 from weakref import WeakSet
 
 import onnx
 import onnxscript
 import torch
-from onnxscript import BFLOAT16, FLOAT16, INT32, INT64
-from onnxscript.function_libs.torch_lib import registration
+from onnxscript import BFLOAT16, BOOL, FLOAT16, INT32, INT64
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from nsa_onnx import spec
 from nsa_onnx.operators import schema
+from nsa_onnx.operators.base import T
+from nsa_onnx.operators.contract import DOMAIN, OPSET_VERSION
 
+from . import private
 from .mistakes import LOST_UPDATE
+from .operators import OPERATORS
+from .operators.base import NAMESPACE, TorchOperator
 
-# Torch ops by what they mean. In-place infer ops never arrive: functionalization has replaced them.
-COMPRESS_OPS = ("nsa_onnx::nsa_compress", "nsa_onnx::nsa_compress.tensor", "npu::npu_nsa_compress")
-INFER_OPS = (
-    "nsa_onnx::nsa_compress_infer",
-    "nsa_onnx::nsa_compress_infer.tensor",
-    "npu::npu_nsa_compress_infer.cache",
-)
-
-
-def _node(op_type: str) -> Callable[..., Any]:
-    """The onnxscript op that emits ``op_type`` of our domain; constants and SymInts become inputs by themselves."""
-    schema.register()
-    opset = onnxscript.values.Opset(spec.DOMAIN, spec.OPSET_VERSION)
-    op = onnxscript.values.Op(opset, op_type, onnx.defs.get_schema(op_type, spec.OPSET_VERSION, spec.DOMAIN))
-    lengths = schema.INPUT_NAMES[op_type].index("actual_seq_len")
-
-    def emit(*inputs: Any, **attributes: Any) -> Any:
-        if inputs[lengths] is None:
-            raise TypeError(f"actual_seq_len is missing: {op_type} needs it; pass it in the model")
-        return op(*inputs, **attributes)
-
-    return emit
-
-
-# The annotations are read by onnxscript: INT64 and INT32 are inputs, a bare int is an attribute. It knows
-# Optional and Union, not their shorter spelling.
+# onnxscript reads these as annotations: they are inputs, an int is an attribute. It knows Optional and Union, not their
+# shorter spelling.
 # ruff: noqa: UP007, UP045
 Float16 = TypeVar("Float16", bound=Union[FLOAT16, BFLOAT16])
+_TYPES: dict[str, Any] = {T: Float16, "tensor(int64)": INT64, "tensor(int32)": INT32, "tensor(bool)": BOOL}
 
 
-def _compress(
-    input: Float16,
-    weight: Float16,
-    compress_block_size: int,
-    compress_stride: int,
-    actual_seq_len: Optional[INT64] = None,
-) -> Float16:
-    return _node(spec.COMPRESS_OP)(  # type: ignore[no-any-return]
-        input,
-        weight,
-        actual_seq_len,
-        compress_block_size=compress_block_size,
-        compress_stride=compress_stride,
-    )
+def _translation(operator: TorchOperator) -> Any:
+    """What torch's exporter calls with the arguments of the torch op, and gets the results of a node from.
+
+    Constants and SymInts become inputs by themselves. In-place ops never arrive: functionalization has replaced them.
+    """
+    node = operator.node
+
+    def translate(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        for name in operator.lengths:
+            if given.get(name) is None:
+                raise TypeError(f"{name} is missing: {node.op_type} needs it; pass it in the model")
+        schema.register()
+        opset = onnxscript.values.Opset(DOMAIN, OPSET_VERSION)
+        op = onnxscript.values.Op(opset, node.op_type, onnx.defs.get_schema(node.op_type, OPSET_VERSION, DOMAIN))
+        attributes = {name: given[name] for name in node.attribute_names}
+        return op(*(given.get(name) for name in node.input_names), **attributes)
+
+    types: dict[str, Any] = {one.name: _TYPES[one.type] for one in node.inputs}
+    types |= {one.name: float if one.is_float else int for one in node.attributes}
+    parameters = []
+    for name, parameter in operator.parameters.items():
+        if name in operator.lengths:  # torch_npu's schema lets them out
+            parameter = parameter.replace(default=None)
+        if parameter.default is None:
+            types[name] = Optional[types[name]]
+        parameters.append(parameter.replace(annotation=types[name]))
+    results = [_TYPES[one.type] for one in node.outputs]
+    result = results[0] if len(results) == 1 else tuple[tuple(results)]  # type: ignore[misc]
+    signature = inspect.Signature(parameters, return_annotation=result)
+    translate.__name__ = operator.name
+    translate.__signature__ = signature  # type: ignore[attr-defined]
+    translate.__annotations__ = {**types, "return": result}
+    return private.translation(translate, DOMAIN, OPSET_VERSION)
 
 
-def _infer(
-    input: Float16,
-    weight: Float16,
-    slot_mapping: INT32,
-    compress_block_size: int,
-    compress_stride: int,
-    page_block_size: int,
-    block_table: Optional[INT32] = None,
-    actual_seq_len: Optional[INT64] = None,
-    cache: Optional[Float16] = None,
-) -> Float16:
-    return _node(spec.INFER_OP)(  # type: ignore[no-any-return]
-        input,
-        weight,
-        slot_mapping,
-        cache,
-        actual_seq_len,
-        block_table,
-        compress_block_size=compress_block_size,
-        compress_stride=compress_stride,
-        page_block_size=page_block_size,
-    )
-
-
-def _translation(function: Callable[..., Any]) -> Any:
-    """What torch's exporter can call: arguments as the torch op's, an onnxscript value as the result."""
-    return onnxscript.values.TracedOnnxFunction(onnxscript.values.Opset(spec.DOMAIN, spec.OPSET_VERSION), function)
-
-
-compress_translation = _translation(_compress)
-infer_translation = _translation(_infer)
+_TRANSLATIONS = {operator.name: _translation(operator) for operator in OPERATORS}
 
 
 def _translations() -> dict[str, Callable[..., Any]]:
-    return dict.fromkeys(COMPRESS_OPS, compress_translation) | dict.fromkeys(INFER_OPS, infer_translation)
+    """By each op of torch that the operator is written as."""
+    return {
+        op: _TRANSLATIONS[operator.name]
+        for operator in OPERATORS
+        for op in (*(f"{NAMESPACE}::{name}" for name in operator.op.schemas), f"npu::{operator.npu_name}")
+    }
 
 
 def onnx_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -129,12 +104,10 @@ def _torch_op(name: str) -> Any:
 def register() -> None:
     """Make plain ``torch.onnx.export(dynamo=True)`` know the ops. Idempotent.
 
-    torchlib's registry is what the exporter fills its own table from; ops that do not exist are skipped
-    there, so that torch_npu's may come later.
+    Ops that do not exist are skipped there, so that torch_npu's may come later.
     """
     for name, function in _translations().items():
-        if name not in registration.default_registry:
-            registration.default_registry.register(function, name)
+        private.register_translation(function, name)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -157,27 +130,14 @@ def caches_looked_after() -> Iterator[None]:
 def warn_of_lost_caches() -> None:
     """During torch.onnx.export: warn of caches that the program updates but does not return.
 
-    Called while an infer op is functionalized; torch itself drops such an update without a word.
+    Called while an op that updates a cache is functionalized; torch itself drops such an update without a word.
     """
-    program = None if _looked_after.get() else _program_being_exported()
+    program = None if _looked_after.get() else private.program_being_exported()
     if program is None or program in _warned:
         return
     _warned.add(program)
     if lost := lost_caches(program):
         warnings.warn(LOST_UPDATE.format(", ".join(lost)), stacklevel=2)
-
-
-def _program_being_exported() -> ExportedProgram | None:
-    """The program whose decomposition is running: no argument leads to it, but the call stack does."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code is _RUN_DECOMPOSITIONS:
-            return cast(ExportedProgram, frame.f_locals["self"])
-        frame = frame.f_back
-    return None
-
-
-_RUN_DECOMPOSITIONS = inspect.unwrap(ExportedProgram.run_decompositions).__code__
 
 
 def lost_caches(program: ExportedProgram) -> list[str]:
@@ -194,7 +154,7 @@ def lost_caches(program: ExportedProgram) -> list[str]:
 
 def _written(node: Node) -> list[Node]:
     """The arguments that an op updates in place, by its schema."""
-    schema = getattr(node.target, "_schema", None)
+    schema = private.schema(node.target)
     if schema is None or not schema.is_mutable:
         return []
     values = [
@@ -213,7 +173,7 @@ def _origin(node: Node) -> Node:
 
 def _source(node: Node) -> Node | None:
     """The argument that the result aliases, by the op's schema: of a view, or of an in-place op."""
-    schema = getattr(node.target, "_schema", None)
+    schema = private.schema(node.target)
     if schema is None or len(schema.returns) != 1:
         return None
     alias = schema.returns[0].alias_info
@@ -225,4 +185,4 @@ def _source(node: Node) -> Node | None:
     return None
 
 
-_COPIES = (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default)
+_COPIES = (torch.ops.aten.clone.default, private.to_copy())

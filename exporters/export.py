@@ -24,17 +24,17 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from torch import Tensor, nn
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
-from nsa_onnx import spec
 from nsa_onnx.checker import Report, Severity, check
 from nsa_onnx.operators import schema
+from nsa_onnx.operators.contract import DOMAIN, OPSET_VERSION
 from nsa_onnx.operators.expand import expand
 
 from . import dynamo as dynamo_exporter
 from . import torch_npu
 from .mistakes import told_plainly
-from .observe import Args, Attributes, Kwargs, Run, State, UnexportableError, apart, copies, leaf_names, leaves, observe
+from .observe import Args, Attributes, Kwargs, Run, State, UnexportableError, apart, copies, leaf_names, observe
+from .private import leaves, untraced
 from .publish import draft_of, name_weights, publish
-from .torchscript import untraced
 from .verify import Example, require_onnxruntime
 from .verify import verify as compare
 
@@ -75,7 +75,7 @@ def export(
     verify: bool | Sequence[tuple[Any, ...]] | None = None,
     **options: Any,
 ) -> ExportResult:
-    """Export a model that calls the two operators, its updated caches included.
+    """Export a model that calls the operators, its updated caches included.
 
     Args:
         model: a module, which is left as it is, its buffers too; or an ExportedProgram (dynamo only).
@@ -210,11 +210,11 @@ class _Call:
         """Write the graph through the legacy exporter, which runs the model anyway: so may we."""
         assert isinstance(self.model, nn.Module)
         run = observe(self.model, self.args, self.kwargs, training=self._training)
-        given = [index for index, leaf in enumerate(leaves(self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+        given = [index for index, leaf in enumerate(leaves((self.args, self.kwargs))) if isinstance(leaf, Tensor)]
         all_names = leaf_names(self.model, self.args, self.kwargs)
         chosen = list(self.options.get("input_names") or ())
         names = chosen + [all_names[index] for index in given[len(chosen) :]]
-        options = {"custom_opsets": {spec.DOMAIN: spec.OPSET_VERSION}}
+        options = {"custom_opsets": {DOMAIN: OPSET_VERSION}}
         options |= {name: value for name, value in self.options.items() if value is not None}
         args, kwargs = copies(self.args, self.kwargs)
         self._torch_export(
@@ -306,7 +306,7 @@ def _returning(model: nn.Module, added: list[State], undone: Sequence[State] | N
 
     @functools.wraps(type(model).forward)
     def returning(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        given = leaves(args, kwargs)
+        given = leaves((args, kwargs))
         output = forward(*args, **kwargs)
         values = [state.value(self, given) for state in added]
         if attributes is not None:

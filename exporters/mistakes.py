@@ -17,12 +17,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import onnx_ir
 import onnxscript
 import torch
+
+from . import private
 
 DEBUG = "NSA_ONNX_DEBUG"
 
@@ -76,7 +78,7 @@ def says_where(kernel: Function) -> Function:
         try:
             return kernel(*args, **kwargs)
         except (TypeError, RuntimeError) as error:
-            if debugging() or not _exporting() or (where := _calling_line(sys._getframe())) is None:
+            if debugging() or not _exporting() or (where := _calling_line()) is None:
                 raise
             raise _told(error, where) from None
 
@@ -87,17 +89,11 @@ def _exporting() -> bool:
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
-def _calling_line(frame: FrameType | None) -> str | None:
+def _calling_line() -> str | None:
     """The innermost line of somebody else's code, if a module's forward is among the callers."""
-    found = None
-    while frame is not None:
-        code = frame.f_code
-        if found is None and _is_model(code.co_filename):
-            found = _line(code.co_filename, frame.f_lineno, code.co_name)
-        if code is torch.nn.Module._call_impl.__code__:
-            return found
-        frame = frame.f_back
-    return None
+    frames = (frame for frame in private.calls_in_module() if _is_model(frame.f_code.co_filename))
+    frame = next(frames, None)
+    return None if frame is None else _line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
 def _told(error: BaseException, where: str) -> Exception:
@@ -157,9 +153,7 @@ class _HeldBack:
 
     def __init__(self) -> None:
         self._kept: list[tuple[logging.Handler, logging.LogRecord]] = []
-        loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
-        torchs = [logger for logger in loggers if logger.name.split(".")[0] == "torch"]
-        handlers = {handler for logger in torchs for handler in logger.handlers}
+        handlers = {handler for logger in private.loggers_of("torch") for handler in logger.handlers}
         self._filters = {handler: functools.partial(self._keep, handler) for handler in handlers}
 
     def _keep(self, handler: logging.Handler, record: logging.LogRecord) -> bool:

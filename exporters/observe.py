@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import private
+from .private import leaves, map_leaves
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -100,7 +101,7 @@ def observe(
             torch.manual_seed(seed)
         known = _known_tensors(model, args, kwargs, tied)
         with writes:
-            returned = [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if leaf is not None]
+            returned = [leaf for leaf in leaves(model(*args, **kwargs)) if leaf is not None]
         _refuse_unnamed(model, writes.outlived([*known.values(), *filter(_is_tensor, returned)]))
         held = _held_tensors(model, tied)
         updated = {place: held.get(place, tensor) for place, tensor in known.items() if writes.touch(tensor)}
@@ -122,14 +123,14 @@ def _is_tensor(value: object) -> bool:
 
 def copies(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
     """Arguments of their own memory; tensors that shared memory still do."""
-    detached = pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+    detached = map_leaves(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
     copied: tuple[Args, Kwargs] = copy.deepcopy(detached)
     return copied
 
 
 def apart(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
     """The arguments, those in memory of their own that share memory and do not overlap: torch.export fails on them."""
-    tensors = [leaf for leaf in leaves(args, kwargs) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     overlapping = {_overlap(one, other) for one, other in itertools.combinations(tensors, 2)}
     addresses = [_address(tensor) for tensor in tensors]
     shared = {address for address in addresses if addresses.count(address) > 1} - overlapping - {0}
@@ -137,7 +138,7 @@ def apart(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
     def own(leaf: Any) -> Any:
         return leaf.detach().clone() if isinstance(leaf, Tensor) and _address(leaf) in shared else leaf
 
-    separated: tuple[Args, Kwargs] = pytree.tree_map(own, (args, kwargs))
+    separated: tuple[Args, Kwargs] = map_leaves(own, (args, kwargs))
     return separated if shared else (args, kwargs)
 
 
@@ -175,7 +176,7 @@ class _Memory:
     seen_as: weakref.ref[Tensor]
 
 
-class Writes(TorchDispatchMode):
+class Writes(private.DispatchMode):
     """While active, keeps what memory held before something was written to it; `undo` puts it back."""
 
     def __init__(self) -> None:
@@ -185,12 +186,12 @@ class Writes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = {_address(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for value in _written_arguments(func._schema, args, kwargs):
-            for tensor in pytree.tree_leaves(value):
+        given = {_address(leaf) for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for value in _written_arguments(private.schema(func), args, kwargs):
+            for tensor in leaves(value):
                 self._note(tensor)
         result = func(*args, **kwargs)
-        made = {_address(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)}
+        made = {_address(leaf) for leaf in leaves(result) if isinstance(leaf, Tensor)}
         self._made_here |= made - given
         return result
 
@@ -200,8 +201,8 @@ class Writes(TorchDispatchMode):
             return
         if address not in self._memories:
             now = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
-            shown = tensor if tensor._base is None else tensor._base
-            self._memories[address] = _Memory(now, now.clone(), torch.zeros_like(now), weakref.ref(shown))
+            seen_as = weakref.ref(private.shown_by(tensor))
+            self._memories[address] = _Memory(now, now.clone(), torch.zeros_like(now), seen_as)
         _part(self._memories[address].written, tensor).fill_(-1)
 
     def touch(self, tensor: Tensor) -> bool:
@@ -290,22 +291,14 @@ def _held_tensors(model: nn.Module, tied: bool) -> dict[Place, Tensor]:
 
 def _known_tensors(model: nn.Module, args: Args, kwargs: Kwargs, tied: bool) -> dict[Place, Tensor]:
     """Everything that a graph can hand out after an update: buffers, parameters, arguments."""
-    given = {place: leaf for place, leaf in enumerate(leaves(args, kwargs)) if isinstance(leaf, Tensor)}
+    given = {place: leaf for place, leaf in enumerate(leaves((args, kwargs))) if isinstance(leaf, Tensor)}
     return _held_tensors(model, tied) | given
-
-
-def leaves(args: Args, kwargs: Mapping[str, Any]) -> list[Any]:
-    return pytree.tree_leaves((args, kwargs))
 
 
 def leaf_names(model: nn.Module, args: Args, kwargs: Kwargs) -> list[str]:
     """For each leaf the parameter that it belongs to, with its path where the argument is a structure."""
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
-    return [
-        parameter + pytree.keystr(path)
-        for parameter, value in bound.arguments.items()
-        for path, _ in pytree.tree_flatten_with_path(value)[0]
-    ]
+    return private.leaf_paths(bound.arguments)
 
 
 def _refuse_shared(writes: Writes, updated: list[Place], known: dict[Place, Tensor], names: list[str]) -> None:
@@ -327,7 +320,7 @@ def _refuse_unnamed(model: nn.Module, tensors: list[Tensor]) -> None:
     (shape, dtype), name = (tuple(tensors[0].shape), tensors[0].dtype), "a tensor"
     for prefix, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if any(leaf is tensors[0] for leaf in pytree.tree_leaves(value)):
+            if any(leaf is tensors[0] for leaf in leaves(value)):
                 name = f"{prefix}.{attribute}".lstrip(".")
     raise UnexportableError(
         f"the model updates {name} ({dtype}, shape {shape}), which is neither an argument nor a buffer: in a graph it "

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import onnx
 
+from nsa_onnx.graph.writing import external_tensors
+
 try:
     import fcntl
 except ImportError:  # no locks there: what a killed process leaves stays
@@ -60,7 +62,7 @@ def name_weights(draft: Path, weights: Path) -> None:
     name = f"{draft.name}.{digest.hexdigest()[:_HASH_LENGTH]}.data"
     os.replace(weights, draft.parent / name)
     model = onnx.load(draft, load_external_data=False)
-    for tensor in onnx.external_data_helper._get_all_tensors(model):
+    for tensor in external_tensors(model):
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = name

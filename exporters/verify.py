@@ -25,13 +25,13 @@ import onnx
 import torch
 from onnx import TensorProto
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from nsa_onnx import spec
+from nsa_onnx.operators.contract import DOMAIN
 from nsa_onnx.runtime import session as runtime
 from nsa_onnx.runtime.values import from_ortvalue, to_ortvalue
 
-from .observe import Args, Kwargs, Run, State, leaf_names, leaves, observe
+from .observe import Args, Kwargs, Run, State, leaf_names, observe
+from .private import leaves, with_leaves
 
 # Largest difference over the largest value of the same row, by the coarsest type in the graph. One rounding is
 # 2**-24, 2**-11 and 2**-8 of a value. Deep models add up some tens of roundings of the 16-bit types, and some
@@ -76,8 +76,7 @@ class Example:
     advice: str
 
     def with_leaves(self, changed: list[Any]) -> tuple[Args, Kwargs]:
-        _, structure = pytree.tree_flatten((self.args, self.kwargs))
-        args, kwargs = pytree.tree_unflatten(changed, structure)
+        args, kwargs = with_leaves((self.args, self.kwargs), changed)
         return args, kwargs
 
     def observe(self, changed: list[Any] | None = None, seed: int | None = None) -> Run:
@@ -111,14 +110,14 @@ def verify(
     """
     graph = _Graph(path)
     _refuse_missing(states, run)
-    _compare(graph, example, states, run, leaves(example.args, example.kwargs), "the example")
+    _compare(graph, example, states, run, leaves((example.args, example.kwargs)), "the example")
     changed, names = _with_random_values(example)
     again = _observe_if_legal(example, changed) if names else None
     if again is not None:
         _compare(graph, example, states, again, changed, f"the example with random values in {', '.join(names)}")
     for index, args in enumerate(others):
         other = replace(example, args=args)
-        arguments = leaves(args, example.kwargs)
+        arguments = leaves((args, example.kwargs))
         _compare(graph, other, states, other.observe(), arguments, f"arguments {index} of verify")
     lost = tuple(name for name in example.inputs if name not in graph.inputs)
     for name in lost:
@@ -194,7 +193,7 @@ def _exact_values(model: onnx.ModelProto, types: dict[str, int]) -> set[str]:
     """Values without a rounding of their own: the same bits in every runtime."""
     exact = {""} | {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
-        moves = node.domain == spec.DOMAIN or (node.domain == "" and node.op_type in _MOVES)
+        moves = node.domain == DOMAIN or (node.domain == "" and node.op_type in _MOVES)
         reduces = any(attribute.name == "reduction" and attribute.s != b"none" for attribute in node.attribute)
         whole = all(types.get(name, TensorProto.FLOAT) not in _FLOATS for name in node.output)
         if exact.issuperset(node.input) and ((moves and not reduces) or whole) and not _has_subgraph(node):
@@ -316,7 +315,7 @@ def _same(one: Run, other: Run) -> bool:
 def _with_random_values(example: Example) -> tuple[list[Any], list[str]]:
     """The leaves, constant float tensors among them replaced by random ones, and the names of those."""
     generator = torch.Generator().manual_seed(0)
-    changed = list(leaves(example.args, example.kwargs))
+    changed = list(leaves((example.args, example.kwargs)))
     names = []
     for name, index in zip(_names(example), range(len(changed)), strict=True):
         leaf = changed[index]
@@ -336,7 +335,7 @@ def _is_constant(tensor: Tensor) -> bool:
 
 def _refuse_dependence(example: Example, run: Run, name: str) -> None:
     """The graph has lost an input: refuse it if another value there changes anything in the model."""
-    changed = list(leaves(example.args, example.kwargs))
+    changed = list(leaves((example.args, example.kwargs)))
     leaf = changed[example.inputs[name]]
     if leaf.dtype.is_floating_point:
         generator = torch.Generator().manual_seed(1)
@@ -348,7 +347,7 @@ def _refuse_dependence(example: Example, run: Run, name: str) -> None:
         changed[example.inputs[name]] = other
         again = _observe_if_legal(example, changed)
         if again is not None and not _same(run, again):
-            _refuse_changing(example, leaves(example.args, example.kwargs))
+            _refuse_changing(example, leaves((example.args, example.kwargs)))
             raise RuntimeError(
                 f"the exported graph has lost the input {name!r} on which the model's results depend, nothing is "
                 f"written. {example.advice}{WAY_OUT}"

@@ -255,10 +255,11 @@ def test_a_decode_step_with_a_lengths_tensor_serves_other_batches_and_lengths(dt
 
 
 def test_missing_lengths_are_named():
+    table = exporters.onnx_translation_table()
     with pytest.raises(TypeError, match="actual_seq_len is missing: NsaCompress needs it"):
-        dynamo._node("NsaCompress")("x", "w", None)
+        table[torch.ops.nsa_onnx.nsa_compress.default]("x", "w", 32, 16)
     with pytest.raises(TypeError, match="actual_seq_len is missing: NsaCompressInfer needs it"):
-        dynamo._node("NsaCompressInfer")("x", "w", "slots", "cache", None)
+        table[torch.ops.nsa_onnx.nsa_compress_infer.default]("x", "w", "slots", 32, 16, 64, cache="cache")
 
 
 def test_registering_twice_is_harmless(recwarn):

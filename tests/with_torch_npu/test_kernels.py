@@ -13,8 +13,9 @@ import torch
 import torch_npu
 
 import nsa_onnx
-from nsa_onnx.exporters import ops
+from nsa_onnx import exporters
 from nsa_onnx.exporters import torch_npu as hooks
+from nsa_onnx.exporters.operators import OPERATORS, nsa_compress, nsa_compress_infer
 
 KEYS = ("CPU", "Meta", "Autograd", "AutogradCPU", "Functionalize", "Tracer", "ADInplaceOrView")
 
@@ -28,7 +29,8 @@ def python(code, **environment):
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-NAMES = (hooks.COMPRESS, hooks.INFER)
+PREFILL, DECODE = nsa_compress.OPERATOR, nsa_compress_infer.OPERATOR
+NAMES = tuple(operator.npu_name for operator in OPERATORS)
 OWN_KERNELS = f"""
 import json, torch
 def own(name):
@@ -51,25 +53,26 @@ def bare():
 
 
 def test_the_schemas_are_the_wheels():
-    assert str(torch.ops.npu.npu_nsa_compress.default._schema) == hooks.SCHEMAS[hooks.COMPRESS]
-    assert str(torch.ops.npu.npu_nsa_compress_infer.cache._schema) == hooks.SCHEMAS[hooks.INFER]
+    for operator in OPERATORS:
+        packet, _, overload = operator.npu_name.partition(".")
+        assert str(getattr(getattr(torch.ops.npu, packet), overload or "default")._schema) == operator.npu_schema
     assert torch.Tag.out in torch.ops.npu.npu_nsa_compress_infer.cache.tags
 
 
 def test_this_torch_npu_brings_none_of_what_we_attach(bare):
     own, *_ = bare
-    assert own == {hooks.COMPRESS: [], hooks.INFER: []}
+    assert own == {name: [] for name in NAMES}
 
 
 @pytest.mark.parametrize("imports", ["import nsa_onnx.exporters, torch_npu", "import torch_npu, nsa_onnx.exporters"])
 def test_either_order_of_import_attaches_all_and_leaves_the_npu_alone(imports, bare):
     own, on_npu, defined, loaders = python(OWN_KERNELS + imports + "; report()")
     assert own == {
-        hooks.COMPRESS: ["CPU", "Meta", "Autograd"],
-        hooks.INFER: ["CPU", "Meta", "AutogradCPU", "Functionalize", "Tracer"],
+        PREFILL.npu_name: ["CPU", "Meta", "Autograd"],
+        DECODE.npu_name: ["CPU", "Meta", "AutogradCPU", "Functionalize", "Tracer"],
     }
     assert on_npu == bare[1]
-    assert len(on_npu[hooks.COMPRESS]) >= 2
+    assert len(on_npu[PREFILL.npu_name]) >= 2
     assert defined == bare[2]
     assert loaders == ["SourceFileLoader"] * 2, "the import hook has left its loader in the module"
 
@@ -193,15 +196,16 @@ def test_missing_lengths_are_named(device):
 
 def test_our_ops_on_npu_tensors_go_to_torch_npu():
     """No NPU here: the kernels for it are there, and give torch_npu what it takes."""
-    for name in ("nsa_compress", "nsa_compress_infer", "nsa_compress_infer_"):
-        for overload in (name, f"{name}.tensor"):
+    for op in (PREFILL.op, DECODE.op, DECODE.in_place):
+        for overload in op.schemas:
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"nsa_onnx::{overload}", "PrivateUse1")
     x, w = (tensor(a) for a in arrays(np.float16, (64, 2, 16), (32, 2)))
     for lengths in ([64], torch.tensor([64])):
-        y = hooks._compress_npu(x, w, 32, 16, actual_seq_len=lengths)
-        assert torch.equal(y, ops.nsa_compress(x, w, 32, 16, actual_seq_len=[64]))
+        y = hooks.npu_kernel(PREFILL, PREFILL.op)(x, w, 32, 16, actual_seq_len=lengths)
+        assert torch.equal(y, exporters.nsa_compress(x, w, 32, 16, actual_seq_len=[64]))
         cache = torch.zeros(2, 2, 16).half()
         arguments = {"actual_seq_len": lengths, "cache": cache}
-        new = hooks._infer_npu(x[None], w, torch.tensor([1], dtype=torch.int32), 32, 16, 64, **arguments)
+        step = x[None], w, torch.tensor([1], dtype=torch.int32), 32, 16, 64
+        new = hooks.npu_kernel(DECODE, DECODE.op)(*step, **arguments)
         assert not cache.any()
         assert new[1].any()

@@ -1,0 +1,62 @@
+"""What formulas of gradients need: tensors and lengths kept from the forward pass, and the refusal of a decode step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import private
+from .base import NAMESPACE, Gradient, Lengths, Op
+
+
+def keep(ctx: Any, lengths: Lengths, *tensors: Tensor | None) -> None:
+    """Save what the backward pass needs."""
+    in_tensor = isinstance(lengths, Tensor)
+    ctx.save_for_backward(*tensors, lengths if in_tensor else None)
+    ctx.lengths = None if in_tensor else list(lengths)
+
+
+def kept(ctx: Any) -> tuple[Any, ...]:
+    """The saved tensors and the lengths."""
+    *tensors, lengths = ctx.saved_tensors
+    return *tensors, ctx.lengths if lengths is None else lengths
+
+
+def tensors_of(keywords: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors among keyword arguments, which autograd sees behind the positional ones."""
+    return [value for value in keywords.values() if isinstance(value, Tensor)]
+
+
+def without_gradient(name: str, instead: str) -> tuple[Op, Gradient]:
+    """For an op ``name`` that has no gradient: an op that raises when it runs, and a formula that calls it.
+
+    Zeros would be wrong without a word. An op, because torch.compile traces backward passes that are never run.
+    """
+    raises = f"{name}_has_no_gradient"
+
+    @private.not_compiled
+    def refuse(grad: Tensor, size: Sequence[int]) -> Tensor:
+        raise NotImplementedError(
+            f"{name} has no gradient: it is a decode step. Call it under torch.no_grad(), or train through {instead}"
+        )
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+        operands = (*inputs, *tensors_of(keyword_only_inputs))
+        wanted = zip(operands, ctx.needs_input_grad, strict=False)
+        ctx.shapes = [value.shape if needs else None for value, needs in wanted]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        op: Callable[..., Tensor] = getattr(getattr(torch.ops, NAMESPACE), raises)
+        return tuple(None if shape is None else op(grad, shape) for shape in ctx.shapes)
+
+    op = Op(
+        raises,
+        "(Tensor grad, SymInt[] size) -> Tensor",
+        refuse,
+        lambda grad, size: grad.new_empty(size),
+        key="CompositeExplicitAutograd",
+    )
+    return op, Gradient(setup_context, backward)

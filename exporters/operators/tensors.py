@@ -1,0 +1,58 @@
+"""Tensors as the contract and the kernels see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from nsa_onnx.operators.contract import Array
+from nsa_onnx.runtime.native import Buffer
+
+
+def array(tensor: Tensor) -> Array:
+    """What the contract sees of a tensor; a symbolic dim is an unknown one."""
+    return Array(dtype(tensor), tuple(dim if isinstance(dim, int) else None for dim in tensor.shape))
+
+
+def dtype(tensor: Tensor) -> str:
+    """NumPy's name for its type."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def require_one_device(input: Tensor, computed: Mapping[str, Tensor], indices: Mapping[str, Any]) -> None:
+    """One device for all that is computed with; indices may be on the host.
+
+    Asked of a meta tensor, too: torch gives a call with one among others to the fake kernel, whose result would be
+    memory that nobody has written.
+    """
+    for name, value in {**computed, **indices}.items():
+        if not isinstance(value, Tensor) or value.device == input.device:
+            continue
+        if name in computed or value.device.type != "cpu":
+            raise RuntimeError(f"{name} must be on the device of input, {input.device}, got {value.device}")
+
+
+def host_lengths(lengths: Sequence[int] | Tensor) -> npt.NDArray[np.int64]:
+    """Lengths of either kind, for the kernels."""
+    return np.asarray(lengths.cpu().numpy() if isinstance(lengths, Tensor) else lengths, dtype=np.int64)
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy where its elements do not lie as the kernel reads them (torch.frombuffer)."""
+    contiguous = tensor.contiguous()
+    return contiguous.clone() if contiguous.data_ptr() % contiguous.element_size() else contiguous
+
+
+def buffer(tensor: Tensor) -> Buffer:
+    """What the kernels see of a dense tensor, which must outlive the call."""
+    return Buffer(tensor.data_ptr(), tuple(tensor.shape))
+
+
+def fresh(tensor: Tensor) -> Tensor:
+    """A copy that is dense, whatever the tensor is."""
+    return tensor.clone(memory_format=torch.contiguous_format)

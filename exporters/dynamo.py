@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import GenericAlias
 from typing import Any, Optional, TypeVar, Union
 from weakref import WeakSet
 
@@ -28,7 +29,7 @@ from nsa_onnx.operators.contract import DOMAIN, OPSET_VERSION
 from . import private
 from .mistakes import LOST_UPDATE
 from .operators import OPERATORS
-from .operators.base import NAMESPACE, TorchOperator
+from .operators.base import NAMESPACE, TorchOperator, find_op
 
 # onnxscript reads these as annotations: they are inputs, an int is an attribute. It knows Optional and Union, not their
 # shorter spelling.
@@ -55,22 +56,28 @@ def _translation(operator: TorchOperator) -> Any:
         attributes = {name: given[name] for name in node.attribute_names}
         return op(*(given.get(name) for name in node.input_names), **attributes)
 
+    signature = _signature(operator)
+    translate.__name__ = operator.name
+    translate.__signature__ = signature  # type: ignore[attr-defined]
+    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    translate.__annotations__ = {**hints, "return": signature.return_annotation}
+    return private.translation(translate, DOMAIN, OPSET_VERSION)
+
+
+def _signature(operator: TorchOperator) -> inspect.Signature:
+    """The arguments of the torch op, with the types of the node."""
+    node = operator.node
     types: dict[str, Any] = {one.name: _TYPES[one.type] for one in node.inputs}
     types |= {one.name: float if one.is_float else int for one in node.attributes}
     parameters = []
     for name, parameter in operator.parameters.items():
-        if name in operator.lengths:  # torch_npu's schema lets them out
-            parameter = parameter.replace(default=None)
-        if parameter.default is None:
-            types[name] = Optional[types[name]]
-        parameters.append(parameter.replace(annotation=types[name]))
-    results = [_TYPES[one.type] for one in node.outputs]
-    result = results[0] if len(results) == 1 else tuple[tuple(results)]  # type: ignore[misc]
-    signature = inspect.Signature(parameters, return_annotation=result)
-    translate.__name__ = operator.name
-    translate.__signature__ = signature  # type: ignore[attr-defined]
-    translate.__annotations__ = {**types, "return": result}
-    return private.translation(translate, DOMAIN, OPSET_VERSION)
+        optional = parameter.default is None or name in operator.lengths  # torch_npu's schema lets lengths out
+        kind, default = (Optional[types[name]], None) if optional else (types[name], parameter.default)
+        parameters.append(parameter.replace(annotation=kind, default=default))
+    results = tuple(_TYPES[one.type] for one in node.outputs)
+    return inspect.Signature(
+        parameters, return_annotation=results[0] if len(results) == 1 else GenericAlias(tuple, results)
+    )
 
 
 _TRANSLATIONS = {operator.name: _translation(operator) for operator in OPERATORS}
@@ -81,7 +88,7 @@ def _translations() -> dict[str, Callable[..., Any]]:
     return {
         op: _TRANSLATIONS[operator.name]
         for operator in OPERATORS
-        for op in (*(f"{NAMESPACE}::{name}" for name in operator.op.schemas), f"npu::{operator.npu_name}")
+        for op in (*(f"{NAMESPACE}::{name}" for name in operator.op.schemas), operator.npu_op)
     }
 
 
@@ -91,14 +98,8 @@ def onnx_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     torch_npu's ops are in it once torch_npu has been imported. Without the table, importing
     ``nsa_onnx.exporters`` has the same effect.
     """
-    found = {_torch_op(name): function for name, function in _translations().items()}
+    found = {find_op(name): function for name, function in _translations().items()}
     return {op: function for op, function in found.items() if op is not None}
-
-
-def _torch_op(name: str) -> Any:
-    namespace, _, rest = name.partition("::")
-    packet, _, overload = rest.partition(".")
-    return getattr(getattr(getattr(torch.ops, namespace), packet, None), overload or "default", None)
 
 
 def register() -> None:

@@ -1,6 +1,7 @@
-"""The ops of namespace nsa_onnx: all operators' are registered here, with what torch's own registration does not do.
+"""Registers the ops of all operators in torch's namespace ``nsa_onnx``.
 
-That is gradients of ops with tensors among their keyword arguments, and all that an op which updates in place needs.
+torch's own registration has no gradients for ops with tensors among their keyword arguments, and none for ops that
+update an argument in place: both are done here.
 """
 
 from __future__ import annotations
@@ -14,13 +15,8 @@ from nsa_onnx.operators import arrays
 
 from . import dynamo, private
 from .operators import OPERATORS
-from .operators.base import NAMESPACE, Op, TorchOperator
+from .operators.base import NAMESPACE, Op, TorchOperator, find_op
 from .operators.gradients import tensors_of
-
-
-def _overload(namespace: str, name: str) -> Any:
-    packet, _, overload = name.partition(".")
-    return getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
 
 
 def install_autograd(library: torch.library.Library, name: str, op: Op, key: str = "Autograd") -> None:
@@ -34,7 +30,7 @@ def install_autograd(library: torch.library.Library, name: str, op: Op, key: str
         key: "Autograd" (every backend without a kernel of its own) or one backend's, "AutogradCPU".
     """
     assert op.gradient is not None
-    setup_context, backward = op.gradient
+    setup_context, backward, _ = op.gradient
 
     class Formula(torch.autograd.Function):
         @staticmethod
@@ -55,7 +51,7 @@ def install_autograd(library: torch.library.Library, name: str, op: Op, key: str
     @private.not_compiled
     def autograd(keyset: Any, *args: Any, **kwargs: Any) -> Any:
         def run() -> Any:
-            return private.below_autograd(_overload(library.ns, name), keyset, *args, **kwargs)
+            return private.below_autograd(find_op(f"{library.ns}::{name}"), keyset, *args, **kwargs)
 
         tensors = tensors_of(kwargs)
         given = (value for value in (*args, *tensors) if isinstance(value, Tensor))
@@ -84,7 +80,7 @@ def install_version_counter(library: torch.library.Library, name: str) -> None:
     @private.not_compiled
     def count(keyset: Any, *args: Any, cache: Tensor, **kwargs: Any) -> Any:
         torch.autograd.graph.increment_version(cache)
-        return private.below_version_counter(_overload(library.ns, name), keyset, *args, cache=cache, **kwargs)
+        return private.below_version_counter(find_op(f"{library.ns}::{name}"), keyset, *args, cache=cache, **kwargs)
 
     library.impl(name, count, "ADInplaceOrView", with_keyset=True)
 

@@ -1,7 +1,8 @@
-"""Private parts of torch and onnxscript that we need: one function for each, and no other module of ours uses one.
+"""Wraps the private parts of torch and onnxscript that the exporters need, one function for each.
 
-Each says what nothing public does. tests/test_export_private.py calls every function by its name, so that a release
-of torch that takes one away is told as such.
+No other module of the exporters uses a private name. Each docstring, or the comment above a group, says why nothing
+public does the same. tests/test_export_private.py calls every function, so that a release of torch or onnxscript which
+lacks one fails there, under the function's name.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def shown_by(tensor: Tensor) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------
 # Functionalization. It makes in-place ops functional by their schema; ours have kernels that do it, because the tag
-# ``out`` of torch_npu's decode op makes torch forget the cache's old contents. Nothing public writes such a kernel.
+# ``out`` of torch_npu's op makes torch forget the cache's old contents. Nothing public writes such a kernel.
 
 
 def functional_value(value: Any) -> Any:

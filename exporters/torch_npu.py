@@ -21,7 +21,7 @@ from nsa_onnx.runtime.imports import when_imported
 
 from . import ops, private, torchscript
 from .operators import OPERATORS
-from .operators.base import Op, TorchOperator
+from .operators.base import Op, TorchOperator, find_op
 from .operators.tensors import fresh
 
 Kernel = Callable[..., Any]
@@ -34,7 +34,7 @@ def attach() -> bool:
     global _library
     if _library is not None:
         return True
-    there = [operator for operator in OPERATORS if _exists(operator.npu_name)]
+    there = [operator for operator in OPERATORS if find_op(operator.npu_op) is not None]
     if not there:
         return False
     _library = torch.library.Library("npu", "IMPL")
@@ -44,19 +44,14 @@ def attach() -> bool:
     return True
 
 
-def _exists(name: str) -> bool:
-    packet, _, overload = name.partition(".")
-    return (overload or "default") in getattr(getattr(torch.ops.npu, packet, None), "overloads", list)()
-
-
 _COMPOSITE = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
 
 
 def _attach(library: torch.library.Library, operator: TorchOperator) -> None:
-    name, op = f"npu::{operator.npu_name}", operator.in_place or operator.op
+    op, name = operator.in_place or operator.op, operator.npu_op.removeprefix("npu::")
 
     def lacks(*keys: str) -> bool:
-        return not private.has_kernel(name, *keys)
+        return not private.has_kernel(operator.npu_op, *keys)
 
     def with_optional_lengths(kernel: Kernel) -> Kernel:
         """The schema lets the lengths out, and the dispatcher leaves out what equals its default."""
@@ -64,17 +59,17 @@ def _attach(library: torch.library.Library, operator: TorchOperator) -> None:
 
     if lacks("CPU", *_COMPOSITE):
         kernel = _counting_versions(op.kernel) if op.in_place else op.kernel
-        library.impl(operator.npu_name, with_optional_lengths(kernel), "CPU")
+        library.impl(name, with_optional_lengths(kernel), "CPU")
     if lacks("Meta", *_COMPOSITE):
-        torch.library.register_fake(name, with_optional_lengths(_fake(operator, op)), lib=library)
-    if lacks("Autograd", "AutogradCPU", "CompositeImplicitAutograd"):
+        torch.library.register_fake(operator.npu_op, with_optional_lengths(_fake(operator, op)), lib=library)
+    if op.gradient and lacks("Autograd", "AutogradCPU", "CompositeImplicitAutograd"):
         # "Autograd" stands for the backends that have no autograd kernel: NPU tensors keep torch_npu's. A decode step
-        # on an NPU shall not take the way through Python at all.
-        ops.install_autograd(library, operator.npu_name, op, "AutogradCPU" if op.in_place else "Autograd")
+        # on an NPU, which has no gradient, shall not take the way through Python at all.
+        ops.install_autograd(library, name, op, "AutogradCPU" if op.gradient.refuses else "Autograd")
     if op.in_place and lacks("Functionalize", "CompositeImplicitAutograd"):
-        ops.install_functionalize(library, operator.npu_name, operator)
+        ops.install_functionalize(library, name, operator)
     if op.in_place and lacks("Tracer", "CompositeImplicitAutograd"):
-        torchscript.install_tracer(library, operator.npu_name, operator)
+        torchscript.install_tracer(library, name, operator)
 
 
 def _counting_versions(kernel: Kernel) -> Kernel:
@@ -108,23 +103,18 @@ def _refuse_dynamic(operator: TorchOperator, given: dict[str, Any]) -> None:
             tied_to_lengths = name in tied and axis == 0
             if (tied_to_lengths or private.made_constant(size)) and private.declared_dynamic(size):
                 raise RuntimeError(
-                    f"{name}.shape[{axis}] is dynamic, but the lengths of torch_npu.{_function(operator)} are "
+                    f"{name}.shape[{axis}] is dynamic, but the lengths of torch_npu.{operator.npu_function} are "
                     "constants in every exported program (int[] in its schema). Call "
                     f"nsa_onnx.exporters.{operator.name} instead, which takes lengths computed from shapes and int64 "
                     "tensors, or make the dim static"
                 )
 
 
-def _function(operator: TorchOperator) -> str:
-    """The function of torch_npu that a model calls."""
-    return operator.npu_name.partition(".")[0]
-
-
 def lengths_hint(error: Exception) -> str | None:
     """What to do if ``error`` is torch's on a symbolic length that it could not put into ``int[]``."""
     said = str(error)
     for operator in OPERATORS:
-        npu = _function(operator)
+        npu = operator.npu_function
         for name in operator.lengths:
             if f"npu::{npu}() Expected a value of type" in said and name in said:
                 return (
@@ -140,8 +130,7 @@ def lengths_hint(error: Exception) -> str | None:
 
 def npu_kernel(operator: TorchOperator, op: Op) -> Kernel:
     """A kernel of ``op`` that calls torch_npu's, which takes lists only: a tensor of lengths is waited for."""
-    packet, _, overload = operator.npu_name.partition(".")
-    npu_op = getattr(getattr(torch.ops.npu, packet), overload or "default")
+    npu_op = find_op(operator.npu_op)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if operator.in_place and not op.in_place:

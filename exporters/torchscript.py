@@ -82,7 +82,7 @@ def _refuse_view(value: Any, operator: TorchOperator) -> None:
 
 def _warn_of_frozen_lengths(operator: TorchOperator, arguments: dict[str, Any]) -> None:
     """``int[]`` in torch_npu's schema carries constants only."""
-    names, npu = " and ".join(operator.lengths), operator.npu_name.partition(".")[0]
+    names, npu = " and ".join(operator.lengths), operator.npu_function
     example = ", ".join(str(list(arguments[name])) for name in operator.lengths)
     warnings.warn(
         f"the trace computes integers that it does not use: if they are the {names} of {npu} (int[] in its schema), "
@@ -162,7 +162,7 @@ for _operator in _UPDATES.values():
 def register() -> None:
     """Make ``torch.onnx.export(dynamo=False)`` know our ops and torch_npu's. Idempotent."""
     for operator in OPERATORS:
-        for op in (f"{NAMESPACE}::{operator.name}", f"npu::{operator.npu_name.partition('.')[0]}"):
+        for op in (f"{NAMESPACE}::{operator.name}", f"npu::{operator.npu_function}"):
             utils.register_custom_op_symbolic(op, _symbolic(operator), _OPSET)
 
 

@@ -1,6 +1,6 @@
-"""Everything private that we use of torch, onnxscript, onnx and Python still does what we use it for.
+"""Checks that the private parts of torch, onnxscript, onnx and Python that we use still do what we use them for.
 
-A release that takes one away fails here, under the name of our function; each of them says what nothing public does.
+A release that lacks one fails here, under the name of the function of ours that wraps it (exporters/private.py).
 """
 
 import ast

@@ -88,13 +88,13 @@ def assert_graph_is_model(path, model, args):
     """The graph's outputs are eager's results, then what eager updates, in the order of the arguments."""
     proto = onnx.load(path)
     names = observe.leaf_names(model, args, {})
-    given = dict(zip(names, observe.leaves(args, {}), strict=True))
+    given = dict(zip(names, observe.leaves((args, {})), strict=True))
     outputs = run_onnx(proto, *[given[value.name] for value in proto.graph.input])
     args = copy.deepcopy(args)
-    before = observe.leaves(copy.deepcopy(args), {})
+    before = observe.leaves((copy.deepcopy(args), {}))
     with torch.no_grad():
-        returned = [leaf for leaf in observe.leaves((copy.deepcopy(model)(*args),), {}) if leaf is not None]
-    changed = [now for now, was in zip(observe.leaves(args, {}), before, strict=True) if not torch.equal(now, was)]
+        returned = [leaf for leaf in observe.leaves(copy.deepcopy(model)(*args)) if leaf is not None]
+    changed = [now for now, was in zip(observe.leaves((args, {})), before, strict=True) if not torch.equal(now, was)]
     changed = [tensor for tensor in changed if not any(tensor is leaf for leaf in returned)]
     assert len(outputs) >= len(returned) + len(changed) > 0
     assert all(same(a, b) for a, b in zip(outputs, [*returned, *changed], strict=False))
@@ -352,10 +352,8 @@ def test_caches_in_structures(how, dynamo, tmp_path):
         args = args[:4]
     result = exporters.export(Structured(), args, tmp_path / "m.onnx", kwargs=kwargs, dynamo=dynamo, verify=True)
     names = [output.name for output in onnx.load(result.path).graph.output]
-    got = dict(
-        zip(names, run_onnx(onnx.load(result.path), pages, slots, table, *observe.leaves((caches,), {})), strict=True)
-    )
-    wanted = [compress(pages, slots, table, leaf.clone()) for leaf in observe.leaves((caches,), {})]
+    got = dict(zip(names, run_onnx(onnx.load(result.path), pages, slots, table, *observe.leaves(caches)), strict=True))
+    wanted = [compress(pages, slots, table, leaf.clone()) for leaf in observe.leaves(caches)]
     assert len(result.mutated) == len(wanted)
     assert all(same(got[name], want) for name, want in zip(result.mutated, wanted, strict=True))
 

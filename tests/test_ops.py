@@ -8,6 +8,7 @@ from torch_cases import BLOCK, DIM, DTYPES, HEADS, PAGE, STRIDE, decode_argument
 
 import nsa_onnx
 from nsa_onnx import exporters
+from nsa_onnx.exporters.operators import OPERATORS
 
 SEQ = [40, 40, 100, 164]  # an empty segment among them
 ROWS = 6
@@ -155,6 +156,12 @@ def test_the_eager_calls_go_through_the_ops():
     args, keywords = infer_call()
     assert nsa_onnx.nsa_compress_infer(*args, **keywords) is keywords["cache"]
     assert isinstance(nsa_onnx.nsa_compress(to_numpy(x), to_numpy(w), BLOCK, STRIDE, actual_seq_len=SEQ), np.ndarray)
+
+
+def test_every_operator_has_its_torch_side_and_its_public_function():
+    assert [operator.node for operator in OPERATORS] == list(nsa_onnx.operators.OPERATORS.values())
+    assert {operator.name: operator.function for operator in OPERATORS}.items() <= vars(exporters).items()
+    assert {operator.name for operator in OPERATORS} <= set(exporters.__all__)
 
 
 # --------------------------------------------------------------------------------------------------

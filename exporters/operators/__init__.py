@@ -1,6 +1,6 @@
-"""The torch side of the operators, one module each. A new one is a module and a line here.
+"""The PyTorch side of the operators, one module each. To add one, add a module and list it here.
 
-`base` says what the general modules ask of each.
+`base` describes what such a module has.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the torch side of an operator has. The general modules loop over `OPERATORS` (in ``__init__.py``) and ask.
+"""Describes an operator on the PyTorch side. The modules above loop over `OPERATORS` (in ``__init__.py``).
 
-An operator of ours is several ops of torch: the one that an ONNX node stands for, perhaps one that does the same in
-place, those of its gradient. The kernels of each are plain functions, so that torch_npu's op can get the same ones.
+One operator is several ops of torch: the op that becomes an ONNX node, for some operators an op that does the same in
+place, and the ops of its gradient. Their kernels are plain functions, so that torch_npu's op can get the same ones.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ _TORCH_TYPES = {"Tensor": "Tensor", "Tensor | None": "Tensor?", "int": "int", "f
 
 
 class Gradient(NamedTuple):
-    """The formula of an op's gradient, as for `torch.library.register_autograd`."""
+    """The formula of an op's gradient, as for `torch.library.register_autograd`; there may be none, and it says so."""
 
     setup_context: Callable[..., None]
     backward: Callable[..., tuple[Any, ...]]
+    refuses: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,14 @@ class TorchOperator:
         return (self.op, *([self.in_place] if self.in_place else ()), *self.more)
 
     @property
-    def npu_name(self) -> str:
-        """torch_npu's op without its namespace, "name" or "name.overload"."""
-        return self.npu_schema.partition("(")[0].removeprefix("npu::")
+    def npu_op(self) -> str:
+        """torch_npu's op, ``npu::name`` or ``npu::name.overload``."""
+        return self.npu_schema.partition("(")[0]
+
+    @property
+    def npu_function(self) -> str:
+        """What a model calls of torch_npu."""
+        return self.npu_op.removeprefix("npu::").partition(".")[0]
 
     @cached_property
     def lengths(self) -> tuple[str, ...]:
@@ -193,7 +199,14 @@ class TorchOperator:
 def overload(name: str, *lengths: object) -> Any:
     """The overload of an op of ours for such lengths."""
     in_tensors = any(isinstance(value, Tensor) for value in lengths)
-    return getattr(getattr(getattr(torch.ops, NAMESPACE), name), "tensor" if in_tensors else "default")
+    return find_op(f"{NAMESPACE}::{name}.tensor" if in_tensors else f"{NAMESPACE}::{name}")
+
+
+def find_op(name: str) -> Any:
+    """``namespace::op`` or ``namespace::op.overload`` among torch's ops; None if there is no such op."""
+    namespace, _, rest = name.partition("::")
+    packet, _, overload = rest.partition(".")
+    return getattr(getattr(getattr(torch.ops, namespace), packet, None), overload or "default", None)
 
 
 def arguments(call: type[Any]) -> str:

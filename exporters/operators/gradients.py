@@ -1,15 +1,14 @@
-"""What formulas of gradients need: tensors and lengths kept from the forward pass, and the refusal of a decode step."""
+"""Helpers for gradient formulas: keeping tensors and lengths of the forward pass, refusing the backward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import private
-from .base import NAMESPACE, Gradient, Lengths, Op
+from .base import NAMESPACE, Gradient, Lengths, Op, find_op
 
 
 def keep(ctx: Any, lengths: Lengths, *tensors: Tensor | None) -> None:
@@ -48,8 +47,8 @@ def without_gradient(name: str, instead: str) -> tuple[Op, Gradient]:
         wanted = zip(operands, ctx.needs_input_grad, strict=False)
         ctx.shapes = [value.shape if needs else None for value, needs in wanted]
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        op: Callable[..., Tensor] = getattr(getattr(torch.ops, NAMESPACE), raises)
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        op: Callable[..., Tensor] = find_op(f"{NAMESPACE}::{raises}")
         return tuple(None if shape is None else op(grad, shape) for shape in ctx.shapes)
 
     op = Op(
@@ -59,4 +58,4 @@ def without_gradient(name: str, instead: str) -> tuple[Op, Gradient]:
         lambda grad, size: grad.new_empty(size),
         key="CompositeExplicitAutograd",
     )
-    return op, Gradient(setup_context, backward)
+    return op, Gradient(setup_context, backward, refuses=True)

@@ -188,11 +188,11 @@ def _op(suffix: str, lengths: Lengths, *args: Any) -> Tensor:
 
 _REST = f"int compress_block_size, int compress_stride, {{}}*, {{{{lengths}}}} {SEQ}) -> Tensor"
 OPERATOR = TorchOperator(
-    OPERATORS[contract.OP_TYPE],
-    nsa_compress,
-    _Call,
-    _check_kinds,
-    Op(
+    node=OPERATORS[contract.OP_TYPE],
+    function=nsa_compress,
+    call=_Call,
+    check_kinds=_check_kinds,
+    op=Op(
         "nsa_compress",
         f"({arguments(_Call)}) -> Tensor",
         kernel(_Call, _run),

@@ -152,11 +152,11 @@ def _fake_update(call: _Call) -> Tensor:
 _ARGUMENTS = arguments(_Call)
 _NO_GRADIENT, _GRADIENT = without_gradient("nsa_compress_infer", "nsa_compress")
 OPERATOR = TorchOperator(
-    OPERATORS[contract.OP_TYPE],
-    nsa_compress_infer,
-    _Call,
-    _check_kinds,
-    Op(
+    node=OPERATORS[contract.OP_TYPE],
+    function=nsa_compress_infer,
+    call=_Call,
+    check_kinds=_check_kinds,
+    op=Op(
         "nsa_compress_infer",
         f"({_ARGUMENTS}) -> Tensor",
         kernel(_Call, _updated),

@@ -1,4 +1,4 @@
-"""Tensors as the contract and the kernels see them."""
+"""Turns tensors into what the contract and the native kernels take."""
 
 from __future__ import annotations
 

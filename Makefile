@@ -71,7 +71,7 @@ $(ORT_CANN): pyproject.toml
 	touch $@
 
 # The simulated CANN that the real torch_npu and onnxruntime-cann run on.
-SIM_SOURCES := $(wildcard $(addprefix tests/sim/,*.cc *.h CMakeLists.txt ascendc/*) \
+SIM_SOURCES := $(wildcard $(addprefix tests/sim/,*.cc *.h CMakeLists.txt ascendc/* ascendc/*/*) \
   ascend_kernels/*.cc ascend_kernels/*.h ascend_kernels/*/*.cc ascend_kernels/*/*.h plan/*)
 $(SIM): $(SIM_SOURCES) $(ENV) $(TORCH_NPU) $(ORT_CANN)
 	$(BIN)/cmake -S tests/sim -B $(@D) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja

@@ -1,6 +1,5 @@
-// What both kernels share on the device: constants of the hardware, per-type choices, small
-// helpers. Compiled by CANN's compiler and, unchanged, by g++ on the look-alike
-// (tests/sim/ascendc).
+// What the kernels share on the device: constants of the hardware, small helpers. Compiled by
+// CANN's compiler and, unchanged, by g++ on the look-alike (tests/sim/ascendc).
 #ifndef NSA_ONNX_ASCEND_KERNELS_DEVICE_H_
 #define NSA_ONNX_ASCEND_KERNELS_DEVICE_H_
 

@@ -1,5 +1,5 @@
-// What both tilings share: the chip, the cost model's constants, small arithmetic. Plain C++, host
-// side.
+// What the operators' tilings share: the chip, the cost model's constants, small arithmetic. A
+// tiling decides, on the host, which core computes what and in what pieces.
 //
 // The constants are estimates read from the vendor's documents, not measurements: they only rank
 // tilings against each other, and the counters of benchmarks/ascend_counters.py do not depend on

@@ -78,6 +78,13 @@ def strings(namespace: str, texts: dict[str, str]) -> Iterator[str]:
     yield f"}}  // namespace {namespace}"
 
 
+def windows_rows(windows: Any) -> dict[str, str]:
+    """The rows that all operators on windows have."""
+    return {row_id: message for row_id, _, _, message in windows.DIM_ROWS} | {
+        row.id: row.message for row in windows.TENSOR_ROWS.values()
+    }
+
+
 def structs(contracts: dict[str, Any]) -> Iterator[str]:
     """The types of the limits, each once."""
     for kind in dict.fromkeys(type(contract.limits) for contract in contracts.values()):
@@ -114,6 +121,7 @@ def header(package: Package, version: str) -> str:
         numbers("ALIGNMENT", windows.ALIGNMENT),
         numbers("MAX_HEAD_DIM", windows.MAX_HEAD_DIM),
         *(numbers(f"VENDOR_{name}", getattr(vendor, name)) for name in vendor.CPP_CONSTANTS),
+        *strings("windows_row", windows_rows(windows)),
         *strings("hint", {hint.id: hint.ending for hint in hints.values()}),
     ]
     for name, contract in contracts.items():

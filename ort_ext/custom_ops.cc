@@ -10,6 +10,7 @@
 #include "c_api/c_api.h"
 #include "device/cann/backend.h"
 #include "operators/list.h"
+#include "operators/nodes.h"
 #include "ort/custom_op.h"
 
 namespace nsa::ort {
@@ -38,10 +39,10 @@ class Registration {
   template <class Operator>
   void Add(Operator, cann::BackendChoice backend) {
     for (const DType dtype : kDTypes) {
-      using Cpu = typename Operator::Cpu;
+      using Cpu = CpuNode<Operator>;
       Keep(new CustomOp<Operator, Cpu>("CPUExecutionProvider", dtype,
                                        [=](auto* info) { return new Cpu(info, dtype); }));
-      using Cann = typename Operator::Cann;
+      using Cann = CannNode<Operator>;
       Keep(new CustomOp<Operator, Cann>(
           cann::kProvider, dtype, [=](auto* info) { return new Cann(info, dtype, backend); }));
     }

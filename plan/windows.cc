@@ -1,11 +1,11 @@
-// See windows.h. The contracts share these rows and their words.
+// See windows.h.
 #include "plan/windows.h"
 
 #include "plan/message.h"
 
 namespace nsa {
 
-namespace row = spec::nsa_compress::row;
+namespace row = spec::windows_row;
 
 std::string CheckWindow(const spec::WindowLimits& limits, int64_t block, int64_t stride) {
   if (block % spec::kAlignment) return Message(row::kBlockMultiple, {block});
@@ -37,7 +37,7 @@ std::string CheckDims(const spec::WindowLimits& limits, int64_t heads, int64_t d
 
 std::string CheckLengthsRank(const Shape& actual_seq_len) {
   if (actual_seq_len.rank == 1) return {};
-  return Message("actual_seq_len must have rank 1 [B], got rank {}", {actual_seq_len.rank});
+  return Message(row::kSeqRank, {actual_seq_len.rank});
 }
 
 }  // namespace nsa

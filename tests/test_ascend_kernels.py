@@ -616,9 +616,12 @@ def test_the_kernels_have_no_ifdef_per_compiler():
 
 
 def test_the_launch_interface_is_plain_c():
-    source = '#include "launch.h"\nint main(void) { return nsa_ascend_abi() == NSA_ASCEND_ABI ? 0 : 1; }\n'
+    headers = [path.relative_to(ROOT) for path in (ROOT / "ascend_kernels").rglob("launch.h")]
+    assert len(headers) > 2
+    source = "".join(f'#include "{header}"\n' for header in headers)
+    source += "int main(void) { return nsa_ascend_abi() == NSA_ASCEND_ABI ? 0 : 1; }\n"
     command = ["gcc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", "-x", "c"]
-    done = subprocess.run([*command, f"-I{ROOT / 'ascend_kernels'}", "-"], input=source, capture_output=True, text=True)
+    done = subprocess.run([*command, f"-I{ROOT}", "-"], input=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -700,7 +703,7 @@ def test_the_step_without_which_the_plugin_is_never_loaded_is_written_down(page)
     assert "ASCEND_CUSTOM_OPP_PATH=$ASCEND_OPP_PATH/vendors/nsa_onnx" in text
 
 
-# ---- the launcher for CANN's compiler, its launch syntax put into a function for g++
+# ---- the launchers for CANN's compiler, their launch syntax put into a function for g++
 
 
 ACL = """
@@ -712,11 +715,14 @@ inline int32_t aclrtGetLastError(aclrtLastErrLevel) { const int32_t error = last
 """
 LAUNCH = """
 #include "acl/acl.h"
-static int32_t launch_error;
+inline int32_t launch_error = 0;
 template <class... Arguments>
 void Launch(void (*)(Arguments...), uint32_t, int, void*, Arguments...) { if (launch_error) last_error = launch_error; }
 """
 ENTRY = """
+#include "launch.h"
+#include "nsa_compress/launch.h"
+#include "nsa_compress_infer/launch.h"
 extern "C" __attribute__((visibility("default"))) int32_t launch(int decode, int dtype, int before, int during) {
   last_error = before;
   launch_error = during;
@@ -728,15 +734,21 @@ extern "C" __attribute__((visibility("default"))) int32_t launch(int decode, int
 @pytest.fixture(scope="module")
 def launch_npu(kernels, tmp_path_factory):
     folder = tmp_path_factory.mktemp("launch_npu")
-    source = (ROOT / "ascend_kernels" / "launch_npu.asc").read_text(encoding="utf-8")
-    source, launches = re.subn(r"(\w+)<<<(\w+), (\w+), (\w+)>>>\(", r"Launch(\1, \2, \3, \4, ", source)
-    assert launches == 4
+    kernels_copy = folder / "ascend_kernels"
+    shutil.copytree(ROOT / "ascend_kernels", kernels_copy)
+    sources = [SIM / "machine.cc", kernels_copy / "target_npu.cc", kernels_copy / "entry.cc"]
+    for path in sorted(kernels_copy.rglob("*.asc")):
+        source = path.read_text(encoding="utf-8")
+        source, launches = re.subn(r"(\w+)<<<(\w+), (\w+), (\w+)>>>\(", r"Launch(\1, \2, \3, \4, ", source)
+        assert launches == 2  # one a type
+        sources.append(path.with_suffix(".cc"))
+        sources[-1].write_text(LAUNCH + source)
     (folder / "acl").mkdir()
     (folder / "acl" / "acl.h").write_text(ACL)
-    (folder / "launch_npu.cc").write_text(LAUNCH + source + ENTRY)
-    includes = [f"-I{path}" for path in (folder, SIM, ROOT / "ascend_kernels")]
+    (kernels_copy / "entry.cc").write_text(LAUNCH + ENTRY)
+    includes = [f"-I{path}" for path in (folder, SIM, kernels_copy)]
     command = ["g++", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", *includes]
-    command += [folder / "launch_npu.cc", SIM / "machine.cc", "-o", folder / "launch_npu.so"]
+    command += [*sources, "-o", folder / "launch_npu.so"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(folder / "launch_npu.so")).launch

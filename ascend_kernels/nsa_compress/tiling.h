@@ -34,7 +34,7 @@ CompressTiling ChooseCompressTiling(const CompressShape& shape, int64_t rows, in
 double CompressCost(const CompressShape& shape, int64_t rows, int64_t runs, const Chip& chip,
                     CompressTiling* tiling);
 
-// The plan (plan_layout.h). `runs` is what MakePlan made of checked arguments.
+// The plan (layout.h). `runs` is what MakePlan made of checked arguments.
 std::vector<int64_t> TileCompress(const CompressShape& shape, const nsa::compress::RowRun* runs,
                                   int64_t run_count, const Chip& chip);
 

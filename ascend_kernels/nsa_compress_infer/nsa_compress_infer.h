@@ -13,7 +13,7 @@
 #define NSA_ONNX_ASCEND_KERNELS_NSA_COMPRESS_INFER_H_
 
 #include "device.h"
-#include "plan_layout.h"
+#include "layout.h"
 
 namespace nsa_ascend {
 

@@ -1,7 +1,7 @@
 // Tiling of the decode kernel. README.md states the model and the constraints in words.
 #include "tiling.h"
 
-#include "../plan_layout.h"
+#include "layout.h"
 
 namespace nsa_ascend {
 namespace {

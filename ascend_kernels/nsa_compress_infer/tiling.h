@@ -21,7 +21,7 @@ struct DecodeTiling {
   int64_t groups;      // head groups
   int64_t slices;      // of a window
   int64_t in_buffers;  // 1 or 2
-  double cost;         // estimated cycles, as of CompressTiling
+  double cost;         // estimated cycles
 };
 
 // The cheapest tiling for `writes` writes, by a model that README.md states.
@@ -31,7 +31,7 @@ DecodeTiling ChooseDecodeTiling(const DecodeShape& shape, int64_t writes, const 
 double DecodeCost(const DecodeShape& shape, int64_t writes, const Chip& chip,
                   const DecodeTiling& tiling);
 
-// The plan (plan_layout.h). `writes` is what MakePlan made of checked arguments.
+// The plan (layout.h). `writes` is what MakePlan made of checked arguments.
 std::vector<int64_t> TileDecode(const DecodeShape& shape,
                                 const nsa::compress_decode::SlotWrite* writes, int64_t write_count,
                                 const Chip& chip);

@@ -1,9 +1,10 @@
-// The CPU kernels behind a C interface, for Python's eager calls (nsa_onnx/runtime/native.py).
+// The C interface of the library, for Python's eager calls (nsa_onnx/runtime/native.py): arrays,
+// and what is about the whole library. Each operator's own function is in operators/*/c_api.h.
 //
-// Every function validates its arguments against the whole contract of nsa_onnx/operators before
-// the first byte is written; on failure it returns 1, leaves all memory untouched and puts the
-// message (the same words as Python's, NUL-terminated, cut to error_size) into `error`. No function
-// throws.
+// An operator's function checks its arguments against the whole contract of nsa_onnx/operators
+// before the first byte is written. A function that fails returns 1, leaves all memory untouched
+// and puts the message (the same words as Python's, NUL-terminated, cut to error_size) into
+// `error`. No function throws.
 #ifndef NSA_ONNX_ORT_EXT_C_API_H_
 #define NSA_ONNX_ORT_EXT_C_API_H_
 
@@ -28,23 +29,6 @@ typedef struct NsaArray {
   const int64_t* shape;
   int64_t rank;
 } NsaArray;
-
-// NsaCompress: output must be [T', N, D] with T' as compressed_length computes it.
-// actual_seq_len: int64 prefix sums, `segments` of them. threads >= 1.
-NSA_EXPORT int nsa_compress(int dtype, const NsaArray* input, const NsaArray* weight,
-                            int64_t compress_block_size, int64_t compress_stride,
-                            const int64_t* actual_seq_len, int64_t segments, const NsaArray* output,
-                            int64_t threads, char* error, int64_t error_size);
-
-// NsaCompressInfer, in place: only the written slots of `cache` are touched. They must not share
-// memory with what the step reads.
-// slot_mapping and block_table are int32; block_table may be null. actual_seq_len: int64 lengths.
-NSA_EXPORT int nsa_compress_infer(int dtype, const NsaArray* input, const NsaArray* weight,
-                                  const NsaArray* slot_mapping, int64_t compress_block_size,
-                                  int64_t compress_stride, int64_t page_block_size,
-                                  const NsaArray* block_table, const int64_t* actual_seq_len,
-                                  int64_t sequences, const NsaArray* cache, int64_t threads,
-                                  char* error, int64_t error_size);
 
 // Name of the instruction set the kernels run on, e.g. "avx2"; a static string.
 NSA_EXPORT const char* nsa_cpu_target(void);

@@ -1,6 +1,7 @@
-// One step over tokens: some neighbouring vectors of each go into the sums of the windows that
-// cover them. What NsaCompress and NsaCompressInfer have in common; compress.cc says why it looks
-// like this. Compiled once per instruction set, in each source that includes it.
+// The inner loop of the CPU kernels that compress windows of tokens: for each token, some
+// neighbouring vectors are added, times a weight, to the sums of the windows that cover it.
+// operators/nsa_compress/kernel.cc says why it looks like this. Compiled once per instruction set,
+// in each source that includes it.
 #if defined(NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_INL_H_
 #undef NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_INL_H_

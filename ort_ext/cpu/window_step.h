@@ -1,5 +1,5 @@
-// What the kernels over windows share whatever the instruction set: sizes, and the plain loops of
-// the scalar reference.
+// What the CPU kernels that compress windows of tokens share on every instruction set: sizes, and
+// the plain loops of the scalar reference.
 #ifndef NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_H_
 #define NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_H_
 
@@ -7,12 +7,11 @@
 #include <cstdint>
 
 #include "cpu/float16.h"
-#include "nsa_spec.h"
 
 namespace nsa::cpu {
 
-constexpr size_t kMostWindows =
-    static_cast<size_t>(spec::nsa_compress::kLimits.max_block / spec::kAlignment);
+// Windows that one token can belong to: block <= 128, stride >= 16.
+constexpr size_t kMostWindows = 8;
 
 constexpr size_t kLineFloats = 64 / sizeof(float);  // of a cache line
 // The kernels begin with a whole cache line of what they are given as scratch.

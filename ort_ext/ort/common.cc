@@ -1,4 +1,4 @@
-// See ort_common.h.
+// See common.h.
 #include "ort/common.h"
 
 #include <algorithm>
@@ -90,7 +90,7 @@ void* Output(OrtKernelContext* context, Shape shape) {
 
 cpu::Parallel SessionThreads(OrtKernelContext* context) {
   // The pool's size is not to be had; a few parts per core let it balance them. The number of cores
-  // comes out of a file, which takes longer than a decode step that has nothing to write.
+  // comes out of a file, which takes longer than a small run does.
   static const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
   constexpr int64_t kBytesWorthHanding = int64_t{1} << 18;  // to threads that wait: 10 us or so
   return {std::min<int64_t>(64, 4 * cores), kBytesWorthHanding,

@@ -19,18 +19,10 @@ struct Port {
   bool optional = false;
 };
 
-// A node as it runs. Derived::Compute may throw.
-template <class Derived>
-class Kernel {
- public:
-  OrtStatusPtr ComputeV2(OrtKernelContext* context) const noexcept {
-    return Guarded([&] { static_cast<const Derived*>(this)->Compute(context); });
-  }
-};
-
 // One definition per execution provider and element type: onnxruntime 1.21 has no type constraint
-// over several inputs. `Operator` has kName, kInputs, kOutputs, kUpdated (the input whose memory
-// the first output may take over, or -1) and InferShape.
+// over several inputs. `NodeKernel` is a node as it runs; its ComputeV2 throws nothing. `Operator`
+// has kName, kInputs, kOutputs, kUpdated (the input whose memory the first output may take over, or
+// -1) and InferShape.
 template <class Operator, class NodeKernel>
 class CustomOp : public Ort::CustomOpBase<CustomOp<Operator, NodeKernel>, NodeKernel, true> {
  public:

@@ -1,5 +1,5 @@
-// What the nodes of all operators do on an accelerator: find who computes, launch, and say what
-// went wrong.
+// What every node does on an accelerator, whatever its operator: launch work, and say what went
+// wrong.
 #ifndef NSA_ONNX_ORT_EXT_ORT_DEVICE_NODE_H_
 #define NSA_ONNX_ORT_EXT_ORT_DEVICE_NODE_H_
 
@@ -49,7 +49,7 @@ class DeviceNode {
  private:
   [[noreturn]] void Fail(const device::Error& error, const std::string& consequence) const;
 
-  std::string description_;  // "NsaCompress 'name'"
+  std::string description_;  // the operator and the node's name
   std::shared_ptr<device::Memory> memory_;
 };
 

@@ -19,19 +19,16 @@
 #include <string>
 #include <vector>
 
-#include "c_api/c_api.h"
-#include "cpu/compress.h"
-#include "cpu/compress_decode.h"
 #include "cpu/targets.h"
-#include "device/cann/backend.h"
 #include "guarded.h"
+#include "operators/nsa_compress/c_api.h"
+#include "operators/nsa_compress/kernel.h"
+#include "operators/nsa_compress_infer/c_api.h"
+#include "operators/nsa_compress_infer/kernel.h"
 #include "plan/dtype.h"
 #include "plan/nsa_compress.h"
 #include "plan/nsa_compress_infer.h"
 #include "values.h"
-
-// library.cc asks for it; there is no Ascend device here.
-std::string nsa::cann::DescribeBackends() { return {}; }
 
 namespace nsa::cpu {
 namespace {
@@ -283,8 +280,8 @@ std::vector<RowRun> Plan(const CompressCase& c) {
   return plan;
 }
 
-CompressData DataOf(const CompressCase& c, CompressArrays* arrays,
-                    const std::vector<RowRun>& plan) {
+compress::KernelData DataOf(const CompressCase& c, CompressArrays* arrays,
+                            const std::vector<RowRun>& plan) {
   return {arrays->input.data(),
           arrays->weight.data(),
           nullptr,
@@ -306,9 +303,9 @@ void TestCompress(const CompressCase& c, Place output_place, Tester* tester) {
   Array output(static_cast<size_t>(rows * c.heads * c.dim), output_place);
   // No kernel gives this NaN: what is not written is seen.
   const std::vector<uint16_t> before(output.size(), 0xFFFF);
-  const auto kernel = [&] { return ActiveCompressKernel(c.dtype); };
-  tester->Compare(c.Describe(), DataOf(c, &arrays, plan), &CompressData::output, &output, rows,
-                  before, kernel, &random);
+  const auto kernel = [&] { return compress::ActiveKernel(c.dtype); };
+  tester->Compare(c.Describe(), DataOf(c, &arrays, plan), &compress::KernelData::output, &output,
+                  rows, before, kernel, &random);
 }
 
 void TestCompress(const CompressCase& c, Tester* tester) {
@@ -481,8 +478,8 @@ std::vector<SlotWrite> Plan(const DecodeCase& c, const DecodeArrays& arrays) {
   return plan;
 }
 
-CompressDecodeData DataOf(const DecodeCase& c, DecodeArrays* arrays,
-                          const std::vector<SlotWrite>& plan) {
+compress_decode::KernelData DataOf(const DecodeCase& c, DecodeArrays* arrays,
+                                   const std::vector<SlotWrite>& plan) {
   return {arrays->input.data(),
           arrays->weight.data(),
           nullptr,
@@ -516,9 +513,9 @@ void TestDecode(const DecodeCase& c, bool only_windows, Tester* tester) {
   }
   Array cache(static_cast<size_t>(c.slots() * pitch), RandomPlace(&random));
   const std::vector<uint16_t> before = RandomBits(cache.size(), &random);
-  const auto kernel = [&] { return ActiveCompressDecodeKernel(c.dtype); };
-  tester->Compare(c.Describe(), DataOf(c, &arrays, plan), &CompressDecodeData::cache, &cache,
-                  static_cast<int64_t>(plan.size()) * c.heads, before, kernel, &random);
+  const auto kernel = [&] { return compress_decode::ActiveKernel(c.dtype); };
+  tester->Compare(c.Describe(), DataOf(c, &arrays, plan), &compress_decode::KernelData::cache,
+                  &cache, static_cast<int64_t>(plan.size()) * c.heads, before, kernel, &random);
 }
 
 std::vector<int64_t> RandomLengths(const Case& c, int64_t page, Random* random) {

@@ -1,5 +1,6 @@
-// The part of CANN's public C interface (ACL and aclnn) that this library calls: names, values and
-// signatures as in the vendor's headers, so that building needs no CANN.
+// The part of CANN's public C interface that this library calls whatever the operator: names,
+// values and signatures as in the vendor's headers, so that building needs no CANN. The functions
+// of the vendor's operators are declared where they are called, in operators/*/aclnn.cc.
 #ifndef NSA_ONNX_ORT_EXT_DEVICE_CANN_ACL_H_
 #define NSA_ONNX_ORT_EXT_DEVICE_CANN_ACL_H_
 
@@ -53,22 +54,6 @@ enum EventStatus : int32_t { kAclEventNotReady = 0, kAclEventComplete = 1 };
   X(aclCreateIntArray, aclIntArray*, (const int64_t* values, uint64_t size))                    \
   X(aclDestroyIntArray, Status, (const aclIntArray* array))                                     \
   X(aclDestroyAclOpExecutor, Status, (aclOpExecutor * executor))
-
-// The vendor's operators, of libopapi.so, or of libopapi_transformer.so where CANN has it apart.
-#define NSA_OPAPI_FUNCTIONS(X)                                                                    \
-  X(aclnnNsaCompressGetWorkspaceSize, Status,                                                     \
-    (const aclTensor* input, const aclTensor* weight, const aclIntArray* seq, char* layout,       \
-     int64_t block, int64_t stride, int64_t seq_type, aclTensor* output, uint64_t* workspace,     \
-     aclOpExecutor** executor))                                                                   \
-  X(aclnnNsaCompress, Status,                                                                     \
-    (void* workspace, uint64_t size, aclOpExecutor* executor, Stream stream))                     \
-  X(aclnnNsaCompressWithCacheGetWorkspaceSize, Status,                                            \
-    (const aclTensor* input, const aclTensor* weight, const aclTensor* slots,                     \
-     const aclIntArray* seq, const aclTensor* table, char* layout, int64_t block, int64_t stride, \
-     int64_t seq_type, int64_t page, aclTensor* cache, uint64_t* workspace,                       \
-     aclOpExecutor** executor))                                                                   \
-  X(aclnnNsaCompressWithCache, Status,                                                            \
-    (void* workspace, uint64_t size, aclOpExecutor* executor, Stream stream))
 
 }  // namespace nsa::cann
 

@@ -5,11 +5,6 @@
 
 namespace nsa::cann {
 
-void RequireAclnn() {
-  GetAcl();
-  GetOperators();
-}
-
 void RefuseAclnn(const std::string& what) {
   throw CannError("the aclnn backend " + what +
                   ": use the ascend_kernels backend, or device=\"cpu\"");
@@ -29,7 +24,7 @@ char* TndLayout() {
 DataType AclType(DType dtype) { return dtype == DType::kFloat16 ? kAclFloat16 : kAclBFloat16; }
 
 IntArray MakeIntArray(const int64_t* values, int64_t size) {
-  IntArray array(GetOperators().aclCreateIntArray(values, static_cast<uint64_t>(size)));
+  IntArray array(GetOperatorBase().aclCreateIntArray(values, static_cast<uint64_t>(size)));
   RequireHandle(array.get(), "aclCreateIntArray");
   return array;
 }

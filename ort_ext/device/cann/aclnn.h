@@ -1,5 +1,5 @@
-// The aclnn backend: CANN's own operators in their two-step form, within their limits. What every
-// operator's call needs; the calls themselves are with the operators (operators/*/aclnn.cc).
+// The aclnn backend: CANN's own operators, which are called in two steps, within their limits. Here
+// is what every operator's call needs; the calls themselves are in operators/*/aclnn.cc.
 #ifndef NSA_ONNX_ORT_EXT_DEVICE_CANN_ACLNN_H_
 #define NSA_ONNX_ORT_EXT_DEVICE_CANN_ACLNN_H_
 
@@ -7,15 +7,13 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "device/cann/library.h"
 #include "device/launch.h"
 #include "plan/dtype.h"
 
 namespace nsa::cann {
-
-// Throws CannError if this machine does not have the vendor's operators.
-void RequireAclnn();
 
 // The kinds of lengths that the vendor's actSeqLenType names.
 enum LengthsKind : int64_t { kPrefixSums = 0, kLengths = 1 };
@@ -35,21 +33,21 @@ DataType AclType(DType dtype);
 
 struct DestroyTensor {
   void operator()(const aclTensor* tensor) const {
-    Forget(GetOperators().aclDestroyTensor(tensor));
+    Forget(GetOperatorBase().aclDestroyTensor(tensor));
   }
 };
 using Tensor = std::unique_ptr<aclTensor, DestroyTensor>;
 
 struct DestroyIntArray {
   void operator()(const aclIntArray* array) const {
-    Forget(GetOperators().aclDestroyIntArray(array));
+    Forget(GetOperatorBase().aclDestroyIntArray(array));
   }
 };
 using IntArray = std::unique_ptr<aclIntArray, DestroyIntArray>;
 
 struct DestroyExecutor {
   void operator()(aclOpExecutor* executor) const {
-    Forget(GetOperators().aclDestroyAclOpExecutor(executor));
+    Forget(GetOperatorBase().aclDestroyAclOpExecutor(executor));
   }
 };
 using Executor = std::unique_ptr<aclOpExecutor, DestroyExecutor>;
@@ -60,27 +58,60 @@ Tensor MakeTensor(const std::array<int64_t, kRank>& dims, DataType type, const v
   std::array<int64_t, kRank> strides;
   int64_t stride = 1;
   for (size_t axis = kRank; axis-- > 0; stride *= dims[axis]) strides[axis] = stride;
-  Tensor tensor(GetOperators().aclCreateTensor(dims.data(), kRank, type, strides.data(), 0,
-                                               kAclFormatNd, dims.data(), kRank,
-                                               const_cast<void*>(data)));
+  Tensor tensor(GetOperatorBase().aclCreateTensor(dims.data(), kRank, type, strides.data(), 0,
+                                                  kAclFormatNd, dims.data(), kRank,
+                                                  const_cast<void*>(data)));
   RequireHandle(tensor.get(), "aclCreateTensor");
   return tensor;
 }
 
 IntArray MakeIntArray(const int64_t* values, int64_t size);
 
-// Between its two steps an operator asks for a workspace. The second step takes the executor, also
-// when it fails; without a second step it is ours to destroy.
-template <class First, class Second>
-void RunTwoSteps(const char* first_name, First first, const char* second_name, Second second,
-                 device::Launch& launch) {
-  uint64_t size = 0;
-  aclOpExecutor* prepared = nullptr;
-  Require(first(&size, &prepared), first_name);
-  Executor executor(prepared);
-  void* workspace = size > 0 ? launch.Scratch(size) : nullptr;
-  Require(second(workspace, size, executor.release(), launch.stream()), second_name);
-}
+// One of the vendor's operators. Parameters: what its first step takes, all but the last two.
+template <class... Parameters>
+class VendorOperator {
+ public:
+  // What the first step has made. The second step takes it, also when it fails; without a second
+  // step it is ours to destroy.
+  struct Prepared {
+    uint64_t size;
+    void* workspace;
+    Executor executor;
+  };
+
+  // Throws CannError if this machine does not have the operator, "aclnn...".
+  explicit VendorOperator(const std::string& name)
+      : name_(name), first_name_(name + "GetWorkspaceSize") {
+    GetAcl();  // first: without CANN, that is what is missing
+    GetOperatorBase();
+    first_ = reinterpret_cast<First>(OperatorFunction(first_name_.c_str()));
+    second_ = reinterpret_cast<Second>(OperatorFunction(name_.c_str()));
+  }
+
+  Prepared Prepare(device::Launch& launch, Parameters... parameters) const {
+    uint64_t size = 0;
+    aclOpExecutor* prepared = nullptr;
+    Require(first_(parameters..., &size, &prepared), first_name_.c_str());
+    Executor executor(prepared);
+    void* workspace = size > 0 ? launch.Scratch(size) : nullptr;
+    return {size, workspace, std::move(executor)};
+  }
+
+  void Start(device::Launch& launch, Prepared prepared) const {
+    Require(
+        second_(prepared.workspace, prepared.size, prepared.executor.release(), launch.stream()),
+        name_.c_str());
+  }
+
+ private:
+  using First = Status (*)(Parameters..., uint64_t* workspace, aclOpExecutor** executor);
+  using Second = Status (*)(void* workspace, uint64_t size, aclOpExecutor* executor, Stream stream);
+
+  std::string name_;
+  std::string first_name_;
+  First first_;
+  Second second_;
+};
 
 }  // namespace nsa::cann
 

@@ -51,31 +51,41 @@ void Load(void* library, const char* name, Function* function) {
   if (*function == nullptr) throw CannError(std::string(kLibrary) + " has no " + name);
 }
 
-Kernels LoadKernels() {
+struct Library {
+  void* handle;
+  decltype(&nsa_ascend_plan_blocks) plan_blocks;
+};
+
+Library LoadLibrary() {
   GetAcl();  // first: without CANN, that is what is missing
-  Kernels kernels{};
-  void* library = Open();
-  Load(library, "nsa_ascend_abi", &kernels.abi);
-  if (const int32_t abi = kernels.abi(); abi != NSA_ASCEND_ABI) {
+  Library library{Open(), nullptr};
+  decltype(&nsa_ascend_abi) ask_abi = nullptr;
+  Load(library.handle, "nsa_ascend_abi", &ask_abi);
+  if (const int32_t abi = ask_abi(); abi != NSA_ASCEND_ABI) {
     throw CannError(std::string(kLibrary) + " has interface version " + std::to_string(abi) +
                     ", this nsa_onnx needs " + std::to_string(NSA_ASCEND_ABI) + ": build it anew");
   }
-  Load(library, "nsa_ascend_compress_plan", &kernels.compress_plan);
-  Load(library, "nsa_ascend_infer_plan", &kernels.infer_plan);
-  Load(library, "nsa_ascend_plan_blocks", &kernels.plan_blocks);
-  Load(library, "nsa_ascend_compress", &kernels.compress);
-  Load(library, "nsa_ascend_infer", &kernels.infer);
-  return kernels;
+  Load(library.handle, "nsa_ascend_plan_blocks", &library.plan_blocks);
+  return library;
+}
+
+// Loaded once; a constructor that throws is run again by the next call.
+const Library& GetLibrary() {
+  static const Library library = LoadLibrary();
+  return library;
 }
 
 }  // namespace
 
-const Kernels& GetKernels() {
-  static const Kernels kernels = LoadKernels();
-  return kernels;
+void* KernelFunction(const std::string& name) {
+  void* function = nullptr;
+  Load(GetLibrary().handle, name.c_str(), &function);
+  return function;
 }
 
-void RequireAscendKernels() { GetKernels(); }
+int64_t PlanBlocks(const std::vector<int64_t>& plan) {
+  return GetLibrary().plan_blocks(plan.data());
+}
 
 // All devices of a machine are of one kind. Asked at the first launch, when CANN is initialized.
 int64_t VectorCores() {

@@ -1,11 +1,8 @@
 // See backend.h.
 #include "device/cann/backend.h"
 
-#include <algorithm>
-#include <array>
+#include <stdexcept>
 
-#include "device/cann/aclnn.h"
-#include "device/cann/ascend_kernels.h"
 #include "device/cann/library.h"
 
 namespace nsa::cann {
@@ -14,14 +11,13 @@ namespace {
 struct Candidate {
   const char* name;
   BackendChoice choice;
-  void (*require)();  // throws CannError that says what this machine lacks
 };
 
 // In the order of preference: our kernels have the wider limits.
-constexpr std::array<Candidate, 2> kCandidates{{
-    {"ascend_kernels", BackendChoice::kAscendKernels, RequireAscendKernels},
-    {"aclnn", BackendChoice::kAclnn, RequireAclnn},
-}};
+constexpr Candidate kCandidates[] = {
+    {"ascend_kernels", BackendChoice::kAscendKernels},
+    {"aclnn", BackendChoice::kAclnn},
+};
 
 }  // namespace
 
@@ -34,15 +30,16 @@ BackendChoice ParseBackend(const std::string& name) {
                               " must be auto, ascend_kernels or aclnn, got '" + name + "'");
 }
 
-BackendChoice ChooseBackend(BackendChoice choice, std::initializer_list<BackendChoice> offered) {
+size_t ChooseOffer(BackendChoice choice, const std::vector<Offer>& offers) {
   std::string reasons;
   for (const Candidate& candidate : kCandidates) {
     if (choice != BackendChoice::kAuto && choice != candidate.choice) continue;
     std::string reason = "does not have this operator";
-    if (std::find(offered.begin(), offered.end(), candidate.choice) != offered.end()) {
+    for (size_t i = 0; i < offers.size(); ++i) {
+      if (offers[i].backend != candidate.choice) continue;
       try {
-        candidate.require();
-        return candidate.choice;
+        offers[i].require();
+        return i;
       } catch (const CannError& error) {
         reason = error.what();
       }
@@ -52,12 +49,14 @@ BackendChoice ChooseBackend(BackendChoice choice, std::initializer_list<BackendC
   throw CannError("no Ascend backend can be used: " + reasons);
 }
 
-std::string DescribeBackends() {
+std::string DescribeBackends(const std::vector<Offer>& offers) {
   std::string lines;
   for (const Candidate& candidate : kCandidates) {
     lines += std::string(candidate.name) + ": ";
     try {
-      candidate.require();
+      for (const Offer& offer : offers) {
+        if (offer.backend == candidate.choice) offer.require();
+      }
       lines += "ok\n";
     } catch (const CannError& error) {
       lines += std::string(error.what()) + "\n";

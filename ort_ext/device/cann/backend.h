@@ -1,9 +1,12 @@
-// Who computes on an Ascend device: chosen by name or by what the machine has.
+// The backends of an Ascend device, which are two ways of computing there: our own kernels
+// (ascend_kernels) and the vendor's operators (aclnn). A session asks for one by name, or takes
+// what the machine has.
 #ifndef NSA_ONNX_ORT_EXT_DEVICE_CANN_BACKEND_H_
 #define NSA_ONNX_ORT_EXT_DEVICE_CANN_BACKEND_H_
 
-#include <initializer_list>
+#include <cstddef>
 #include <string>
+#include <vector>
 
 namespace nsa::cann {
 
@@ -19,12 +22,19 @@ constexpr const char* kBackendVariable = "NSA_ONNX_ASCEND_BACKEND";
 // "auto" or "", "aclnn", "ascend_kernels"; throws std::invalid_argument for anything else.
 BackendChoice ParseBackend(const std::string& name);
 
-// Of those that have an operator: the one that is asked for, or the first that this machine has.
-// Throws CannError that says what each of them lacks.
-BackendChoice ChooseBackend(BackendChoice choice, std::initializer_list<BackendChoice> offered);
+// A backend that has some operator.
+struct Offer {
+  BackendChoice backend;
+  void (*require)();  // throws CannError that says what this machine lacks for it
+};
 
-// One line per backend, in the order of preference: "name: ok" or "name: what it lacks".
-std::string DescribeBackends();
+// Of an operator's offers, the place of the one that is asked for, or of the first in the order of
+// preference that this machine has. Throws CannError that says what each backend lacks.
+size_t ChooseOffer(BackendChoice choice, const std::vector<Offer>& offers);
+
+// Given the offers of all operators: one line per backend, in the order of preference, "name: ok"
+// or "name: what it lacks".
+std::string DescribeBackends(const std::vector<Offer>& offers);
 
 }  // namespace nsa::cann
 

@@ -3,8 +3,6 @@
 
 #include <dlfcn.h>
 
-#include <initializer_list>
-
 namespace nsa::cann {
 namespace {
 
@@ -23,16 +21,6 @@ void* Symbol(void* library, const char* library_name, const char* name) {
                   ": this CANN is too old (docs/ascend.md has the versions)");
 }
 
-// Since CANN 8.5 the operators of large models lie in a library of their own.
-void* OpenOperators(const char** name) {
-  *name = "libopapi_transformer.so";
-  if (void* apart = dlopen(*name, RTLD_LAZY | RTLD_LOCAL)) {
-    if (dlsym(apart, "aclnnNsaCompress")) return apart;
-  }
-  *name = "libopapi.so";
-  return Open(*name);
-}
-
 #define NSA_LOAD(function, result, parameters) \
   loaded.function = reinterpret_cast<result(*) parameters>(Symbol(library, name, #function));
 
@@ -44,13 +32,11 @@ Acl LoadAcl() {
   return loaded;
 }
 
-Operators LoadOperators() {
-  Operators loaded{};
+OperatorBase LoadOperatorBase() {
+  OperatorBase loaded{};
   const char* name = "libnnopbase.so";
   void* library = Open(name);
   NSA_NNOPBASE_FUNCTIONS(NSA_LOAD)
-  library = OpenOperators(&name);
-  NSA_OPAPI_FUNCTIONS(NSA_LOAD)
   return loaded;
 }
 
@@ -70,9 +56,18 @@ const Acl& GetAcl() {
   return acl;
 }
 
-const Operators& GetOperators() {
-  static const Operators operators = LoadOperators();
-  return operators;
+const OperatorBase& GetOperatorBase() {
+  static const OperatorBase base = LoadOperatorBase();
+  return base;
+}
+
+void* OperatorFunction(const char* name) {
+  // Since CANN 8.5 the operators of large models lie in a library of their own.
+  if (void* apart = dlopen("libopapi_transformer.so", RTLD_LAZY | RTLD_LOCAL)) {
+    if (void* function = dlsym(apart, name)) return function;
+  }
+  const char* library = "libopapi.so";
+  return Symbol(Open(library), library, name);
 }
 
 void Require(Status status, const char* call) {

@@ -1,4 +1,5 @@
-// CANN, loaded when the first node needs it: one library of ours serves machines with and without.
+// CANN's libraries, loaded when the first node needs them: one library of ours serves machines with
+// CANN and machines without.
 #ifndef NSA_ONNX_ORT_EXT_DEVICE_CANN_LIBRARY_H_
 #define NSA_ONNX_ORT_EXT_DEVICE_CANN_LIBRARY_H_
 
@@ -18,10 +19,9 @@ struct Acl {
   NSA_ACL_FUNCTIONS(NSA_DECLARE)
 };
 
-// libnnopbase.so and libopapi.so: the vendor's operators.
-struct Operators {
+// libnnopbase.so: the objects that the vendor's operators take.
+struct OperatorBase {
   NSA_NNOPBASE_FUNCTIONS(NSA_DECLARE)
-  NSA_OPAPI_FUNCTIONS(NSA_DECLARE)
 };
 
 #undef NSA_DECLARE
@@ -29,7 +29,10 @@ struct Operators {
 // Loaded once, kept for the life of the process. Throw CannError that says which library or symbol
 // is missing; the same again at every call.
 const Acl& GetAcl();
-const Operators& GetOperators();
+const OperatorBase& GetOperatorBase();
+
+// A function of the vendor's operators, aclnn*. Throws CannError if this CANN does not have it.
+void* OperatorFunction(const char* name);
 
 // Throws CannError with the call's name, the code and CANN's own message unless `status` is 0.
 void Require(Status status, const char* call);

@@ -1,27 +1,36 @@
-// NsaCompress by the vendor's operator.
+// NsaCompress by the vendor's operator of the same name.
 #include "device/cann/aclnn.h"
 
 #include "operators/nsa_compress/device.h"
 
 namespace nsa::compress {
+namespace {
+
+using namespace cann;
+
+// input, weight, ends of the segments, layout, block, stride, kind of lengths, output
+using AclnnNsaCompress = VendorOperator<const aclTensor*, const aclTensor*, const aclIntArray*,
+                                        char*, int64_t, int64_t, int64_t, aclTensor*>;
+
+const AclnnNsaCompress& Vendor() {
+  static const AclnnNsaCompress vendor("aclnnNsaCompress");
+  return vendor;
+}
+
+}  // namespace
+
+void RequireAclnn() { Vendor(); }
 
 void LaunchAclnn(const Run& run, device::Launch& launch) {
-  using namespace cann;
   RequireCountable("input", run.tokens, run.heads * run.dim);
-  const Operators& operators = GetOperators();
   const DataType type = AclType(run.dtype);
   const Tensor input = MakeTensor<3>({run.tokens, run.heads, run.dim}, type, run.input);
   const Tensor weight = MakeTensor<2>({run.block, run.heads}, type, run.weight);
   const Tensor output = MakeTensor<3>({run.rows, run.heads, run.dim}, type, run.output);
   const IntArray ends = MakeIntArray(run.actual_seq_len, run.segments);
-  RunTwoSteps(
-      "aclnnNsaCompressGetWorkspaceSize",
-      [&](uint64_t* size, aclOpExecutor** executor) {
-        return operators.aclnnNsaCompressGetWorkspaceSize(
-            input.get(), weight.get(), ends.get(), TndLayout(), run.block, run.stride, kPrefixSums,
-            output.get(), size, executor);
-      },
-      "aclnnNsaCompress", operators.aclnnNsaCompress, launch);
+  Vendor().Start(launch,
+                 Vendor().Prepare(launch, input.get(), weight.get(), ends.get(), TndLayout(),
+                                  run.block, run.stride, kPrefixSums, output.get()));
 }
 
 }  // namespace nsa::compress

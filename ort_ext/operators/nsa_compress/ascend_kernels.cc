@@ -3,28 +3,36 @@
 
 #include <cstddef>
 
+#include "ascend_kernels/nsa_compress/launch.h"
 #include "operators/nsa_compress/device.h"
 
 namespace nsa::compress {
+namespace {
 
 static_assert(sizeof(NsaAscendRowRun) == sizeof(RowRun) &&
                   offsetof(NsaAscendRowRun, rows) == offsetof(RowRun, rows) &&
                   offsetof(NsaAscendRowRun, first_token) == offsetof(RowRun, first_token),
               "handed over as they are");
+
+const auto& OwnKernel() {
+  static const cann::Kernel<decltype(nsa_ascend_compress_plan), decltype(nsa_ascend_compress)>
+      kernel("nsa_ascend_compress");
+  return kernel;
+}
+
+}  // namespace
+
+void RequireAscendKernels() { OwnKernel(); }
+
 void LaunchAscendKernels(const Run& run, device::Launch& launch) {
-  const cann::Kernels& kernels = cann::GetKernels();
   const int32_t type = cann::KernelType(run.dtype);
   const auto* runs = reinterpret_cast<const NsaAscendRowRun*>(run.plan->data());
   const NsaAscendCompress call{
       type,      run.tokens, run.heads, run.dim,
       run.block, run.stride, runs,      static_cast<int64_t>(run.plan->size())};
-  const std::vector<int64_t> plan = cann::MakePlan(kernels.compress_plan, call);
-  const int64_t blocks = kernels.plan_blocks(plan.data());
-  if (blocks == 0) return;
-  const void* uploaded = launch.Upload(plan.data(), plan.size() * sizeof(int64_t));
-  cann::Require(
-      kernels.compress(launch.stream(), type, run.input, run.weight, run.output, uploaded, blocks),
-      "nsa_ascend_compress");
+  OwnKernel().Launch(call, launch, [&](auto* start, const void* plan, int64_t blocks) {
+    return start(launch.stream(), type, run.input, run.weight, run.output, plan, blocks);
+  });
 }
 
 }  // namespace nsa::compress

@@ -1,8 +1,10 @@
-// nsa_compress of c_api.h: checks, plans, runs the CPU kernel on threads of its own.
+// See c_api.h. The call is checked and planned; then the CPU kernel runs on threads of its own.
+#include "operators/nsa_compress/c_api.h"
+
 #include <vector>
 
 #include "c_api/arguments.h"
-#include "cpu/compress.h"
+#include "operators/nsa_compress/kernel.h"
 
 namespace nsa::compress {
 namespace {
@@ -33,16 +35,16 @@ std::string Run(int dtype, const Array& input, const Array& weight, int64_t bloc
   const int64_t heads = input.dims[1], dim = input.dims[2], rows = PlannedRows(plan);
   error = CheckOutput(output, {rows, heads, dim});
   if (!error.empty()) return error;
-  const cpu::CompressData data{static_cast<const uint16_t*>(input.data),
-                               static_cast<const uint16_t*>(weight.data),
-                               static_cast<uint16_t*>(output.data),
-                               heads,
-                               dim,
-                               block,
-                               stride,
-                               plan.data(),
-                               static_cast<int64_t>(plan.size())};
-  cpu::RunCompress(static_cast<DType>(dtype), data, cpu::OwnThreads(threads));
+  const KernelData data{static_cast<const uint16_t*>(input.data),
+                        static_cast<const uint16_t*>(weight.data),
+                        static_cast<uint16_t*>(output.data),
+                        heads,
+                        dim,
+                        block,
+                        stride,
+                        plan.data(),
+                        static_cast<int64_t>(plan.size())};
+  RunKernel(static_cast<DType>(dtype), data, cpu::OwnThreads(threads));
   return {};
 }
 

@@ -1,11 +1,10 @@
-// NsaCompress on an accelerator: one launch, and who offers it.
+// NsaCompress on an accelerator: what is launched, and the backends that launch it.
 #ifndef NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_DEVICE_H_
 #define NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_DEVICE_H_
 
 #include <cstdint>
 #include <vector>
 
-#include "device/cann/backend.h"
 #include "device/launch.h"
 #include "plan/dtype.h"
 #include "plan/nsa_compress.h"
@@ -29,15 +28,11 @@ struct Run {
   const std::vector<RowRun>* plan;
 };
 
-// Each puts work on the stream and does not wait for it. Throws device::Error; what cannot be done
-// at all is refused before anything is launched.
+// The two backends, as nodes.h wants them (Offer).
+void RequireAclnn();
 void LaunchAclnn(const Run& run, device::Launch& launch);
+void RequireAscendKernels();
 void LaunchAscendKernels(const Run& run, device::Launch& launch);
-
-struct Offer {
-  cann::BackendChoice backend;
-  void (*launch)(const Run& run, device::Launch& launch);
-};
 
 }  // namespace nsa::compress
 

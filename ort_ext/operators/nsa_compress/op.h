@@ -5,7 +5,7 @@
 #include <array>
 #include <vector>
 
-#include "device/cann/backend.h"
+#include "operators/nodes.h"
 #include "ort/custom_op.h"
 #include "ort/device_node.h"
 #include "plan/nsa_compress.h"
@@ -38,29 +38,7 @@ struct Inputs {
   std::array<int64_t, 3> output_dims() const;
 };
 
-class CpuKernel : public ort::Kernel<CpuKernel> {
- public:
-  CpuKernel(const OrtKernelInfo* info, DType dtype) : node_(info), dtype_(dtype) {}
-  void Compute(OrtKernelContext* context) const;
-
- private:
-  Node node_;
-  DType dtype_;
-};
-
-struct Offer;  // device.h
-
-class CannKernel : public ort::Kernel<CannKernel> {
- public:
-  CannKernel(const OrtKernelInfo* info, DType dtype, cann::BackendChoice choice);
-  void Compute(OrtKernelContext* context) const;
-
- private:
-  Node node_;
-  DType dtype_;
-  ort::DeviceNode device_;
-  const Offer& offer_;
-};
+struct Run;  // device.h
 
 struct Operator {
   static constexpr const char* kName = spec::nsa_compress::kOp;
@@ -71,8 +49,13 @@ struct Operator {
 
   static void InferShape(OrtShapeInferContext* context);
 
-  using Cpu = CpuKernel;
-  using Cann = CannKernel;
+  // What nodes.h asks for.
+  using Node = compress::Node;
+  static const Offer<Node, Run> kOffers[2];
+  static void RunOnCpu(OrtKernelContext* context, const Node& node, DType dtype);
+  static void RunOnDevice(OrtKernelContext* context, const Node& node, DType dtype,
+                          const ort::DeviceNode& device,
+                          void (*launch)(const Run&, device::Launch&));
 };
 
 }  // namespace nsa::compress

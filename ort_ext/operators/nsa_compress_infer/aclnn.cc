@@ -8,6 +8,7 @@
 #include "device/cann/aclnn.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "operators/nsa_compress_infer/device.h"
@@ -16,6 +17,16 @@ namespace nsa::compress_decode {
 namespace {
 
 using namespace cann;
+
+// input, weight, slots, lengths, block table, layout, block, stride, kind of lengths, page, cache
+using AclnnNsaCompressWithCache =
+    VendorOperator<const aclTensor*, const aclTensor*, const aclTensor*, const aclIntArray*,
+                   const aclTensor*, char*, int64_t, int64_t, int64_t, int64_t, aclTensor*>;
+
+const AclnnNsaCompressWithCache& Vendor() {
+  static const AclnnNsaCompressWithCache vendor("aclnnNsaCompressWithCache");
+  return vendor;
+}
 
 constexpr size_t kMaxSequences = static_cast<size_t>(spec::kVendorDecodeMaxBatch);
 // See VendorCall: not the node's.
@@ -48,7 +59,6 @@ class VendorCall {
   }
 
   void Put(const Run& run, device::Launch& launch) const {
-    const Operators& operators = GetOperators();
     const DataType type = AclType(run.dtype);
     const auto count = static_cast<int64_t>(sequences_);
     const auto* slots_on_device = static_cast<const int32_t*>(
@@ -60,19 +70,11 @@ class VendorCall {
     const Tensor table = MakeTensor<2>({count, columns_}, kAclInt32, slots_on_device + sequences_);
     const Tensor cache = MakeTensor<3>({run.slots, run.heads, run.dim}, type, run.cache);
     const IntArray lengths = MakeIntArray(lengths_.data(), count);
-    RunTwoSteps(
-        "aclnnNsaCompressWithCacheGetWorkspaceSize",
-        [&](uint64_t* size, aclOpExecutor** executor) {
-          return operators.aclnnNsaCompressWithCacheGetWorkspaceSize(
-              input.get(), weight.get(), slots.get(), lengths.get(), table.get(), TndLayout(),
-              run.block, kDecodeStride, kLengths, run.page, cache.get(), size, executor);
-        },
-        "aclnnNsaCompressWithCache",
-        [&](void* workspace, uint64_t size, aclOpExecutor* executor, Stream stream) {
-          run.cache_touched = true;
-          return operators.aclnnNsaCompressWithCache(workspace, size, executor, stream);
-        },
-        launch);
+    auto prepared =
+        Vendor().Prepare(launch, input.get(), weight.get(), slots.get(), lengths.get(), table.get(),
+                         TndLayout(), run.block, kDecodeStride, kLengths, run.page, cache.get());
+    run.cache_touched = true;
+    Vendor().Start(launch, std::move(prepared));
   }
 
  private:
@@ -83,6 +85,8 @@ class VendorCall {
 };
 
 }  // namespace
+
+void RequireAclnn() { Vendor(); }
 
 void RequireAclnnNode(const Node& node) {
   if (node.block <= spec::kVendorDecodeMaxBlock) return;

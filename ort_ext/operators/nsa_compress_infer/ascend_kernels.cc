@@ -3,30 +3,37 @@
 
 #include <cstddef>
 
+#include "ascend_kernels/nsa_compress_infer/launch.h"
 #include "operators/nsa_compress_infer/device.h"
 
 namespace nsa::compress_decode {
+namespace {
 
 static_assert(sizeof(NsaAscendSlotWrite) == sizeof(SlotWrite) &&
                   offsetof(NsaAscendSlotWrite, slot) == offsetof(SlotWrite, slot) &&
                   offsetof(NsaAscendSlotWrite, runs) == offsetof(SlotWrite, runs),
               "handed over as they are");
 
+const auto& OwnKernel() {
+  static const cann::Kernel<decltype(nsa_ascend_infer_plan), decltype(nsa_ascend_infer)> kernel(
+      "nsa_ascend_infer");
+  return kernel;
+}
+
+}  // namespace
+
+void RequireAscendKernels() { OwnKernel(); }
+
 void LaunchAscendKernels(const Run& run, device::Launch& launch) {
-  const cann::Kernels& kernels = cann::GetKernels();
   const int32_t type = cann::KernelType(run.dtype);
   const auto* writes = reinterpret_cast<const NsaAscendSlotWrite*>(run.plan->data());
   const NsaAscendInfer call{type,      run.block_num, run.page,
                             run.heads, run.dim,       run.block,
                             run.slots, writes,        static_cast<int64_t>(run.plan->size())};
-  const std::vector<int64_t> plan = cann::MakePlan(kernels.infer_plan, call);
-  const int64_t blocks = kernels.plan_blocks(plan.data());
-  if (blocks == 0) return;
-  const void* uploaded = launch.Upload(plan.data(), plan.size() * sizeof(int64_t));
-  run.cache_touched = true;
-  cann::Require(
-      kernels.infer(launch.stream(), type, run.input, run.weight, run.cache, uploaded, blocks),
-      "nsa_ascend_infer");
+  OwnKernel().Launch(call, launch, [&](auto* start, const void* plan, int64_t blocks) {
+    run.cache_touched = true;
+    return start(launch.stream(), type, run.input, run.weight, run.cache, plan, blocks);
+  });
 }
 
 }  // namespace nsa::compress_decode

@@ -1,8 +1,10 @@
-// nsa_compress_infer of c_api.h: checks, plans, runs the CPU kernel on threads of its own.
+// See c_api.h. The call is checked and planned; then the CPU kernel runs on threads of its own.
+#include "operators/nsa_compress_infer/c_api.h"
+
 #include <vector>
 
 #include "c_api/arguments.h"
-#include "cpu/compress_decode.h"
+#include "operators/nsa_compress_infer/kernel.h"
 
 namespace nsa::compress_decode {
 namespace {
@@ -15,16 +17,16 @@ std::string Run(int dtype, const Call& call, const Array& input, const Array& we
   std::vector<SlotWrite> plan;
   const std::string error = MakePlan(call, &plan);
   if (!error.empty()) return error;
-  const cpu::CompressDecodeData data{static_cast<const uint16_t*>(input.data),
-                                     static_cast<const uint16_t*>(weight.data),
-                                     static_cast<uint16_t*>(cache.data),
-                                     call.input[2],
-                                     call.input[3],
-                                     call.block,
-                                     call.page,
-                                     plan.data(),
-                                     static_cast<int64_t>(plan.size())};
-  cpu::RunCompressDecode(static_cast<DType>(dtype), data, cpu::OwnThreads(threads));
+  const KernelData data{static_cast<const uint16_t*>(input.data),
+                        static_cast<const uint16_t*>(weight.data),
+                        static_cast<uint16_t*>(cache.data),
+                        call.input[2],
+                        call.input[3],
+                        call.block,
+                        call.page,
+                        plan.data(),
+                        static_cast<int64_t>(plan.size())};
+  RunKernel(static_cast<DType>(dtype), data, cpu::OwnThreads(threads));
   return {};
 }
 

@@ -1,11 +1,10 @@
-// NsaCompressInfer on an accelerator: one launch, and who offers it.
+// NsaCompressInfer on an accelerator: what is launched, and the backends that launch it.
 #ifndef NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_INFER_DEVICE_H_
 #define NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_INFER_DEVICE_H_
 
 #include <cstdint>
 #include <vector>
 
-#include "device/cann/backend.h"
 #include "device/launch.h"
 #include "operators/nsa_compress_infer/op.h"
 #include "plan/dtype.h"
@@ -29,20 +28,12 @@ struct Run {
   mutable bool cache_touched = false;  // set before what writes is launched
 };
 
-// Each puts work on the stream and does not wait for it. Throws device::Error; what cannot be done
-// at all is refused before anything is launched.
-void LaunchAclnn(const Run& run, device::Launch& launch);
-void LaunchAscendKernels(const Run& run, device::Launch& launch);
-
-// Throws device::Error if the vendor's operator can never run the node: found when a session is
-// made.
+// The two backends, as nodes.h wants them (Offer).
+void RequireAclnn();
 void RequireAclnnNode(const Node& node);
-
-struct Offer {
-  cann::BackendChoice backend;
-  void (*require)(const Node& node);
-  void (*launch)(const Run& run, device::Launch& launch);
-};
+void LaunchAclnn(const Run& run, device::Launch& launch);
+void RequireAscendKernels();
+void LaunchAscendKernels(const Run& run, device::Launch& launch);
 
 }  // namespace nsa::compress_decode
 

@@ -1,5 +1,7 @@
-// The device half of ascend_kernels/launch.h on the look-alike: libnsa_ascend_kernels.so
-// (simulated).
+// What the launchers of all operators share (launch_simulated.h), and the functions that the
+// simulated libnsa_ascend_kernels.so offers to tests (simulated.h).
+#include "launch_simulated.h"
+
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -7,8 +9,6 @@
 #include <string>
 
 #include "launch.h"
-#include "nsa_compress/nsa_compress.h"
-#include "nsa_compress_infer/nsa_compress_infer.h"
 #include "run_kernel.h"
 #include "simulated.h"
 
@@ -25,7 +25,7 @@ std::string last_counters = "{}";
 std::string last_error;
 const NsaAscendSimDevice* device = nullptr;
 
-using Run = Counters (*)(const ascendc_sim::Tensors&, int, uint64_t);
+using ascendc_sim::Run;
 
 struct Task {
   Run run;
@@ -111,9 +111,22 @@ int32_t Execute(void* argument) {
   return error.empty() ? 0 : kDeviceFault;
 }
 
-int32_t Submit(const char* name, void* stream, const Task& task) {
-  if (task.blocks <= 0) return 0;
-  auto owned = std::make_unique<Task>(task);
+int64_t HandOut(const std::string& text, char* target, int64_t size) {
+  if (target && size > 0) {
+    const size_t length = std::min(text.size(), static_cast<size_t>(size - 1));
+    std::memcpy(target, text.data(), length);
+    target[length] = '\0';
+  }
+  return static_cast<int64_t>(text.size());
+}
+
+}  // namespace
+
+int32_t ascendc_sim::Submit(const char* name, Run run, void* stream, const void* input,
+                            const void* weight, void* output, const void* plan, int64_t blocks) {
+  if (blocks <= 0) return 0;
+  auto owned = std::make_unique<Task>(
+      Task{run, input, weight, output, plan, static_cast<int>(blocks), nullptr});
   {
     const std::lock_guard<std::mutex> lock(mutex);
     owned->device = device;
@@ -124,40 +137,9 @@ int32_t Submit(const char* name, void* stream, const Task& task) {
   return status;
 }
 
-int64_t HandOut(const std::string& text, char* target, int64_t size) {
-  if (target && size > 0) {
-    const size_t length = std::min(text.size(), static_cast<size_t>(size - 1));
-    std::memcpy(target, text.data(), length);
-    target[length] = '\0';
-  }
-  return static_cast<int64_t>(text.size());
-}
-
-template <template <typename> class Kernel>
-Run Choose(int32_t dtype) {
-  if (dtype == NSA_ASCEND_FLOAT16) return ascendc_sim::RunKernel<Kernel<half>>;
-  return ascendc_sim::RunKernel<Kernel<bfloat16_t>>;
-}
-
-}  // namespace
-
 extern "C" {
 
 const char* nsa_ascend_target(void) { return "simulated"; }
-
-int32_t nsa_ascend_compress(void* stream, int32_t dtype, const void* input, const void* weight,
-                            void* output, const void* plan, int64_t blocks) {
-  return Submit("nsa_ascend_compress", stream,
-                {Choose<nsa_ascend::NsaCompressKernel>(dtype), input, weight, output, plan,
-                 static_cast<int>(blocks), nullptr});
-}
-
-int32_t nsa_ascend_infer(void* stream, int32_t dtype, const void* input, const void* weight,
-                         void* cache, const void* plan, int64_t blocks) {
-  return Submit("nsa_ascend_infer", stream,
-                {Choose<nsa_ascend::NsaCompressInferKernel>(dtype), input, weight, cache, plan,
-                 static_cast<int>(blocks), nullptr});
-}
 
 void nsa_ascend_sim_use_device(const NsaAscendSimDevice* other) {
   const std::lock_guard<std::mutex> lock(mutex);

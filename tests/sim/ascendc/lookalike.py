@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 BUILD = ROOT / "build" / "ascendc"
 CORES = 48  # vector cores of an Atlas A2
-# Words of a plan, ascend_kernels/plan_layout.h.
+# Words of a plan, ascend_kernels/plan_layout.h and the operators' layout.h.
 PLAN_BLOCKS, PLAN_GROUPS, PLAN_IN_BUFFERS = 1, 5, 8
 COMPRESS_STRIDE, COMPRESS_SPLITS, COMPRESS_CHUNKS, COMPRESS_CLASSES, COMPRESS_HEADER = range(14, 19)
 INFER_WRITES, INFER_SLICES, INFER_HEADER = range(14, 17)

@@ -1,8 +1,10 @@
-// Loads the ONNX parser plugin's source into a test: what it registers, what it makes of
+// Linked with the ONNX parser plugin's sources for a test: what they register, what they make of
 // attributes.
 #include <string>
+#include <vector>
 
-#include "nsa_onnx_plugin.cc"
+#include "graph/operator.h"
+#include "register/register.h"
 
 // Parses `attributes` (JSON) with the plugin for `origin`; a line per result, "failed" or "not
 // registered". The text lives until the next call.

@@ -1,8 +1,8 @@
-// NsaCompressInfer over Google Highway, compiled once per instruction set: the page runs of a
-// window go through the step of compress.cc, for that window alone.
+// The CPU kernel of NsaCompressInfer over Google Highway, compiled once per instruction set. The
+// page runs of a window go through the inner loop of cpu/window_step-inl.h, for that window alone.
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "cpu/compress_decode.cc"
-#include "cpu/compress_decode.h"
+#define HWY_TARGET_INCLUDE "operators/nsa_compress_infer/kernel.cc"
+#include "operators/nsa_compress_infer/kernel.h"
 
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
@@ -18,11 +18,13 @@
 #include "cpu/window_step.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace nsa::cpu::HWY_NAMESPACE {
+namespace nsa::compress_decode::HWY_NAMESPACE {
+
+using namespace cpu::HWY_NAMESPACE;
 
 template <class T>
-void CompressDecode(const CompressDecodeData& data, int64_t first, int64_t last, float* scratch) {
-  const FloatEnvironment environment;
+void CompressDecode(const KernelData& data, int64_t first, int64_t last, float* scratch) {
+  const cpu::FloatEnvironment environment;
   const size_t lanes = hn::Lanes(DF());
   const size_t heads = static_cast<size_t>(data.heads), dim = static_cast<size_t>(data.dim);
   const size_t pitch = heads * dim;
@@ -31,17 +33,17 @@ void CompressDecode(const CompressDecodeData& data, int64_t first, int64_t last,
   for (size_t i = 0; i < static_cast<size_t>(data.block) * heads; ++i) {
     weights[i] = T::ToFloat(data.weight[i]);
   }
-  const auto token = [&](const compress_decode::PageRun& run) {
+  const auto token = [&](const PageRun& run) {
     return data.input + static_cast<size_t>(run.page * data.page + run.offset) * pitch;
   };
   for (int64_t unit = first; unit < last;) {
     const int64_t w = unit / data.heads;
-    const compress_decode::SlotWrite& write = data.writes[w];
+    const SlotWrite& write = data.writes[w];
     const size_t n = static_cast<size_t>(unit % data.heads);
     const size_t count = std::min(heads - n, static_cast<size_t>(last - unit));
     const float* weight = weights + n;
     for (int64_t i = 0; i < write.run_count; ++i) {
-      const compress_decode::PageRun& run = write.runs[i];
+      const PageRun& run = write.runs[i];
       const uint16_t* next = i + 1 < write.run_count    ? token(write.runs[i + 1])
                              : w + 1 < data.write_count ? token(data.writes[w + 1].runs[0])
                                                         : token(run);
@@ -69,63 +71,59 @@ void CompressDecode(const CompressDecodeData& data, int64_t first, int64_t last,
   }
 }
 
-const CompressDecodeKernel* CompressDecodeKernels() {
-  static constexpr CompressDecodeKernel kernels[] = {CompressDecode<SimdFloat16>,
-                                                     CompressDecode<SimdBFloat16>};
+const Kernel* VectorKernels() {
+  static constexpr Kernel kernels[] = {CompressDecode<SimdFloat16>, CompressDecode<SimdBFloat16>};
   return kernels;
 }
 
-}  // namespace nsa::cpu::HWY_NAMESPACE
+}  // namespace nsa::compress_decode::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace nsa::cpu {
+namespace nsa::compress_decode {
 namespace scalar {
 namespace {
 
 template <class T>
-void CompressDecode(const CompressDecodeData& data, int64_t first, int64_t last, float*) {
-  const FloatEnvironment environment;
+void CompressDecode(const KernelData& data, int64_t first, int64_t last, float*) {
+  const cpu::FloatEnvironment environment;
   const int64_t pitch = data.heads * data.dim;
   for (int64_t unit = first; unit < last; ++unit) {
-    const compress_decode::SlotWrite& write = data.writes[unit / data.heads];
+    const SlotWrite& write = data.writes[unit / data.heads];
     const int64_t n = unit % data.heads;
     float sum[spec::kMaxHeadDim] = {};
     const uint16_t* weight = data.weight + n;
     for (int64_t i = 0; i < write.run_count; ++i) {
-      const compress_decode::PageRun& run = write.runs[i];
+      const PageRun& run = write.runs[i];
       const int64_t token = run.page * data.page + run.offset;
-      Accumulate<T>(data.input + token * pitch + n * data.dim, weight, run.tokens, pitch,
-                    data.heads, data.dim, sum);
+      cpu::scalar::Accumulate<T>(data.input + token * pitch + n * data.dim, weight, run.tokens,
+                                 pitch, data.heads, data.dim, sum);
       weight += run.tokens * data.heads;
     }
-    Store<T>(sum, data.dim, data.cache + write.slot * pitch + n * data.dim);
+    cpu::scalar::Store<T>(sum, data.dim, data.cache + write.slot * pitch + n * data.dim);
   }
 }
 
 }  // namespace
 }  // namespace scalar
 
-HWY_EXPORT(CompressDecodeKernels);
+HWY_EXPORT(VectorKernels);
 
-CompressDecodeKernel ActiveCompressDecodeKernel(DType dtype) {
-  static constexpr CompressDecodeKernel kScalar[] = {scalar::CompressDecode<Float16>,
-                                                     scalar::CompressDecode<BFloat16>};
-  // Asked first: Highway's choice is made with ours.
-  const CompressDecodeKernel* kernels =
-      ScalarInUse() ? kScalar : HWY_DYNAMIC_POINTER(CompressDecodeKernels)();
-  return kernels[static_cast<int>(dtype)];
+Kernel ActiveKernel(DType dtype) {
+  static constexpr Kernel kScalar[] = {scalar::CompressDecode<cpu::Float16>,
+                                       scalar::CompressDecode<cpu::BFloat16>};
+  return cpu::ChooseKernel(dtype, kScalar, [] { return HWY_DYNAMIC_POINTER(VectorKernels)(); });
 }
 
-size_t ScratchSize(const CompressDecodeData& data) {
+size_t ScratchSize(const KernelData& data) {
   // The weights and the sums of one window.
-  return static_cast<size_t>(data.heads * (data.block + data.dim)) + kUnalignedFloats;
+  return static_cast<size_t>(data.heads * (data.block + data.dim)) + cpu::kUnalignedFloats;
 }
 
-void RunCompressDecode(DType dtype, const CompressDecodeData& data, const Parallel& parallel) {
+void RunKernel(DType dtype, const KernelData& data, const cpu::Parallel& parallel) {
   const int64_t units = data.write_count * data.heads;
-  RunParts(data, ActiveCompressDecodeKernel(dtype), units, data.block, 1, parallel);
+  cpu::RunParts(data, ActiveKernel(dtype), units, data.block, 1, parallel);
 }
 
-}  // namespace nsa::cpu
+}  // namespace nsa::compress_decode
 #endif  // HWY_ONCE

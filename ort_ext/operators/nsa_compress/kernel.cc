@@ -1,28 +1,27 @@
-// NsaCompress over Google Highway, compiled once per instruction set.
+// The CPU kernel of NsaCompress over Google Highway, compiled once per instruction set.
 //
 // An output row is a weighted sum of `block` tokens, and a token belongs to ceil(block / stride)
 // rows, so reading a token once is the least that memory has to do. Per element of 2 bytes that is
 // one conversion and ceil(block / stride) multiply-adds in float32: 2 at 32/16, which a core does
 // at several times the speed of memory, 8 at 128/16, which is about as much as it can. Hence:
 //
-//   Prefill walks a run's tokens in the order of memory, in chunks of `stride` tokens. A window is
-//   as old as the chunks since it began: 0 to ages - 1. All that cover a chunk take it in one pass,
-//   so that each element is read and converted once. A step keeps the sums of these windows for a
-//   few neighbouring vectors in registers and takes every token of the chunk into them; between
-//   chunks the sums wait in the first-level cache. The pass that ends a chunk stores each sum one
-//   place further, as that of a window one chunk older; the oldest goes to the output instead.
+//   The kernel walks a run's tokens in the order of memory, in chunks of `stride` tokens. A window
+//   is as old as the chunks since it began: 0 to ages - 1. All that cover a chunk take it in one
+//   pass, so that each element is read and converted once. A step keeps the sums of these windows
+//   for a few neighbouring vectors in registers and takes every token of the chunk into them;
+//   between chunks the sums wait in the first-level cache. The pass that ends a chunk stores each
+//   sum one place further, as that of a window one chunk older; the oldest goes to the output
+//   instead.
 //
 //   A step goes down the tokens, which no hardware foresees. While it works on one chunk it
 //   fetches the next one, into the second-level cache, and in the order of memory, which is what
 //   memory is fastest at.
 //
-//   Decode takes the page runs of a window through the same step, for that window alone.
-//
 // The order of additions, j = 0, 1, 2, ..., is the contract's and the same in every instruction
 // set.
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "cpu/compress.cc"
-#include "cpu/compress.h"
+#define HWY_TARGET_INCLUDE "operators/nsa_compress/kernel.cc"
+#include "operators/nsa_compress/kernel.h"
 
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
@@ -40,7 +39,9 @@
 #include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace nsa::cpu::HWY_NAMESPACE {
+namespace nsa::compress::HWY_NAMESPACE {
+
+using namespace cpu::HWY_NAMESPACE;
 
 // The range of some float patterns' exponents, zeros left out. bfloat16 has float32's exponent; the
 // product of two such numbers has 16 significant bits and is exact in float32 unless it leaves its
@@ -84,20 +85,22 @@ constexpr int64_t kStreamedBytes = int64_t{2} << 20;
 // For fewer windows, looking at the exponents costs more than a fused step saves.
 constexpr size_t kWindowsWorthLooking = 3;
 
+static_assert(spec::nsa_compress::kLimits.max_block <= cpu::kMostWindows * spec::kAlignment);
+
 // Walk for 1 to kMostWindows windows.
 template <class T>
 HWY_INLINE const decltype(&Walk<T, 1>)* Passes() {
   static constexpr decltype(&Walk<T, 1>) passes[] = {Walk<T, 1>, Walk<T, 2>, Walk<T, 3>,
                                                      Walk<T, 4>, Walk<T, 5>, Walk<T, 6>,
                                                      Walk<T, 7>, Walk<T, 8>};
-  static_assert(sizeof passes / sizeof *passes == kMostWindows);
+  static_assert(sizeof passes / sizeof *passes == cpu::kMostWindows);
   return passes;
 }
 
 template <class T>
 class Prefill {
  public:
-  Prefill(const CompressData& data, float* scratch)
+  Prefill(const KernelData& data, float* scratch)
       : input_(data.input),
         output_(data.output),
         heads_(static_cast<size_t>(data.heads)),
@@ -141,8 +144,8 @@ class Prefill {
   }
 
  private:
-  static bool Streams(const CompressData& data) {
-    const compress::RowRun& last = data.runs[data.run_count - 1];
+  static bool Streams(const KernelData& data) {
+    const RowRun& last = data.runs[data.run_count - 1];
     const int64_t bytes =
         (last.first_row + last.rows) * data.heads * data.dim * int64_t{sizeof(uint16_t)};
     return bytes >= kStreamedBytes;
@@ -231,12 +234,12 @@ class Prefill {
 };
 
 template <class T>
-void Compress(const CompressData& data, int64_t first, int64_t last, float* scratch) {
-  const FloatEnvironment environment;
+void Compress(const KernelData& data, int64_t first, int64_t last, float* scratch) {
+  const cpu::FloatEnvironment environment;
   Prefill<T> prefill(data, scratch);
   const int64_t pitch = data.heads * data.dim;
   for (int64_t i = 0; i < data.run_count; ++i) {
-    const compress::RowRun& run = data.runs[i];
+    const RowRun& run = data.runs[i];
     const int64_t begin = std::max(first, run.first_row);
     const int64_t end = std::min(last, run.first_row + run.rows);
     if (begin >= end) continue;
@@ -248,32 +251,32 @@ void Compress(const CompressData& data, int64_t first, int64_t last, float* scra
   if (prefill.streams()) hwy::FlushStream();
 }
 
-const CompressKernel* CompressKernels() {
-  static constexpr CompressKernel kernels[] = {Compress<SimdFloat16>, Compress<SimdBFloat16>};
+const Kernel* VectorKernels() {
+  static constexpr Kernel kernels[] = {Compress<SimdFloat16>, Compress<SimdBFloat16>};
   return kernels;
 }
 
-}  // namespace nsa::cpu::HWY_NAMESPACE
+}  // namespace nsa::compress::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace nsa::cpu {
+namespace nsa::compress {
 namespace scalar {
 namespace {
 
 template <class T>
-void Compress(const CompressData& data, int64_t first, int64_t last, float*) {
-  const FloatEnvironment environment;
+void Compress(const KernelData& data, int64_t first, int64_t last, float*) {
+  const cpu::FloatEnvironment environment;
   const int64_t pitch = data.heads * data.dim;
-  const compress::RowRun* run = data.runs;
+  const RowRun* run = data.runs;
   for (int64_t row = first; row < last; ++row) {
     while (row >= run->first_row + run->rows) ++run;
     const int64_t token = run->first_token + (row - run->first_row) * data.stride;
     for (int64_t n = 0; n < data.heads; ++n) {
       float sum[spec::kMaxHeadDim] = {};
-      Accumulate<T>(data.input + token * pitch + n * data.dim, data.weight + n, data.block, pitch,
-                    data.heads, data.dim, sum);
-      Store<T>(sum, data.dim, data.output + row * pitch + n * data.dim);
+      cpu::scalar::Accumulate<T>(data.input + token * pitch + n * data.dim, data.weight + n,
+                                 data.block, pitch, data.heads, data.dim, sum);
+      cpu::scalar::Store<T>(sum, data.dim, data.output + row * pitch + n * data.dim);
     }
   }
 }
@@ -281,34 +284,32 @@ void Compress(const CompressData& data, int64_t first, int64_t last, float*) {
 }  // namespace
 }  // namespace scalar
 
-HWY_EXPORT(CompressKernels);
+HWY_EXPORT(VectorKernels);
 
-CompressKernel ActiveCompressKernel(DType dtype) {
-  static constexpr CompressKernel kScalar[] = {scalar::Compress<Float16>,
-                                               scalar::Compress<BFloat16>};
-  // Asked first: Highway's choice is made with ours.
-  const CompressKernel* kernels = ScalarInUse() ? kScalar : HWY_DYNAMIC_POINTER(CompressKernels)();
-  return kernels[static_cast<int>(dtype)];
+Kernel ActiveKernel(DType dtype) {
+  static constexpr Kernel kScalar[] = {scalar::Compress<cpu::Float16>,
+                                       scalar::Compress<cpu::BFloat16>};
+  return cpu::ChooseKernel(dtype, kScalar, [] { return HWY_DYNAMIC_POINTER(VectorKernels)(); });
 }
 
-size_t ScratchSize(const CompressData& data) {
+size_t ScratchSize(const KernelData& data) {
   const size_t heads = static_cast<size_t>(data.heads);
   // The weights of a chunk's tokens and the sums, for each of the overlapping windows.
   return heads * OverlappingWindows(data) * static_cast<size_t>(data.stride + data.dim) +
-         kUnalignedFloats;
+         cpu::kUnalignedFloats;
 }
 
-void RunCompress(DType dtype, const CompressData& data, const Parallel& parallel) {
+void RunKernel(DType dtype, const KernelData& data, const cpu::Parallel& parallel) {
   int64_t rows = 0;
   if (data.run_count > 0) {
-    const compress::RowRun& last = data.runs[data.run_count - 1];
+    const RowRun& last = data.runs[data.run_count - 1];
     rows = last.first_row + last.rows;
   }
   // A part begins with the tokens that its first windows share with the part before: with fewer
   // rows it would read more of them than of its own.
   const int64_t least_rows = static_cast<int64_t>(OverlappingWindows(data));
-  RunParts(data, ActiveCompressKernel(dtype), rows, data.stride * data.heads, least_rows, parallel);
+  cpu::RunParts(data, ActiveKernel(dtype), rows, data.stride * data.heads, least_rows, parallel);
 }
 
-}  // namespace nsa::cpu
+}  // namespace nsa::compress
 #endif  // HWY_ONCE

@@ -1,0 +1,32 @@
+// What each operator's nsa_ascend_*_plan does (launch_plan.cc in its folder), whatever its tiling
+// is.
+#ifndef NSA_ONNX_ASCEND_KERNELS_LAUNCH_PLAN_H_
+#define NSA_ONNX_ASCEND_KERNELS_LAUNCH_PLAN_H_
+
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "tiling.h"
+
+namespace nsa_ascend {
+
+// Hands out the words that tile(chip) makes for `cores` vector cores, as launch.h promises.
+template <typename Tile>
+int64_t HandOutPlan(int64_t cores, int64_t* plan, int64_t capacity, Tile tile) {
+  try {
+    Chip chip;
+    chip.cores = cores < 1 ? 1 : cores;
+    const std::vector<int64_t> words = tile(chip);
+    const int64_t count = static_cast<int64_t>(words.size());
+    if (plan && capacity >= count) std::memcpy(plan, words.data(), words.size() * sizeof(int64_t));
+    return count;
+  } catch (const std::bad_alloc&) {
+    return -1;
+  }
+}
+
+}  // namespace nsa_ascend
+
+#endif  // NSA_ONNX_ASCEND_KERNELS_LAUNCH_PLAN_H_

@@ -1,7 +1,10 @@
-// The inner loop of the CPU kernels that compress windows of tokens: for each token, some
-// neighbouring vectors are added, times a weight, to the sums of the windows that cover it.
-// operators/nsa_compress/kernel.cc says why it looks like this. Compiled once per instruction set,
-// in each source that includes it.
+// The inner loop of the CPU kernels that compress windows of tokens, which is called a step: for
+// each token, some neighbouring vectors are added, times a weight, to the sums of the windows that
+// cover it. Compiled once per instruction set, in each source that includes it.
+//
+// A step keeps these sums in registers. It goes down the tokens, which no hardware foresees; so
+// while it works on some tokens it fetches what comes next, into the second-level cache, and in the
+// order of memory, which is what memory is fastest at.
 #if defined(NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_INL_H_
 #undef NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_INL_H_

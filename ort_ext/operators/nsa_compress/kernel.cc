@@ -13,9 +13,7 @@
 //   sum one place further, as that of a window one chunk older; the oldest goes to the output
 //   instead.
 //
-//   A step goes down the tokens, which no hardware foresees. While it works on one chunk it
-//   fetches the next one, into the second-level cache, and in the order of memory, which is what
-//   memory is fastest at.
+//   The step is in cpu/window_step-inl.h. While it works on one chunk it fetches the next one.
 //
 // The order of additions, j = 0, 1, 2, ..., is the contract's and the same in every instruction
 // set.

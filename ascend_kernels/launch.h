@@ -1,5 +1,6 @@
-// The C interface of libnsa_ascend_kernels.so: plans made on the host, kernels put on a stream.
-// Here is what all operators share; each operator's two functions are in its folder's launch.h.
+// The C interface of libnsa_ascend_kernels.so, our kernels for Ascend devices: plans are made on
+// the host, kernels are put on a stream. Here is what all operators share; each operator's two
+// functions are in its folder's launch.h.
 //
 // The same interface is provided twice: by the build with CANN's compiler, and by the one with g++
 // on the look-alike (tests/sim/ascendc), which runs the kernels on the CPU and is called

@@ -1,5 +1,4 @@
-// What each operator's nsa_ascend_*_plan does (launch_plan.cc in its folder), whatever its tiling
-// is.
+// How each operator's launch_plan.cc hands out a launch plan (nsa_ascend_*_plan of its launch.h).
 #ifndef NSA_ONNX_ASCEND_KERNELS_LAUNCH_PLAN_H_
 #define NSA_ONNX_ASCEND_KERNELS_LAUNCH_PLAN_H_
 

@@ -2,7 +2,8 @@
 //
 // The C++ side of nsa_onnx/operators/nsa_compress/contract.py: the same checks in the same order
 // and words (the messages come from the generated nsa_spec.h), the same plan. A check returns the
-// message of the first violation, or an empty string. Every function names its twin.
+// message of the first violation, or an empty string. Where a function has a twin there of another
+// name, a comment says which.
 #ifndef NSA_ONNX_PLAN_NSA_COMPRESS_H_
 #define NSA_ONNX_PLAN_NSA_COMPRESS_H_
 

@@ -1,4 +1,5 @@
-// The prefill kernel: every window of `block` tokens, `stride` apart, becomes one output row.
+// The Ascend C kernel of NsaCompress, for prefill: every window of `block` tokens, `stride` apart,
+// becomes one output row.
 //
 // One launch covers units: (a range of output rows) x (a group of heads). A unit's rows come as
 // pieces, each of consecutive windows; a piece of r rows needs r + A - 1 chunks of `stride` tokens,

@@ -1,4 +1,4 @@
-// nsa_ascend_infer_plan of launch.h: from the C interface to the tiling. Compiled by every
+// nsa_ascend_infer_plan of launch.h: takes the C structs and calls the tiling. Compiled by every
 // toolchain.
 #include "../launch_plan.h"
 

@@ -1,5 +1,5 @@
-// The decode kernel: the last `block` tokens of every sequence that writes become one row of the
-// cache.
+// The Ascend C kernel of NsaCompressInfer, a decode step: the last `block` tokens of every sequence
+// that writes become one row of the cache.
 //
 // Units of work are (a group of heads) x (a write), all writes of a group before the next group,
 // and a core takes neighbouring units: its weights are broadcast once, or twice where two groups

@@ -1,4 +1,4 @@
-// Tiling of the decode kernel. README.md states the model and the constraints in words.
+// See tiling.h. README.md states the cost model and the constraints in words.
 #include "tiling.h"
 
 #include "layout.h"

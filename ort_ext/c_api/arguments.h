@@ -1,4 +1,5 @@
-// What the functions of c_api.h have in common: arguments in, errors out.
+// What every function of the C interface (c_api.h) does: read the caller's arguments, hand errors
+// back.
 #ifndef NSA_ONNX_ORT_EXT_C_API_ARGUMENTS_H_
 #define NSA_ONNX_ORT_EXT_C_API_ARGUMENTS_H_
 

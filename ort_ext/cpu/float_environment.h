@@ -1,4 +1,4 @@
-// The floating point mode that the kernels promise their bits in.
+// The floating point mode of the processor that the kernels promise their bits in.
 #ifndef NSA_ONNX_ORT_EXT_CPU_FLOAT_ENVIRONMENT_H_
 #define NSA_ONNX_ORT_EXT_CPU_FLOAT_ENVIRONMENT_H_
 

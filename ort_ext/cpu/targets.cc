@@ -1,5 +1,4 @@
-// Which instruction set runs: names, detection, NSA_ONNX_CPU_TARGET. Compiled once per instruction
-// set, to ask each how wide its vectors are.
+// See targets.h. Compiled once per instruction set, to ask each how wide its vectors are.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/targets.cc"
 #include "cpu/targets.h"

@@ -1,4 +1,5 @@
-// What one run of a node may use of the device: its stream, and memory while the run lasts.
+// One run of a node on an accelerator: the stream that its work is put on, and the memory that it
+// borrows meanwhile.
 #ifndef NSA_ONNX_ORT_EXT_DEVICE_LAUNCH_H_
 #define NSA_ONNX_ORT_EXT_DEVICE_LAUNCH_H_
 

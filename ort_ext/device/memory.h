@@ -1,7 +1,8 @@
-// Memory that launches borrow: device scratch, and pinned host memory for what they upload.
+// An accelerator's memory that launches borrow: scratch on the device, and pinned memory of the
+// host for what they upload.
 //
 // It is our own, not onnxruntime's. KernelContext_GetScratchBuffer ends the process when the device
-// has no memory left (1.24: an exception leaves a noexcept function), and memory of the allocator
+// has no memory left (in 1.24 an exception leaves a noexcept function), and onnxruntime's allocator
 // does not know of streams.
 #ifndef NSA_ONNX_ORT_EXT_DEVICE_MEMORY_H_
 #define NSA_ONNX_ORT_EXT_DEVICE_MEMORY_H_

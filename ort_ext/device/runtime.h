@@ -1,5 +1,5 @@
-// What an accelerator's driver does for launches: memory, copies, streams. Each accelerator
-// implements it.
+// What any accelerator's driver does for launches: memory, copies, streams. Each accelerator has
+// its implementation in a folder of its own.
 #ifndef NSA_ONNX_ORT_EXT_DEVICE_RUNTIME_H_
 #define NSA_ONNX_ORT_EXT_DEVICE_RUNTIME_H_
 

@@ -1,4 +1,5 @@
-// What all ops need from onnxruntime's C++ API: guarded callbacks, attributes, tensors, threads.
+// What every operator needs of onnxruntime's C++ API: guarded callbacks, attributes, tensors,
+// threads.
 #ifndef NSA_ONNX_ORT_EXT_ORT_COMMON_H_
 #define NSA_ONNX_ORT_EXT_ORT_COMMON_H_
 

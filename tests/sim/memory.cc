@@ -1,4 +1,5 @@
-// Device memory that the host cannot touch, pinned host memory, and copies between them.
+// The memory of the simulated CANN: device memory that the host cannot touch, pinned host memory,
+// and copies between them.
 //
 // One memfd is the device's memory. It is mapped twice: at the addresses that aclrtMalloc hands out
 // with no access at all, so that a host that follows a device pointer dies on the spot, and once

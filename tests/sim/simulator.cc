@@ -1,4 +1,5 @@
-// Calls, failures on demand, the log, the live handles and the report at exit.
+// The inside of the simulated CANN: calls, failures on demand, the log, the live handles, the
+// report at exit.
 #include "simulator.h"
 
 #include <fcntl.h>

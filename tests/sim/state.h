@@ -1,4 +1,5 @@
-// What libascendcl.so's own files tell one another; the other libraries see simulator.h only.
+// What the files of the simulated libascendcl.so tell one another; the other libraries see
+// simulator.h only.
 #ifndef NSA_ONNX_TESTS_SIM_STATE_H_
 #define NSA_ONNX_TESTS_SIM_STATE_H_
 

@@ -1,4 +1,5 @@
-// Contexts, streams with a worker thread each, and events.
+// The part of the simulated libascendcl.so about contexts, streams (a worker thread each) and
+// events.
 #include <pthread.h>
 #include <signal.h>
 

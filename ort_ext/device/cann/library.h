@@ -1,5 +1,5 @@
-// CANN's libraries, loaded when the first node needs them: one library of ours serves machines with
-// CANN and machines without.
+// CANN's libraries (CANN is Huawei's software for Ascend devices), loaded when the first node needs
+// them: one library of ours serves machines with CANN and machines without.
 #ifndef NSA_ONNX_ORT_EXT_DEVICE_CANN_LIBRARY_H_
 #define NSA_ONNX_ORT_EXT_DEVICE_CANN_LIBRARY_H_
 

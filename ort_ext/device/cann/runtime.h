@@ -1,4 +1,5 @@
-// CANN as an accelerator's runtime, and the memory that its nodes share.
+// The accelerator that is driven through CANN, as device/runtime.h wants it, and the memory that
+// its nodes share.
 #ifndef NSA_ONNX_ORT_EXT_DEVICE_CANN_RUNTIME_H_
 #define NSA_ONNX_ORT_EXT_DEVICE_CANN_RUNTIME_H_
 

@@ -1,4 +1,4 @@
-// NsaCompress by the vendor's operator of the same name.
+// NsaCompress on an Ascend device by the vendor's operator of the same name.
 #include "device/cann/aclnn.h"
 
 #include "operators/nsa_compress/device.h"

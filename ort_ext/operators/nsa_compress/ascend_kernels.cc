@@ -1,4 +1,4 @@
-// NsaCompress by our own kernel.
+// NsaCompress on an Ascend device by our own kernel.
 #include "device/cann/ascend_kernels.h"
 
 #include <cstddef>

@@ -1,4 +1,5 @@
-// NsaCompress(input, weight, actual_seq_len) -> output: what it is, and its nodes in onnxruntime.
+// NsaCompress(input, weight, actual_seq_len) -> output: what onnxruntime is told of the operator,
+// what a node says of itself, and the inputs of a run.
 #ifndef NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_OP_H_
 #define NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_OP_H_
 

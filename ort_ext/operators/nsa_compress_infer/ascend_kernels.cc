@@ -1,4 +1,4 @@
-// NsaCompressInfer by our own kernel.
+// NsaCompressInfer on an Ascend device by our own kernel.
 #include "device/cann/ascend_kernels.h"
 
 #include <cstddef>

@@ -1,5 +1,6 @@
 // NsaCompressInfer(input, weight, slot_mapping, cache, actual_seq_len, block_table?) -> cache_out,
-// a decode step: what it is, and its nodes in onnxruntime.
+// a decode step: what onnxruntime is told of the operator, what a node says of itself, and the
+// inputs of a run.
 #ifndef NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_INFER_OP_H_
 #define NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_INFER_OP_H_
 

@@ -1,4 +1,5 @@
-// The core of the look-alike: memory, clocks, checks. What each rule means is in README.md.
+// The processor core that the look-alike of Ascend C models: memory, clocks, checks. README.md says
+// what each rule means.
 #include "machine.h"
 
 #include <algorithm>

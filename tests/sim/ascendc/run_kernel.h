@@ -1,4 +1,4 @@
-// Runs one of ascend_kernels/ on the look-alike: the plan says how large the tensors are.
+// Runs a kernel of ascend_kernels/ on the look-alike; its plan says how large the tensors are.
 #ifndef NSA_ONNX_TESTS_SIM_ASCENDC_RUN_KERNEL_H_
 #define NSA_ONNX_TESTS_SIM_ASCENDC_RUN_KERNEL_H_
 

@@ -28,6 +28,11 @@ def same_bits():
     return FOLDER / "tests" / "cpu" / "same_bits"
 
 
+def test_every_cpu_kernel_has_its_cases():
+    kernels = {path.parent.name for path in (ROOT / "ort_ext" / "operators").glob("*/kernel.cc")}
+    assert kernels == {path.stem for path in (ROOT / "tests" / "cpu" / "operators").glob("*.cc")} != set()
+
+
 def run(same_bits, *targets):
     return subprocess.run([same_bits, *targets], capture_output=True, text=True, timeout=300)
 

@@ -1,0 +1,262 @@
+// What the test of the CPU kernels does for every operator: run a case on all instruction sets and
+// in all splits, compare the bits, watch the memory around. operators/*.cc has each operator's
+// cases, same_bits.cc says what the test promises.
+#ifndef NSA_ONNX_TESTS_CPU_TESTER_H_
+#define NSA_ONNX_TESTS_CPU_TESTER_H_
+
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "c_api/c_api.h"
+#include "cpu/targets.h"
+#include "guarded.h"
+#include "plan/dtype.h"
+#include "values.h"
+
+namespace nsa::cpu {
+
+class Tester;
+
+// The cases of an operator.
+struct OperatorTest {
+  const char* name;
+  // Of the results of all cases of `run`. A change of the cases changes it; a change of a kernel
+  // must not.
+  uint64_t digest;
+  void (*run)(Tester* tester);
+  // Cases that depend on the size of this machine's memory pages and have no part in the digest.
+  void (*run_paged)(Tester* tester);
+  // Through the C interface, which starts threads of its own.
+  void (*run_threads)(DType dtype, const std::vector<std::string>& targets);
+};
+
+// All operators' tests: each adds its own, as a global object of its source is made.
+std::vector<OperatorTest>& OperatorTests();
+struct Register {
+  explicit Register(const OperatorTest& test) { OperatorTests().push_back(test); }
+};
+
+constexpr const char* kDTypeNames[] = {"float16", "bfloat16"};
+
+// Multiplications and additions of a case at most: what an emulated machine has time for.
+constexpr int64_t kWork = 300'000;
+
+// --------------------------------------------------------------------------------------------------
+// What is being done, for messages; failures.
+
+void Doing(const std::string& what, const std::string& how);
+void Fail(const std::string& what);
+
+template <class... Arguments>
+std::string Text(const char* format, Arguments... arguments) {
+  char text[512];
+  std::snprintf(text, sizeof text, format, arguments...);
+  return text;
+}
+
+std::string Joined(const std::vector<int64_t>& numbers);
+
+// --------------------------------------------------------------------------------------------------
+// The floating point mode of the host's thread.
+
+#if defined(__SSE2__)
+using Mode = uint32_t;
+constexpr Mode kModes[] = {0x1F80, 0x1F80 | 0x8040 | 0x4000};  // flush to zero, round up
+constexpr Mode kStatus = 0x3F;                                 // exceptions that have happened
+inline Mode GetMode() { return _mm_getcsr() & ~kStatus; }
+inline void SetMode(Mode mode) { _mm_setcsr(mode); }
+#elif defined(__aarch64__)
+using Mode = uint64_t;
+constexpr Mode kModes[] = {0, 1u << 25 | 1u << 24 | 1u << 22 | 1u << 19};  // default NaN as well
+inline Mode GetMode() {
+  Mode mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+inline void SetMode(Mode mode) { asm volatile("msr fpcr, %0" : : "r"(mode) : "memory"); }
+#else
+using Mode = int;
+constexpr Mode kModes[] = {0, 0};
+inline Mode GetMode() { return 0; }
+inline void SetMode(Mode) {}
+#endif
+
+// Calls `kernel` in the `index`th mode, which it must leave as it was.
+template <class Call>
+void InMode(size_t index, Call kernel) {
+  SetMode(kModes[index % 2]);
+  const Mode mode = GetMode();  // without the bits that this processor does not have
+  kernel();
+  const Mode left = GetMode();
+  SetMode(kModes[0]);
+  if (left != mode) Fail("the thread's floating point mode was changed");
+}
+
+// --------------------------------------------------------------------------------------------------
+// One call of an operator: its data, and the ways to run its kernel.
+
+using Array = Guarded<uint16_t>;
+using Scratch = Guarded<float>;
+
+// first .. last - 1, with scratch memory of exactly the size that was asked for.
+template <class Data, class Kernel>
+void RunRange(const Data& data, Kernel kernel, int64_t first, int64_t last, Place place,
+              size_t mode) {
+  Scratch scratch(ScratchSize(data), place);
+  InMode(mode, [&] { kernel(data, first, last, scratch.data()); });
+  if (!scratch.SurroundingsUntouched()) Fail("wrote outside of scratch");
+}
+
+// The borders of a random split of 0 .. units, empty parts included.
+inline std::vector<int64_t> RandomSplit(int64_t units, Random* random) {
+  std::vector<int64_t> borders{0, units};
+  for (int64_t i = random->Between(1, 4); i > 0; --i) borders.push_back(random->Between(0, units));
+  std::sort(borders.begin(), borders.end());
+  return borders;
+}
+
+// What all cases share.
+struct Case {
+  DType dtype;
+  Values values;
+  int64_t block, stride, heads, dim;
+  uint64_t seed;
+
+  std::string Describe(const char* op, const std::string& rest) const {
+    return Text("%s %s block %d stride %d N %d D %d %s, %s, seed %d", op,
+                kDTypeNames[static_cast<int>(dtype)], static_cast<int>(block),
+                static_cast<int>(stride), static_cast<int>(heads), static_cast<int>(dim),
+                rest.c_str(), kValueNames[static_cast<int>(values)], static_cast<int>(seed));
+  }
+};
+
+class Tester {
+ public:
+  explicit Tester(std::vector<std::string> targets) : targets_(std::move(targets)) {}
+
+  uint64_t digest() const { return digest_; }
+  int cases() const { return cases_; }
+
+  // All ways to compute `units` units into `result`, from whose contents `before` the computation
+  // starts. `kernel()` is the operator's on the target in use.
+  template <class Data, class Kernel>
+  void Compare(const std::string& what, Data data, uint16_t* Data::* result, Array* array,
+               int64_t units, const std::vector<uint16_t>& before, Kernel kernel, Random* random) {
+    const size_t bytes = before.size() * sizeof(uint16_t);
+    ++cases_;
+    data.*result = array->data();
+    std::memcpy(array->data(), before.data(), bytes);
+    Doing(what, "scalar, whole");
+    SetTarget("scalar");
+    RunRange(data, kernel(), 0, units, Place::kAgainstEnd, 0);
+    const std::vector<uint16_t> expected(array->data(), array->data() + before.size());
+    for (const uint16_t bits : expected) digest_ = (digest_ ^ bits) * 0x100000001B3u;
+
+    for (const std::string& target : targets_) {
+      const std::string error = SetTarget(target.c_str());
+      if (!error.empty()) Fail(error);
+      const auto run = kernel();
+      for (const bool split : {false, true}) {
+        std::memcpy(array->data(), before.data(), bytes);
+        const std::vector<int64_t> borders =
+            split ? RandomSplit(units, random) : std::vector<int64_t>{0, units};
+        Doing(what, target + ", ranges between " + Joined(borders));
+        RunParts(data, run, borders, random);
+        ExpectSame(expected, *array, data.heads, data.dim);
+        if (!array->SurroundingsUntouched()) Fail("wrote outside of the result");
+      }
+    }
+  }
+
+  // `result` against `expected`, [rows, heads, dim].
+  static void ExpectSame(const std::vector<uint16_t>& expected, Array& result, int64_t heads,
+                         int64_t dim) {
+    for (size_t i = 0; i < expected.size(); ++i) {
+      if (result[i] == expected[i]) continue;
+      const auto at = static_cast<int64_t>(i);
+      Fail(Text("result[%d, %d, %d] is 0x%04X, the scalar kernel gives 0x%04X",
+                static_cast<int>(at / dim / heads), static_cast<int>(at / dim % heads),
+                static_cast<int>(at % dim), result[i], expected[i]));
+      return;
+    }
+  }
+
+ private:
+  template <class Data, class Run>
+  void RunParts(const Data& data, Run run, const std::vector<int64_t>& borders, Random* random) {
+    std::vector<size_t> order(borders.size() - 1);
+    std::iota(order.begin(), order.end(), 0);
+    for (size_t i = order.size(); i > 1; --i) {
+      std::swap(order[i - 1],
+                order[static_cast<size_t>(random->Between(0, static_cast<int64_t>(i) - 1))]);
+    }
+    for (const size_t part : order) {
+      const auto place = static_cast<Place>(random->Between(0, 2));
+      RunRange(data, run, borders[part], borders[part + 1], place,
+               static_cast<size_t>(random->Between(0, 1)));
+    }
+  }
+
+  std::vector<std::string> targets_;
+  uint64_t digest_ = 0xCBF29CE484222325u;  // FNV-1a
+  int cases_ = 0;
+};
+
+inline Place RandomPlace(Random* random) { return static_cast<Place>(random->Between(0, 2)); }
+
+inline std::vector<uint16_t> RandomBits(size_t size, Random* random) {
+  std::vector<uint16_t> bits(size);
+  for (uint16_t& element : bits) element = static_cast<uint16_t>(random->Next());
+  return bits;
+}
+
+// N and D whose product stays within `most`.
+inline void RandomHeads(int64_t most, int64_t most_heads, Random* random, Case* c) {
+  constexpr int64_t kHeads[] = {1, 1, 2, 3, 4, 5, 7, 8, 16, 33, 63, 128};
+  do {
+    c->heads = kHeads[random->Between(0, 11)];
+    c->dim = 16 * random->Between(1, 16);
+  } while (c->heads * c->dim > most || c->heads > most_heads);
+}
+
+// --------------------------------------------------------------------------------------------------
+// The C interface, which starts threads of its own. The inputs are large enough for five of them
+// (kBytesWorthAThread in parallel.cc).
+
+template <class Call>
+void CompareThreads(const std::string& what, const std::vector<std::string>& targets, Array* result,
+                    const std::vector<uint16_t>& before, int64_t heads, int64_t dim, Call call) {
+  std::vector<uint16_t> expected;
+  char error[512] = "";
+  const auto run = [&](const std::string& target, int64_t threads) {
+    std::memcpy(result->data(), before.data(), before.size() * sizeof(uint16_t));
+    Doing(what, Text("%s, %d threads", target.c_str(), static_cast<int>(threads)));
+    int failed = nsa_set_cpu_target(target.c_str(), error, sizeof error);
+    InMode(static_cast<size_t>(threads),
+           [&] { failed = failed || call(threads, error, sizeof error); });
+    if (failed) Fail(error);
+    if (!result->SurroundingsUntouched()) Fail("wrote outside of the result");
+  };
+  run("scalar", 1);
+  expected.assign(result->data(), result->data() + before.size());
+  for (const std::string& target : targets) {
+    for (int64_t threads = 1; threads <= 5; ++threads) {
+      run(target, threads);
+      Tester::ExpectSame(expected, *result, heads, dim);
+    }
+  }
+}
+
+}  // namespace nsa::cpu
+
+#endif  // NSA_ONNX_TESTS_CPU_TESTER_H_

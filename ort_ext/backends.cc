@@ -16,7 +16,7 @@ std::vector<cann::Offer> OffersOfAllOperators() {
   const auto add = [&](const auto& offers) {
     for (const cann::Offer& offer : offers) all.push_back(offer);
   };
-  std::apply([&](auto... op) { (add(decltype(op)::kOffers), ...); }, Operators());
+  std::apply([&](auto... op) { (add(decltype(op)::kBackends), ...); }, Operators());
   return all;
 }
 

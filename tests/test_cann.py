@@ -193,6 +193,15 @@ def test_a_library_that_is_not_ours_is_refused(run):
     run("kernels_are_missing", NSA_ONNX_ASCEND_KERNELS=str(LIB / "libhccl.so"), NSA_TEST_WORDS=words)
 
 
+def test_kernels_of_other_operators_only_are_refused(run, tmp_path):
+    library = tmp_path / "others.so"
+    source = "int nsa_ascend_abi(void) { return 1; } long nsa_ascend_plan_blocks(const long* p) { return p[1]; }"
+    command = ["gcc", "-shared", "-fPIC", "-x", "c", "-o", str(library), "-"]
+    subprocess.run(command, input=source, text=True, check=True)
+    words = "libnsa_ascend_kernels.so has no nsa_ascend_compress_plan"
+    run("kernels_are_missing", NSA_ONNX_ASCEND_KERNELS=str(library), NSA_TEST_WORDS=words)
+
+
 def test_numpy_2_is_explained(run, tmp_path):
     fake = tmp_path / "fake" / "numpy-2.1.0.dist-info"
     fake.mkdir(parents=True)

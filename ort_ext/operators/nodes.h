@@ -14,16 +14,23 @@
 
 namespace nsa {
 
-// One way of computing an operator on an Ascend device. Node: what a node says of itself. Run: the
-// operator's own description of one checked and planned call.
+// Puts work on the stream and does not wait for it. Run: an operator's description of a checked and
+// planned call. Throws device::Error; what cannot be done at all is refused before anything is
+// launched.
+template <class Run>
+using LaunchFunction = void (*)(const Run& run, device::Launch& launch);
+
+// A backend that has an operator. Node: what a node of the operator says of itself.
 template <class Node, class Run>
-struct Offer : cann::Offer {
+struct OperatorBackend : cann::Offer {
   // Throws device::Error if the backend can never run the node: asked when a session is made.
   void (*require_node)(const Node& node);
-  // Puts work on the stream and does not wait for it. Throws device::Error; what cannot be done at
-  // all is refused before anything is launched.
-  void (*launch)(const Run& run, device::Launch& launch);
+  LaunchFunction<Run> launch;
 };
+
+// Of a backend that can run every legal node.
+template <class Node>
+void EveryNode(const Node&) {}
 
 template <class Operator>
 class CpuNode {
@@ -53,20 +60,20 @@ class CannNode {
   }
 
  private:
-  using Launch = decltype(Operator::kOffers[0].launch);
+  using LaunchRun = decltype(Operator::kBackends[0].launch);
 
-  Launch Choose(cann::BackendChoice choice) const {
-    const std::vector<cann::Offer> offers(std::begin(Operator::kOffers),
-                                          std::end(Operator::kOffers));
-    const auto& offer = Operator::kOffers[cann::ChooseOffer(choice, offers)];
-    offer.require_node(node_);
-    return offer.launch;
+  LaunchRun Choose(cann::BackendChoice choice) const {
+    const std::vector<cann::Offer> offers(std::begin(Operator::kBackends),
+                                          std::end(Operator::kBackends));
+    const auto& backend = Operator::kBackends[cann::ChooseOffer(choice, offers)];
+    backend.require_node(node_);
+    return backend.launch;
   }
 
   typename Operator::Node node_;
   DType dtype_;
   ort::DeviceNode device_;
-  Launch launch_;
+  LaunchRun launch_;
 };
 
 }  // namespace nsa

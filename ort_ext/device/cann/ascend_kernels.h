@@ -27,12 +27,12 @@ int32_t KernelType(DType dtype);
 // The vector cores that a plan launches; 0: there is nothing to launch.
 int64_t PlanBlocks(const std::vector<int64_t>& plan);
 
-// An operator's kernel: its two functions of the library, of types Plan and Start as its launch.h
-// declares them, `name`_plan and `name`.
+// Launches an operator's kernel. It has two functions of the library, of types Plan and Start
+// as its launch.h declares them: `name`_plan and `name`.
 template <class Plan, class Start>
-class Kernel {
+class KernelLauncher {
  public:
-  explicit Kernel(const std::string& name)
+  explicit KernelLauncher(const std::string& name)
       : name_(name),
         plan_(reinterpret_cast<Plan*>(KernelFunction(name + "_plan"))),
         start_(reinterpret_cast<Start*>(KernelFunction(name))) {}

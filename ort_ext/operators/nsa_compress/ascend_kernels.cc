@@ -15,7 +15,8 @@ static_assert(sizeof(NsaAscendRowRun) == sizeof(RowRun) &&
               "handed over as they are");
 
 const auto& OwnKernel() {
-  static const cann::Kernel<decltype(nsa_ascend_compress_plan), decltype(nsa_ascend_compress)>
+  static const cann::KernelLauncher<decltype(nsa_ascend_compress_plan),
+                                    decltype(nsa_ascend_compress)>
       kernel("nsa_ascend_compress");
   return kernel;
 }

@@ -5,16 +5,13 @@
 
 namespace nsa::compress {
 
-constexpr auto kEveryNode = [](const Node&) {};
-
-const Offer<Node, Run> Operator::kOffers[] = {
-    {{cann::BackendChoice::kAscendKernels, RequireAscendKernels}, kEveryNode, LaunchAscendKernels},
-    {{cann::BackendChoice::kAclnn, RequireAclnn}, kEveryNode, LaunchAclnn},
+const OperatorBackend<Node, Run> Operator::kBackends[] = {
+    {{cann::BackendChoice::kAscendKernels, RequireAscendKernels}, EveryNode, LaunchAscendKernels},
+    {{cann::BackendChoice::kAclnn, RequireAclnn}, EveryNode, LaunchAclnn},
 };
 
 void Operator::RunOnDevice(OrtKernelContext* context, const Node& node, DType dtype,
-                           const ort::DeviceNode& device,
-                           void (*launch_run)(const Run&, device::Launch&)) {
+                           const ort::DeviceNode& device, LaunchFunction<Run> launch_run) {
   const Inputs inputs(context, node, /*hands_on_lengths=*/true);
   const std::array<int64_t, 3> dims = inputs.output_dims();
   void* output = ort::Output(context, {dims.data(), 3});

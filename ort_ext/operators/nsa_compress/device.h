@@ -28,7 +28,7 @@ struct Run {
   const std::vector<RowRun>* plan;
 };
 
-// The two backends, as nodes.h wants them (Offer).
+// The two backends, as nodes.h wants them (OperatorBackend).
 void RequireAclnn();
 void LaunchAclnn(const Run& run, device::Launch& launch);
 void RequireAscendKernels();

@@ -52,11 +52,10 @@ struct Operator {
 
   // What nodes.h asks for.
   using Node = compress::Node;
-  static const Offer<Node, Run> kOffers[2];
+  static const OperatorBackend<Node, Run> kBackends[2];
   static void RunOnCpu(OrtKernelContext* context, const Node& node, DType dtype);
   static void RunOnDevice(OrtKernelContext* context, const Node& node, DType dtype,
-                          const ort::DeviceNode& device,
-                          void (*launch)(const Run&, device::Launch&));
+                          const ort::DeviceNode& device, LaunchFunction<Run> launch_run);
 };
 
 }  // namespace nsa::compress

@@ -15,8 +15,8 @@ static_assert(sizeof(NsaAscendSlotWrite) == sizeof(SlotWrite) &&
               "handed over as they are");
 
 const auto& OwnKernel() {
-  static const cann::Kernel<decltype(nsa_ascend_infer_plan), decltype(nsa_ascend_infer)> kernel(
-      "nsa_ascend_infer");
+  static const cann::KernelLauncher<decltype(nsa_ascend_infer_plan), decltype(nsa_ascend_infer)>
+      kernel("nsa_ascend_infer");
   return kernel;
 }
 

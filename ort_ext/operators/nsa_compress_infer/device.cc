@@ -3,16 +3,13 @@
 
 namespace nsa::compress_decode {
 
-constexpr auto kEveryNode = [](const Node&) {};
-
-const Offer<Node, Run> Operator::kOffers[] = {
-    {{cann::BackendChoice::kAscendKernels, RequireAscendKernels}, kEveryNode, LaunchAscendKernels},
+const OperatorBackend<Node, Run> Operator::kBackends[] = {
+    {{cann::BackendChoice::kAscendKernels, RequireAscendKernels}, EveryNode, LaunchAscendKernels},
     {{cann::BackendChoice::kAclnn, RequireAclnn}, RequireAclnnNode, LaunchAclnn},
 };
 
 void Operator::RunOnDevice(OrtKernelContext* context, const Node& node, DType dtype,
-                           const ort::DeviceNode& device,
-                           void (*launch_run)(const Run&, device::Launch&)) {
+                           const ort::DeviceNode& device, LaunchFunction<Run> launch_run) {
   const Inputs inputs(context, node);
   void* output = ort::Output(context, inputs.cache.shape());
   const size_t bytes = inputs.cache_bytes();

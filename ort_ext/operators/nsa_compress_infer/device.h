@@ -28,7 +28,7 @@ struct Run {
   mutable bool cache_touched = false;  // set before what writes is launched
 };
 
-// The two backends, as nodes.h wants them (Offer).
+// The two backends, as nodes.h wants them (OperatorBackend).
 void RequireAclnn();
 void RequireAclnnNode(const Node& node);
 void LaunchAclnn(const Run& run, device::Launch& launch);

@@ -80,7 +80,7 @@ def strings(namespace: str, texts: dict[str, str]) -> Iterator[str]:
 
 def windows_rows(windows: Any) -> dict[str, str]:
     """The rows that all operators on windows have."""
-    return {row_id: message for row_id, _, _, message in windows.DIM_ROWS} | {
+    return {row_id: message for row_id, _, _, message, *_ in windows.DIM_ROWS} | {
         row.id: row.message for row in windows.TENSOR_ROWS.values()
     }
 

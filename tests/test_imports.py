@@ -1,7 +1,7 @@
 """The structure of the Python sources, drawn from the sources themselves.
 
-- Each part imports itself or parts below it, and no modules import one another in a circle. (Imports for types alone make
-  no circle: what the build loads with the standard library alone has them.)
+- Each part imports itself or parts below it, and no modules import one another in a circle. Imports for types alone
+  make no circle: modules have them that the build loads with the standard library alone.
 - No import stands in a function, but for packages that a user may not have.
 - What is true of one operator is in its rooms: no other file names it.
 

@@ -73,7 +73,7 @@ def dims(rank, *choices):
 
 @settings(max_examples=400)
 @given(data=st.data())
-def test_compress_refuses_what_spec_refuses_in_its_words(data):
+def test_compress_refuses_what_the_contract_refuses_in_its_words(data):
     block = data.draw(near(0, 16, 16, 32, 32, 33, 128, 144, -16, MAX, MIN), "block")
     stride = data.draw(near(0, 16, 16, 16, 17, 32, 48, -16, MAX, MIN), "stride")
     heads = data.draw(near(1, 2, 2, 0, 128, 129), "N")
@@ -98,7 +98,7 @@ def test_compress_refuses_what_spec_refuses_in_its_words(data):
 
 @settings(max_examples=400)
 @given(data=st.data())
-def test_infer_refuses_what_spec_refuses_in_its_words(data):
+def test_infer_refuses_what_the_contract_refuses_in_its_words(data):
     block = data.draw(near(0, 16, 32, 32, 33, 112, 128, MAX, MIN), "block")
     stride = data.draw(near(0, 16, 16, 16, 17, 48, MAX, MIN), "stride")
     page = data.draw(near(64, 64, 64, 128, 32, MAX, MIN), "page")

@@ -4,6 +4,8 @@
 // Names, parameters and their meaning are the vendor's (the API reference of CANN 8.5). What every
 // call checks and counts is in README.md. An overload that is missing here does not compile: look
 // up what the real one does before adding it.
+//
+// Longer than other files, because CANN's is one header as well: a kernel includes it by this name.
 #ifndef NSA_ONNX_TESTS_SIM_ASCENDC_KERNEL_OPERATOR_H_
 #define NSA_ONNX_TESTS_SIM_ASCENDC_KERNEL_OPERATOR_H_
 

@@ -22,7 +22,7 @@ from nsa_onnx.explain.parts import MAX_SECTIONS
 from nsa_onnx.explain.section import MAX_PICTURE_BYTES
 from nsa_onnx.explain.segments import MAX_SEGMENTS, MAX_WINDOWS
 from nsa_onnx.operators import OPERATORS
-from nsa_onnx.operators.base import Operator
+from nsa_onnx.operators.base import Operator, dim_names
 from nsa_onnx.operators.pictures import Pages
 from nsa_onnx.operators.windows import triggers, window_count
 
@@ -107,6 +107,29 @@ def test_shapes_bytes_and_ratio_are_told():
     assert "160 tokens, 320.0 KiB, 16 dropped" in page.text
     assert "7 rows, 14.0 KiB" in page.text
     assert "22.9 : 1, 95.6 % saved" in page.text
+
+
+def test_dims_that_the_model_does_not_name_have_the_operator_s_names():
+    unnamed = models.compress(x=(None, 4, 16), y=(None, 4, 16))
+    types = [text for _, _, text in Page(explain(unnamed)).named("td", "type")]
+    assert types == ["float16 [T, 4, 16]", "float16 [T', 4, 16]"]
+    named = models.compress(x=("tokens", 4, 16), y=("kept", 4, 16))
+    page = Page(explain(named))
+    assert "float16 [tokens, 4, 16]" in page.text
+    decode = models.infer(x=(None, 64, 4, 16), cache=(None, 4, 16))
+    types = [text for _, _, text in Page(explain(decode)).named("td", "type")]
+    assert types == ["float16 [block_num, 64, 4, 16]", "float16 [slots, 4, 16]"]
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_what_an_operator_says_of_a_tensor_begins_with_its_dims(operator):
+    """The page and docs/operators.md take them from there."""
+    for one in (*operator.inputs, *operator.outputs):
+        names = dim_names(one)
+        assert one.text.startswith(f"`[{', '.join(names)}]`")
+        assert all(name.replace("'", "").isidentifier() for name in names), names
+    for output in operator.outputs:
+        assert len(dim_names(output)) == len(output.dims)
 
 
 def test_made_up_lengths_are_called_an_example_and_can_be_given():

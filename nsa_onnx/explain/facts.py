@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from onnx import NodeProto
@@ -13,11 +13,12 @@ from onnx import NodeProto
 from ..analysis import Analysis, NsaNode
 from ..checker import Finding, Report
 from ..graph.outline import below
-from ..graph.tensors import Unknown
+from ..graph.tensors import Unknown, tensor_facts
 from ..graph.walk import text
 from ..operators import OPERATORS
+from ..operators.base import dim_names
 from ..operators.pictures import NotDrawnError, Picture, Values
-from .neighbours import MAX_ENDS, Edge, Neighbourhood, type_in, type_text
+from .neighbours import MAX_ENDS, Edge, Neighbour, Neighbourhood, type_in, type_text
 
 # Nodes that are told about; of more, the page gives the number.
 MAX_SUBJECTS = 1000
@@ -31,7 +32,7 @@ class Subject:
     Attributes:
         position, total: its place among the nodes of its graph.
         attributes: as text, in the schema's order; "set by the caller" in a function.
-        input_type: of the first input of one of our operators; "?" if it is not connected.
+        input_type: of the first input; "?" if it is not connected.
         picture: None if the reason is in ``undrawn``; ``values`` are then shown in its place, if there are any.
     """
 
@@ -72,7 +73,8 @@ def subjects(model: Analysis, report: Report, lengths: Sequence[int] | None) -> 
         graph = graphs.get(id(node.scope))
         if graph is None:
             graph = graphs[id(node.scope)] = Neighbourhood(node.scope, numbers, shared.producers)
-        result.append(_with_picture(_subject(index, node, graph, tuple(mine[index])), node, lengths, shared))
+        drawn = _drawn(node, lengths, shared)
+        result.append(_subject(index, node, graph, tuple(mine[index]), drawn))
     for index in range(MAX_SUBJECTS, len(model.nodes)):
         others.extend(mine[index])
     return result, others
@@ -140,16 +142,43 @@ def _comparable(value: object) -> object:
 # One node
 
 
-def _subject(index: int, node: NsaNode, graph: Neighbourhood, findings: tuple[Finding, ...]) -> Subject:
+@dataclass(frozen=True)
+class _Drawn:
+    """As the attributes of `Subject`."""
+
+    picture: Picture | None = None
+    undrawn: str = ""
+    values: Values | None = None
+
+
+def _drawn(node: NsaNode, lengths: Sequence[int] | None, shared: _Shared) -> _Drawn:
+    if node.facts is None:
+        return _Drawn(undrawn="Not an operator of this domain, so there is nothing to draw.")
+    try:
+        return _Drawn(shared.picture(OPERATORS[node.op_type].picture(node.facts, lengths)))
+    except NotDrawnError as error:
+        return _Drawn(undrawn=str(error), values=error.values)
+
+
+def _subject(index: int, node: NsaNode, graph: Neighbourhood, findings: tuple[Finding, ...], drawn: _Drawn) -> Subject:
     scope, proto, operator = node.scope, node.proto, OPERATORS.get(node.op_type)
-    formal = dict(enumerate(operator.input_names if operator else ()))
+    formal = [(one.name, dim_names(one)) for one in operator.inputs] if operator else []
+    formal += [(f"input {i}", ()) for i in range(len(formal), _MAX_INPUTS)]
     inputs = tuple(
-        Edge(formal.get(i, f"input {i}"), text(value), type_text(type_in(scope, value)), (graph.producer(value),))
-        for i, value in enumerate(proto.input[:_MAX_INPUTS])
+        _edge(name, value, graph, names, (graph.producer(value),))
+        for (name, names), value in zip(formal, proto.input[:_MAX_INPUTS], strict=False)
         if value
     )
-    made = ["output"] if operator is None else [one.name for one in operator.outputs]
-    outputs = tuple(_output(name, value, graph) for name, value in zip(made, proto.output, strict=False) if value)
+    made: list[tuple[str, tuple[str, ...]]] = [("output", ())]
+    if operator is not None:
+        made = [(one.name, dim_names(one)) for one in operator.outputs]
+    if drawn.picture is not None and drawn.picture.exact:  # onnx's inference may not know: too many lengths
+        made[0] = (made[0][0], (str(drawn.picture.after), *made[0][1][1:]))
+    outputs = tuple(
+        _edge(name, value, graph, names, tuple(graph.consumers[value][:MAX_ENDS]), graph.counts[value] - MAX_ENDS)
+        for (name, names), value in zip(made, proto.output, strict=False)
+        if value
+    )
     return Subject(
         index,
         node.name,
@@ -161,14 +190,24 @@ def _subject(index: int, node: NsaNode, graph: Neighbourhood, findings: tuple[Fi
         _attributes(node),
         inputs,
         outputs,
-        next((edge.type for edge in inputs if edge.argument == formal.get(0)), "?"),
+        next((edge.type for edge in inputs if edge.argument == formal[0][0]), "?"),
         findings,
+        drawn.picture,
+        drawn.undrawn,
+        drawn.values,
     )
 
 
-def _output(name: str, value: str, graph: Neighbourhood) -> Edge:
-    ends = tuple(graph.consumers[value][:MAX_ENDS])
-    return Edge(name, text(value), type_text(type_in(graph.scope, value)), ends, graph.counts[value] - len(ends))
+def _edge(
+    argument: str,
+    value: str,
+    graph: Neighbourhood,
+    names: Sequence[str],
+    ends: tuple[Neighbour, ...],
+    more: int = 0,
+) -> Edge:
+    known = type_in(graph.scope, value)
+    return Edge(argument, text(value), type_text(known, names), tensor_facts(known), ends, more)
 
 
 def _attributes(node: NsaNode) -> tuple[tuple[str, str], ...]:
@@ -185,17 +224,3 @@ def _attributes(node: NsaNode) -> tuple[tuple[str, str], ...]:
             shown = "missing" if value is None else f"not {'a float' if one.is_float else 'an int'}"
         result.append((one.name, shown))
     return tuple(sorted(result))
-
-
-def _with_picture(subject: Subject, node: NsaNode, lengths: Sequence[int] | None, shared: _Shared) -> Subject:
-    if node.facts is None:
-        return replace(subject, undrawn="Not an operator of this domain, so there is nothing to draw.")
-    try:
-        picture = shared.picture(OPERATORS[node.op_type].picture(node.facts, lengths))
-    except NotDrawnError as error:
-        return replace(subject, undrawn=str(error), values=error.values)
-    outputs = subject.outputs
-    if outputs and picture.exact and "[?," in outputs[0].type:  # too many lengths for onnx's inference
-        first = replace(outputs[0], type=outputs[0].type.replace("[?,", f"[{picture.after},", 1))
-        outputs = (first, *outputs[1:])
-    return replace(subject, picture=picture, outputs=outputs)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnx import NodeProto, TypeProto
 
 from ..graph.outline import Step, below
 from ..graph.scopes import Scope
-from ..graph.tensors import tensor_facts
+from ..graph.tensors import TensorFacts, tensor_facts
 from ..graph.walk import node_name, text
 from ..operators.contract import DOMAIN
 from .markup import brief
@@ -41,11 +41,16 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Edge:
-    """One input or output of a node: its formal name, the value's name and type, and who is at the other ends."""
+    """One input or output of a node: its formal name, the value's name and type, and who is at the other ends.
+
+    Attributes:
+        facts: of the type, without the names of its dims.
+    """
 
     argument: str
     value: str
     type: str
+    facts: TensorFacts
     ends: tuple[Neighbour, ...]
     more: int = 0
 
@@ -128,20 +133,25 @@ class Neighbourhood:
         return tuple(found)
 
 
-def type_text(type_proto: TypeProto | None) -> str:
-    """``float16 [T, 4, 128]``; ``?`` for what is not known."""
+def type_text(type_proto: TypeProto | None, names: Sequence[str] = ()) -> str:
+    """``float16 [T, 4, 128]``, with these names for dims that have none in the model; ``?`` for what is not known."""
     facts = tensor_facts(type_proto)
     dtype = facts.dtype or "?"
     if type_proto is None or facts.shape is None:
         return f"{dtype} [?]"
     dims = type_proto.tensor_type.shape.dim
-    shown = [str(d.dim_value) if d.HasField("dim_value") else _dim_name(d.dim_param) for d in dims[:8]]
+    if len(names) != len(dims):
+        names = ("?",) * len(dims)
+    shown = [
+        str(dim.dim_value) if dim.HasField("dim_value") else _dim_name(dim.dim_param) or name
+        for dim, name in zip(dims[:8], names, strict=False)
+    ]
     return f"{dtype} [{', '.join(shown)}{', …' if len(dims) > 8 else ''}]"
 
 
 def _dim_name(name: str | bytes) -> str:
-    """A dim's name; those that onnx makes up while it infers say nothing."""
-    return "?" if not name or brief(name).startswith("unk__") else brief(name, 40)
+    """A dim's name; none for those that onnx makes up while it infers."""
+    return "" if not name or brief(name).startswith("unk__") else brief(name, 40)
 
 
 def type_in(scope: Scope, value: str) -> TypeProto | None:

@@ -47,7 +47,7 @@ class Input:
 
     Attributes:
         type: `T` or an ONNX type, as "tensor(int32)".
-        text: for the documentation.
+        text: for the documentation; it begins with the names of the dims, as "`[T, N, D]`: ".
         lengths: what it holds, if it holds lengths.
         below: for an input of indices, whose dim they must stay below: (input, axis).
         distinct: whether no two of those indices may be equal. Negative ones are padding.
@@ -69,6 +69,7 @@ class Output:
     """An output of the node.
 
     Attributes:
+        type, text: as of an `Input`.
         dims: per axis, the (input, axis) that it may be read from, the best first; none for a dim of its own.
         updates: the input that it is the new state of, if there is one.
     """
@@ -78,6 +79,11 @@ class Output:
     text: str
     dims: tuple[tuple[tuple[str, int], ...], ...]
     updates: str | None = None
+
+
+def dim_names(one: Input | Output) -> tuple[str, ...]:
+    """What the documentation calls the dims: "T", "N", "D"."""
+    return tuple(one.text.partition("]")[0].removeprefix("`[").split(", "))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from ..checker import RunUnavailableError
 from ..checker.run import require_onnxruntime
 from ..console import say, tell
 from ..graph.writing import write_model
-from ..recognise.pattern import OWN_BODY
 from ..recognise.wanted import WINDOWS
 from . import Candidate, FuseResult, fuse
 from .compare import compare
@@ -79,11 +78,7 @@ def _where(candidate: Candidate) -> str:
 
 
 def _window(candidate: Candidate) -> str:
-    count = len(candidate.actual_seq_len)
-    segments = f"{count} segment{'s' if count > 1 else ''}"
-    if not count:
-        segments = "lengths as before" if candidate.form == OWN_BODY else "one segment of any length"
-    return f"block {candidate.compress_block_size}, stride {candidate.compress_stride}, {segments}"
+    return f"block {candidate.compress_block_size}, stride {candidate.compress_stride}, {candidate.segments}"
 
 
 def _verify(seen: Analysis, result: FuseResult) -> None:

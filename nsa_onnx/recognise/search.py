@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..graph.scopes import Scope
+from ..operators.contract import plural
 from ..operators.windows import BLOCK, STRIDE
 from .graph import graphs
-from .pattern import Found
+from .pattern import OWN_BODY, Found
 from .pattern import search as search_graph
 from .positions import Budget, ExhaustedError
 from .wanted import WINDOWS
@@ -45,6 +46,13 @@ class Candidate:
     actual_seq_len: tuple[int, ...] = ()
     inexact: str = ""
     op_type: str = WINDOWS.op_type
+
+    @property
+    def segments(self) -> str:
+        """How many segments it compresses, in words."""
+        if self.actual_seq_len:
+            return plural(len(self.actual_seq_len), "segment")
+        return "lengths as before" if self.form == OWN_BODY else "one segment of any length"
 
 
 @dataclass(frozen=True)

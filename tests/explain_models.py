@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import nsa_models as models
 import numpy as np
-from onnx import TensorProto, helper
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from nsa_onnx.checker.rules import RULES
 
 # What a page must show as text and never as markup. If one of them became markup, `window.pwned` would tell.
 ATTACKS = (
@@ -84,3 +87,36 @@ def many(count):
         outputs.append(models.value(f"y{index}", np.float16, ("R", 4, 16)))
     inputs = [models.value("x", np.float16, (100, 4, 16)), models.value("w", np.float16, (32, 4))]
     return models.model(nodes, inputs, outputs, [models.lengths([40, 100])])
+
+
+def layered(count):
+    """`count` layers of two NsaCompress nodes, named as PyTorch's dynamo exporter names them; lengths are inputs."""
+    nodes, weights, outputs = [], [], []
+    for index in range(2 * count):
+        weight = f"decoder.layers.{index // 2}.attention.compress_{'value' if index % 2 else 'key'}"
+        nodes.append(models.node(inputs=("x", weight, "seq"), outputs=(f"windows.{index}",)))
+        nodes[-1].name = f"node_nsa_compress_{index}"
+        weights.append(numpy_helper.from_array(np.zeros((32, 4), np.float16), weight))
+        outputs.append(models.value(f"windows.{index}", np.float16, (None, 4, 16)))
+    inputs = [models.value("x", np.float16, (None, 4, 16)), models.value("seq", TensorProto.INT64, ["B"])]
+    return models.model(nodes, inputs, outputs, weights)
+
+
+def decomposed():
+    """The compression in standard operators."""
+    return onnx.parser.parse_model(RULES["NSA028"].example)
+
+
+def almost():
+    """What looks like the compression, but whose D no node takes."""
+    return onnx.parser.parse_model(RULES["NSA028"].example.replace("4, 16]", "4, 8]"))
+
+
+def without():
+    """A model that has nothing to do with any of it."""
+    return models.model(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        [models.value("x", np.float16, (4, 4))],
+        [models.value("y", np.float16, (4, 4))],
+        imports=(),
+    )

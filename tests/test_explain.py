@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import colorsys
+import re
 import stat
-from html.parser import HTMLParser
 
 import explain_models
 import nsa_models as models
 import numpy as np
 import onnx
 import pytest
+from explain_page import Page, of, section_of
 from onnx import TensorProto, helper
 
 from nsa_onnx.analysis import analyse
@@ -21,57 +23,13 @@ from nsa_onnx.explain.facts import MAX_SUBJECTS, subjects
 from nsa_onnx.explain.parts import MAX_SECTIONS
 from nsa_onnx.explain.section import MAX_PICTURE_BYTES
 from nsa_onnx.explain.segments import MAX_SEGMENTS, MAX_WINDOWS
+from nsa_onnx.fuse import candidates
 from nsa_onnx.operators import OPERATORS
 from nsa_onnx.operators.base import Operator, dim_names
 from nsa_onnx.operators.pictures import Pages
 from nsa_onnx.operators.windows import triggers, window_count
 
 MEGABYTE = 2**20
-
-
-class Page(HTMLParser):
-    """The elements of a page, in order, as (name, attributes, own text)."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.elements, self.open, self.text = [], [], ""
-        self.feed(html)
-        self.close()
-        assert not self.open, "every element is closed"
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append([tag, dict(attributes), ""])
-        if tag not in ("meta", "link"):
-            self.open.append(self.elements[-1])
-
-    def handle_endtag(self, tag):
-        assert self.open.pop()[0] == tag
-
-    def handle_data(self, data):
-        self.text += data
-        if self.open:
-            self.open[-1][2] += data
-
-    def named(self, tag, kind=None):
-        return [e for e in self.elements if e[0] == tag and (kind is None or e[1].get("class") == kind)]
-
-    def drawings(self, start):
-        """(tokens of the width, boxes as (class, first token, tokens)) of the pictures whose label starts so."""
-        found, current = [], None
-        for tag, attributes, _ in self.elements:
-            if tag == "svg":
-                current = None
-                if attributes.get("aria-label", "").startswith(start):
-                    current = (int(attributes["data-tokens"]), [])
-                    found.append(current)
-            elif tag == "rect" and current is not None:
-                x, width = (float(attributes[key].removesuffix("%")) * current[0] / 100 for key in ("x", "width"))
-                current[1].append((attributes["class"], round(x, 1), round(width, 1)))  # tokens are whole numbers
-        return found
-
-
-def of(boxes, *kinds):
-    return [(x, width) for kind, x, width in boxes if kind in kinds]
 
 
 @pytest.mark.parametrize(("block", "stride"), [(32, 16), (32, 32), (128, 16), (48, 32)])
@@ -172,12 +130,11 @@ def test_findings_are_at_their_node_with_rule_hint_and_mark():
     del made.graph.node[1].attribute[:]
     made.graph.node[1].attribute.extend(models.node(compress_stride=24).attribute)
     html = explain(made)
-    start, end = html.index('id="node-1"'), html.index('id="node-2"')
-    assert "NSA011" in html[start:end]
-    assert "compress_stride must be a multiple of 16, got 24" in html[start:end]
-    assert '<dd class="wrong">24</dd>' in html[start:end]
-    assert "NSA011" not in html[:start].split("Node by node")[1]
-    assert "NSA011" not in html[end:]
+    section = section_of(html, 1)
+    assert "NSA011" in section
+    assert "compress_stride must be a multiple of 16, got 24" in section
+    assert '<dd class="wrong">24</dd>' in section
+    assert "NSA011" not in html.replace(section, "").split("Node by node")[1]
 
 
 def test_wrong_lengths_are_marked_and_not_drawn():
@@ -202,6 +159,49 @@ def test_findings_about_no_node_are_told_apart():
     assert "Findings elsewhere in the model" in html
     assert "NSA001" in html
     assert "nothing to draw" in html
+
+
+def test_a_model_without_nodes_is_told_what_fuse_would_find(tmp_path):
+    path = tmp_path / "my model.onnx"
+    onnx.save(explain_models.decomposed(), path)
+    page = Page(explain(path))
+    assert "1 value in it is computed in standard operators" in page.text
+    assert page.named("p", "command")
+    assert "nsa-onnx fuse 'my model.onnx' -o fused.onnx" in page.text
+    shown = [text for _, attributes, text in page.elements if "data-label" in attributes]
+    assert shown == ["NsaCompress", "16 / 16 tokens", "1 segment", "windows times weight, summed"]
+    (fusable,) = candidates(path)
+    assert fusable.segments == "1 segment"
+
+
+def test_what_fuse_leaves_is_told_with_the_reason():
+    made = explain_models.almost()
+    (left,) = candidates(made)
+    page = Page(explain(made))
+    assert "1 value left as is, and why" in page.text
+    assert left.reason in page.text
+    assert not page.named("p", "command")
+
+
+def test_what_needs_an_option_is_told_with_the_option():
+    made = explain_models.decomposed()
+    for node in [node for node in made.graph.node if node.op_type == "Cast"]:  # sums in float16
+        node.attribute[0].i = TensorProto.FLOAT16
+    page = Page(explain(made))
+    assert "nsa-onnx fuse model.onnx -o fused.onnx --allow-rounding" in page.text
+    (found,) = analyse(made).candidates(allow_rounding=True)
+    assert f"needs --allow-rounding: {found.inexact}" in page.text
+
+
+def test_a_model_that_has_nothing_to_fuse_is_told_so():
+    page = Page(explain(explain_models.without()))
+    assert "nsa-onnx fuse would put none in" in page.text
+    assert not page.named("p", "command")
+    assert "left as is" not in page.text
+
+
+def test_a_model_with_nodes_is_not_told_of_fuse():
+    assert "nsa-onnx fuse" not in explain(models.compress())
 
 
 def nested():
@@ -232,12 +232,6 @@ def nested():
     inputs += [models.value("seq", TensorProto.INT64, ["B"]), models.value("flag", TensorProto.BOOL, [])]
     outputs = [models.value(name, np.float16, ("R", 4, 16)) for name in ("out", "f", "g", "gg")]
     return models.model(nodes, inputs, outputs, functions=[function], imports=(("nsa_onnx", 1), ("local", 1)))
-
-
-def section_of(html, index):
-    """The HTML of one node's section."""
-    following = html.find(f'id="node-{index + 1}"')
-    return html[html.index(f'id="node-{index}"') : following if following > 0 else None]
 
 
 def test_neighbours_and_places_are_told():
@@ -289,13 +283,50 @@ def test_rows_and_windows_just_inside_the_bounds_are_all_drawn():
         assert len(of(page.drawings("segment 0:")[0][1], "window0", "window1")) == drawn
 
 
+def colours():
+    """The page's colours by name, of the light and of the dark scheme, as (red, green, blue) from 0 to 1."""
+    light, dark = Page(explain(models.compress())).named("style")[0][2].split("prefers-color-scheme")[:2]
+    pattern = r"--([\w-]+): #(\w\w)(\w\w)(\w\w)"
+    return [
+        {name: tuple(int(part, 16) / 255 for part in parts) for name, *parts in re.findall(pattern, scheme)}
+        for scheme in (light, dark)
+    ]
+
+
+def test_text_in_pictures_stands_out_from_its_ground():
+    """At least 4.5 : 1, as WCAG computes it; in pictures a browser cannot tell the ground."""
+
+    def luminance(colour):
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in colour]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for scheme in colours():
+        pairs = [("inside", "window0"), ("inside", "window1"), ("ink", "segment0"), ("ink", "page"), ("quiet", "card")]
+        for text, ground in pairs:
+            darker, lighter = sorted((luminance(scheme[text]), luminance(scheme[ground])))
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (text, ground)
+
+
+def test_amber_is_for_warnings_and_nothing_else():
+    """Its hues, in both colour schemes; what only informs has none of them."""
+    style = Page(explain(models.compress())).named("style")[0][2]
+    for scheme in colours():
+        hues = {name: colorsys.rgb_to_hls(*colour) for name, colour in scheme.items()}
+        amber = {name for name, (hue, _, saturation) in hues.items() if 20 <= 360 * hue <= 60 and saturation > 0.2}
+        assert amber == {"warning", "warning-ground"}
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", style)
+    users = [selector.strip() for selector, body in rules if "var(--warning" in body]
+    assert users
+    assert all(selector.endswith(".warning") for selector in users), users
+
+
 def test_the_same_picture_is_folded_and_linked():
     html = explain(explain_models.many(3))
     assert html.count("The same picture as layer 0") == 2
 
 
 def test_pictures_beyond_the_page_s_share_are_left_out(monkeypatch):
-    monkeypatch.setattr(section, "MAX_PICTURE_BYTES", 8_000)
+    monkeypatch.setattr(section, "MAX_PICTURE_BYTES", 5_000)
     made = explain_models.many(4)
     for index in (1, 2):  # pictures of their own
         made.graph.node[index].input[2] = f"seq{index}"
@@ -303,7 +334,7 @@ def test_pictures_beyond_the_page_s_share_are_left_out(monkeypatch):
     html = explain(made)
     assert "Not drawn, to keep the page small." in html
     assert 'The same picture as <a href="#node-0">layer 0</a>' in html
-    assert len(html) < len(explain(explain_models.many(4))) + 8_000
+    assert len(html) < len(explain(explain_models.many(4))) + 5_000
 
 
 def test_a_finding_without_a_place_is_at_the_only_node_of_its_name():

@@ -1,8 +1,8 @@
 """``nsa-onnx explain``: one HTML page that shows what the NSA nodes of a model do.
 
-`explain` makes the page. `facts` and `neighbours` collect what it shows, `segments` and `pages` draw the two kinds of
-pictures that operators have, `section` and `page` put them together. All of them build HTML with `markup`, which
-escapes every text that it did not make itself.
+`explain` makes the page. `facts`, `neighbours` and `layers` collect what it shows, `segments` and `pages` draw the two
+kinds of pictures that operators have. `section` shows one node, `nodes` all of them, `fusable` what could be one,
+`page` the whole. All of them build HTML with `markup`, which escapes every text that it did not make itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ..analysis import Source
 from ..checker import UnreadableModelError, examine
 from ..operators.pictures import MAX_DRAWN_LENGTH
-from .facts import places, subjects
+from .facts import subjects
 from .page import render, title_of
 
 __all__ = ["MAX_DRAWN_LENGTH", "explain"]
@@ -46,6 +46,6 @@ def explain(
     title = title_of(seen.path) if seen.path else "model"
     try:
         found, others = subjects(seen, report, lengths)
-        return render(title, seen.proto, report, found, others, places(seen, found))
+        return render(title, seen, report, found, others)
     except UnicodeError as error:
         raise UnreadableModelError(f"{report.model or 'model'}: holds text that is not UTF-8") from error

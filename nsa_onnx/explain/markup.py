@@ -62,6 +62,11 @@ def brief(text: str | bytes, limit: int = MAX_TEXT) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def code(text: str) -> list[Html | str]:
+    """Text of ours, with what stands between backticks as code."""
+    return [tag("code", part) if index % 2 else part for index, part in enumerate(text.split("`"))]
+
+
 def number(value: int) -> str:
     return f"{value:,}"
 

@@ -4,47 +4,43 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from importlib import resources
 from pathlib import PurePath
 
 from onnx import ModelProto
 
+from ..analysis import Analysis
 from ..checker import Finding, Report, Severity
+from ..operators import OPERATORS
 from ..operators.windows import BLOCK, STRIDE
-from .facts import Place, Subject
-from .markup import NOTHING, Html, brief, byte_size, count, join, number, plain, raw, tag
+from .facts import Place, Subject, places
+from .fusable import fusable
+from .layers import kind
+from .markup import NOTHING, Html, brief, byte_size, code, count, join, number, plain, raw, tag
+from .nodes import node_by_node
 from .parts import MAX_SECTIONS, badges, crumbs, documentation, findings
-from .section import Pictures, section
-
-_OPEN_SECTIONS = 6
 
 
 def render(
     title: str,
-    proto: ModelProto,
+    model: Analysis,
     report: Report,
     found: Sequence[Subject],
     others: Sequence[Finding],
-    where: list[Place],
 ) -> Html:
     """The whole page."""
     style = resources.files(__package__).joinpath("page.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-    pictures = Pictures()
-    shown = found[:MAX_SECTIONS]
-    sections = [section(subject, pictures, is_open=i < _OPEN_SECTIONS) for i, subject in enumerate(shown)]
     main = tag(
         "main",
         _summary(report, found),
-        _overview(report, found),
+        _overview(report, found) if found else fusable(model, title if model.path else "model.onnx"),
         _general(others),
-        _where(where),
-        tag("section", tag("h2", "Node by node"), *sections, _left_out(report), aria_label="Node by node")
-        if found
-        else None,
-        _model(proto),
+        _where(places(model, found)),
+        node_by_node(found, len(report.nodes)) if found else None,
+        _model(model.proto),
         id="main",
         tabindex="-1",
     )
@@ -69,7 +65,7 @@ def render(
         "footer",
         tag("p", "One file, no scripts, nothing is loaded from elsewhere. Lengths and windows are drawn to scale."),
     )
-    body = tag("body", tag("a", "Skip to the nodes", class_="skip", href="#main"), _patterns(), header, main, footer)
+    body = tag("body", tag("a", "Skip to the content", class_="skip", href="#main"), _patterns(), header, main, footer)
     return join(raw("<!doctype html>\n"), tag("html", head, body, lang="en"), raw("\n"))
 
 
@@ -120,21 +116,52 @@ def _summary(report: Report, found: Sequence[Subject]) -> Html:
 
 
 def _overview(report: Report, found: Sequence[Subject]) -> Html:
-    if not found:
-        return tag("p", "The model has no node of domain nsa_onnx, so there is nothing to draw.", class_="empty")
-    head = tag(
-        "tr", *(tag("th", name, scope="col") for name in ("node", "window", "before", "after", "ratio", "findings"))
+    kinds: dict[Hashable, list[Subject]] = {}
+    for subject in found:
+        kinds.setdefault(kind(subject), []).append(subject)
+    more = len(report.nodes) - len(found)
+    left_out = tag("p", f"{number(more)} more nodes are not listed.", class_="note") if more > 0 else None
+    every = None
+    if len(kinds) < len(found):
+        summary = tag("summary", f"All {count(len(found), 'node')}, one by one")
+        every = tag("details", summary, _table([_overview_row(subject) for subject in found]), class_="more")
+    return tag(
+        "section",
+        tag("h2", "Overview", id="overview"),
+        _table([_overview_row(first, len(others)) for first, *others in kinds.values()]),
+        every,
+        left_out,
+        *_names_of_dims(found),
+        aria_labelledby="overview",
     )
-    rows = [_overview_row(subject) for subject in found]
-    more = len(report.nodes) - len(rows)
-    note = tag("p", f"{number(more)} more nodes are not listed.", class_="note") if more > 0 else None
-    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="stack")
-    return tag("section", tag("h2", "Overview", id="overview"), table, note, aria_labelledby="overview")
 
 
-def _overview_row(subject: Subject) -> Html:
+_COLUMNS = ("node", "window / stride", "before", "after", "ratio", "findings")
+
+
+def _table(rows: Sequence[Html]) -> Html:
+    head = tag("tr", *(tag("th", name, scope="col") for name in _COLUMNS))
+    return tag("table", tag("thead", head), tag("tbody", *rows), class_="stack")
+
+
+def _names_of_dims(found: Sequence[Subject]) -> list[Html]:
+    """Of each operator that the model has: what its first input and output are, in the words of its documentation."""
+    notes = []
+    for operator in (
+        OPERATORS[name] for name in dict.fromkeys(subject.op_type for subject in found) if name in OPERATORS
+    ):
+        first, made = operator.inputs[0], operator.outputs[0]
+        reads, makes = (
+            join(tag("b", first.name), " ", *code(first.text)),
+            join(tag("b", made.name), " ", *code(made.text)),
+        )
+        notes.append(tag("p", f"{operator.op_type} reads ", reads, " It makes ", makes, class_="note"))
+    return notes
+
+
+def _overview_row(subject: Subject, alike: int = 0) -> Html:
     attributes, picture = dict(subject.attributes), subject.picture
-    window = f"{attributes.get(BLOCK, '?')} / {attributes.get(STRIDE, '?')}"
+    window = f"{attributes.get(BLOCK, '?')} / {attributes.get(STRIDE, '?')} tokens"
     ratio = NOTHING
     if picture is not None and picture.exact:
         ratio = f"{picture.before / picture.after:.1f} : 1" if picture.after else "nothing left"
@@ -144,15 +171,17 @@ def _overview_row(subject: Subject) -> Html:
     if subject.index < MAX_SECTIONS:
         name = tag("a", name, href=f"#node-{subject.index}")
     cells = (
-        ("window", window, "num"),
-        ("before", subject.input_type, "type"),
-        ("after", subject.outputs[0].type if subject.outputs else "?", "type"),
-        ("ratio", ratio, "num"),
-        ("findings", badges(subject.findings), None),
+        (window, "num"),
+        (subject.input_type, "type"),
+        (subject.outputs[0].type if subject.outputs else "?", "type"),
+        (ratio, "num"),
+        (badges(subject.findings), None),
     )
     place = "" if subject.place == "graph" else f" in {crumbs(subject.place)}"
-    first = tag("th", name, tag("small", f"{brief(subject.op_type)}{place}"), scope="row")
-    return tag("tr", first, *(tag("td", value, data_label=label, class_=kind) for label, value, kind in cells))
+    more = tag("small", f"and {number(alike)} more like it") if alike else None
+    first = tag("th", name, tag("small", f"{brief(subject.op_type)}{place}"), more, scope="row")
+    labelled = zip(_COLUMNS[1:], cells, strict=True)
+    return tag("tr", first, *(tag("td", value, data_label=label, class_=style) for label, (value, style) in labelled))
 
 
 def _general(others: Sequence[Finding]) -> Html | None:
@@ -204,13 +233,6 @@ def _where(where: Sequence[Place]) -> Html | None:
 
 def _spaced(links: Sequence[Html]) -> list[Html | str]:
     return [part for link in links for part in (link, " ")][:-1]
-
-
-def _left_out(report: Report) -> Html | None:
-    more = len(report.nodes) - MAX_SECTIONS
-    if more <= 0:
-        return None
-    return tag("p", f"The other {number(more)} nodes are left out, to keep the page small.", class_="note")
 
 
 def _model(proto: ModelProto) -> Html:

@@ -42,7 +42,7 @@ class PagesView(View[Pages]):
             ("window0", "window that is compressed"),
             ("next", "next window, not yet full"),
         )
-        windows = f"windows of {picture.block}, one every {picture.stride} tokens"
+        windows = f"windows of {count(picture.block, 'token')}, one every {number(picture.stride)}"
         return figure(
             f"Sequences in pages of {picture.page} tokens; {windows}", shown, row_list(rows), note=" ".join(notes)
         )

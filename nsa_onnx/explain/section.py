@@ -12,7 +12,7 @@ from .facts import Subject
 from .markup import Html, brief, count, join, number, tag
 from .neighbours import Edge, Neighbour
 from .pages import PagesView
-from .parts import MAX_FINDINGS, MAX_SECTIONS, badges, crumbs, documentation, findings
+from .parts import MAX_SECTIONS, badges, crumbs, documentation, findings
 from .segments import SegmentsView
 from .view import View
 
@@ -53,19 +53,24 @@ class Pictures:
         return tag("p", "The same picture as ", tag("a", brief(first[1]), href=f"#node-{first[0]}"), class_="note")
 
 
-def section(subject: Subject, pictures: Pictures, is_open: bool) -> Html:
-    """One node: findings, neighbours, amounts, picture and numbers."""
+def section(subject: Subject, pictures: Pictures, level: int, *, is_open: bool, like: str = "") -> Html:
+    """One node: findings, neighbours, amounts, picture and numbers.
+
+    Args:
+        level: of its heading.
+        like: the name of an earlier node of which there is the same to tell.
+    """
     ident = f"node-{subject.index}"
-    heading = tag("h3", brief(subject.name))
+    heading = tag(f"h{level}", brief(subject.name))
     where = (
         f"{brief(subject.op_type)}, #{subject.position} of {count(subject.total, 'node')} in {crumbs(subject.place)}"
     )
-    sub = tag("span", where, class_="quiet")
+    sub = tag("span", f"{where}, like {brief(like)}" if like else where, class_="quiet")
     body = [
         findings(subject.findings, named=False) if subject.findings else None,
-        _neighbourhood(subject),
+        _neighbourhood(subject, level + 1),
         _amounts(subject),
-        _picture(subject, pictures),
+        _picture(subject, pictures, level + 1),
         _numbers(subject),
         documentation(subject.doc) if subject.doc else None,
     ]
@@ -75,11 +80,11 @@ def section(subject: Subject, pictures: Pictures, is_open: bool) -> Html:
         tag("summary", heading, sub, badges(subject.findings) if subject.findings else None),
         tag("div", *body, id=ident, class_="body", role="group", aria_label=brief(subject.name)),
         class_="node",
-        open=is_open or bool(subject.findings and subject.index < MAX_FINDINGS),
+        open=is_open,
     )
 
 
-def _neighbourhood(subject: Subject) -> Html:
+def _neighbourhood(subject: Subject, level: int) -> Html:
     """Producers, the node, consumers: three columns, or one below the other on a small screen."""
     marked: dict[str, str] = {}
     for finding in reversed(subject.findings):  # the first finding of an argument is the one that marks it
@@ -95,9 +100,9 @@ def _neighbourhood(subject: Subject) -> Html:
     centre = tag("div", tag("b", brief(subject.op_type)), tag("dl", *attributes), class_="self")
     return tag(
         "div",
-        tag("div", tag("h4", "Inputs, and where they come from"), tag("ul", *sources), class_="sources"),
+        tag("div", tag(f"h{level}", "Inputs, and where they come from"), tag("ul", *sources), class_="sources"),
         centre,
-        tag("div", tag("h4", "Output, and who reads it"), tag("ul", *sinks), class_="sinks"),
+        tag("div", tag(f"h{level}", "Output, and who reads it"), tag("ul", *sinks), class_="sinks"),
         class_="graph",
     )
 
@@ -150,14 +155,15 @@ def _amounts(subject: Subject) -> Html | None:
     return join(tag("p", example, class_="example") if example else None, facts)
 
 
-def _picture(subject: Subject, pictures: Pictures) -> Html:
+def _picture(subject: Subject, pictures: Pictures, level: int) -> Html:
     if subject.picture is not None:
         return pictures.take(subject.picture, subject)
-    values = _values(subject.values) if subject.values is not None and subject.values.values.size else None
+    shown = subject.values
+    values = _values(shown, level) if shown is not None and shown.values.size else None
     return tag("div", tag("p", subject.undrawn, class_="note"), values)
 
 
-def _values(shown: Values) -> Html:
+def _values(shown: Values, level: int) -> Html:
     chips = [
         tag("li", number(value), class_="wrong" if i in shown.wrong else None)
         for i, value in enumerate(shown.values[:_MAX_VALUES].tolist())
@@ -165,7 +171,7 @@ def _values(shown: Values) -> Html:
     more = shown.values.size - len(chips)
     if more > 0:
         chips.append(tag("li", f"and {number(more)} more", class_="quiet"))
-    return join(tag("h4", shown.argument), tag("ol", *chips, class_="chips", start=0))
+    return join(tag(f"h{level}", shown.argument), tag("ol", *chips, class_="chips", start=0))
 
 
 def _numbers(subject: Subject) -> Html | None:

@@ -136,7 +136,10 @@ def _segments(picture: Segments) -> Html:
         ("segment0", "tokens in windows"), ("window0", "window"), ("tail", "dropped tail"), ("short", "no window fits")
     )
     return figure(
-        f"Segments and their windows of {picture.block}, {picture.stride} apart", shown, row_list(rows), note=note
+        f"Segments and their windows of {count(picture.block, 'token')}, {number(picture.stride)} apart",
+        shown,
+        row_list(rows),
+        note=note,
     )
 
 

@@ -23,6 +23,9 @@ def wrong():
 
 MODELS = {
     "many nodes": lambda: explain_models.many(9),
+    "layers": lambda: explain_models.layered(5),
+    "to be fused": explain_models.decomposed,
+    "not to be fused": explain_models.almost,
     "many segments": lambda: explain_models.ragged(np.random.default_rng(0).integers(20, 900, 60)),
     "too many segments": lambda: explain_models.ragged(np.random.default_rng(0).integers(1, 60, 20_000)),
     "one long segment": lambda: explain_models.ragged([2**21 + 7], 128, 16),
@@ -46,7 +49,7 @@ def open_all(browser):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 768, 1100])
+@pytest.mark.parametrize("width", [360, 390, 768, 1100])
 @pytest.mark.parametrize("name", MODELS)
 def test_it_renders_without_errors_requests_or_sideways_scrolling(browser, pages, name, width, scheme):
     browser.show(pages[name], width, scheme=scheme)
@@ -90,7 +93,7 @@ _CONTRAST = """
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["decode", "findings"])
+@pytest.mark.parametrize("name", ["decode", "findings", "layers", "to be fused", "not to be fused"])
 def test_text_stands_out_from_its_ground(browser, pages, name, scheme):
     browser.show(pages[name], scheme=scheme)
     open_all(browser)
@@ -101,7 +104,7 @@ def press(browser, *keys):
     ActionChains(browser.driver).send_keys(*keys).perform()
 
 
-@pytest.mark.parametrize("name", ["findings", "decode", "many nodes"])
+@pytest.mark.parametrize("name", ["findings", "decode", "many nodes", "layers", "not to be fused"])
 def test_every_control_is_reached_by_tab_and_shows_its_focus(browser, pages, name):
     browser.show(pages[name])
     controls = "return [...document.querySelectorAll('a[href], summary')].filter(e => e.checkVisibility())"
@@ -140,17 +143,34 @@ def test_the_skip_link_leads_past_the_header(browser, pages):
 def test_a_link_opens_the_node_that_it_leads_to(browser, pages):
     browser.show(pages["many nodes"])
     target = browser.driver.find_element(By.ID, "node-8")
-    assert not target.is_displayed(), "later nodes are folded"
-    link = browser.driver.find_element(By.CSS_SELECTOR, "table a[href='#node-8']")
+    fold = browser.driver.find_element(By.CSS_SELECTOR, ".alike > summary")
+    assert not target.is_displayed(), "nodes like an earlier one are folded"
+    assert fold.text.startswith("8 more like this")
+    link = browser.driver.find_element(By.CSS_SELECTOR, ".more a[href='#node-8']")
+    assert not link.is_displayed(), "the table has one row for all of them"
+    browser.script("arguments[0].focus()", browser.driver.find_element(By.CSS_SELECTOR, "table + .more > summary"))
+    press(browser, Keys.ENTER)
+    assert link.is_displayed()
     browser.script("arguments[0].focus()", link)
     press(browser, Keys.ENTER)
     assert target.is_displayed()
 
 
+def test_a_layer_s_nodes_are_shown_when_its_fold_is_opened(browser, pages):
+    browser.show(pages["layers"])
+    headings = browser.driver.find_elements(By.CSS_SELECTOR, ".layer > h3")
+    names = [f"decoder.layers.{index}" for index in range(5)]
+    assert [heading.text for heading in headings if heading.is_displayed()] == names[:1]
+    browser.script("arguments[0].focus()", browser.driver.find_element(By.CSS_SELECTOR, ".alike > summary"))
+    press(browser, Keys.ENTER)
+    assert [heading.text for heading in headings if heading.is_displayed()] == names
+    assert len(browser.driver.find_elements(By.CSS_SELECTOR, ".node[open]")) == 1
+
+
 def test_headings_go_down_one_level_at_a_time_and_pictures_have_names(browser, pages):
     for path in pages.values():
         browser.show(path)
-        levels = browser.script("return [...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])")
+        levels = browser.script("return [...document.querySelectorAll('h1,h2,h3,h4,h5')].map(h => +h.tagName[1])")
         assert levels[0] == 1
         assert all(after - before <= 1 for before, after in pairwise(levels))
         unnamed = "svg:not([aria-hidden]):not([role='img'][aria-label])"

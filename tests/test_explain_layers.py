@@ -85,7 +85,11 @@ def test_nodes_that_differ_in_what_the_page_tells_are_of_different_kinds():
     other_name = explain_models.many(2)
     other_name.graph.node[1].input[0] = "x2"
     other_name.graph.input.append(models.value("x2", np.float16, (100, 4, 16)))
-    for model, wanted in ((made, 1), (other_lengths, 2), (other_type, 2), (other_name, 1)):
+    wrong_lengths = explain_models.many(3)
+    for index, lengths in ((0, [40, 20]), (1, [50, 20]), (2, [40, 20])):
+        wrong_lengths.graph.node[index].input[2] = f"wrong{index}"
+        wrong_lengths.graph.initializer.append(models.lengths(lengths, f"wrong{index}"))
+    for model, wanted in ((made, 1), (other_lengths, 2), (other_type, 2), (other_name, 1), (wrong_lengths, 2)):
         found, _ = subjects(analyse(model), Report("", "cpu", ()), None)
         assert len({kind(subject) for subject in found}) == wanted
 

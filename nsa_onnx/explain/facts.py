@@ -130,11 +130,12 @@ class _Shared:
 
     def picture(self, made: Picture) -> Picture:
         """The picture, or one of before that is the same: most layers of a model share their lengths."""
-        key = (type(made), *(_comparable(getattr(made, one.name)) for one in fields(made)))
+        key = (type(made), *(comparable(getattr(made, one.name)) for one in fields(made)))
         return self.pictures.setdefault(key, made)
 
 
-def _comparable(value: object) -> object:
+def comparable(value: object) -> object:
+    """The value, or what stands for an array: equal for equal ones, and small."""
     return (value.shape, hashlib.sha256(value.tobytes()).digest()) if isinstance(value, np.ndarray) else value
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from .facts import Subject
+from .facts import Subject, comparable
 
 # "model.layers.7" in "/model/layers.7/attn/compress" or "model.layers.7.attn.weight".
 _LAYER = re.compile(r"[\w./]*?(?<![A-Za-z])(?:layers?[ ._/-]?|blocks?[./]|blk\.|h\.)\d+", re.ASCII | re.IGNORECASE)
@@ -62,5 +62,5 @@ def kind(subject: Subject) -> Hashable:
         tuple((finding.rule, finding.message) for finding in subject.findings),
         id(subject.picture),  # nodes share equal ones
         subject.undrawn,
-        None if shown is None else (shown.argument, shown.values.tobytes()),
+        None if shown is None else (shown.argument, comparable(shown.values)),
     )

@@ -11,7 +11,7 @@ import nsa_models as models
 import numpy as np
 import onnx
 import pytest
-from explain_page import Page, of, section_of
+from explain_page import Page, of, part, section_of
 from onnx import TensorProto, helper
 
 from nsa_onnx.analysis import analyse
@@ -20,6 +20,7 @@ from nsa_onnx.cli import main
 from nsa_onnx.explain import explain, section
 from nsa_onnx.explain.drawing import MAX_ROWS
 from nsa_onnx.explain.facts import MAX_SUBJECTS, subjects
+from nsa_onnx.explain.markup import brief
 from nsa_onnx.explain.parts import MAX_SECTIONS
 from nsa_onnx.explain.section import MAX_PICTURE_BYTES
 from nsa_onnx.explain.segments import MAX_SEGMENTS, MAX_WINDOWS
@@ -375,6 +376,20 @@ def test_nothing_from_a_model_becomes_markup():
         assert attack in page.text
     assert not any(char in html for char in "\u202e\x00\x1b")
     assert r"\u202e\x00\x1b" in html
+
+
+@pytest.mark.parametrize("attack", explain_models.ATTACKS)
+def test_nothing_that_fuse_would_find_becomes_markup(attack, tmp_path):
+    for made in (explain_models.decomposed(), explain_models.almost()):
+        made.graph.node[-1].name = f"made by {attack}"
+        made.graph.node[-1].output[0] = made.graph.output[0].name = attack
+        path = tmp_path / f"{attack.replace('/', '').replace(chr(0), '')}.onnx"
+        onnx.save(made, path)
+        html = explain(path)
+        assert {element[0] for element in Page(html).elements} <= ALLOWED
+        told = Page(part(html, "fuse"))
+        assert told.named("code")[-1][2] == brief(attack)
+        assert told.named("small")[-1][2] == f" made by {brief(f'made by {attack}')}"
 
 
 def test_the_policy_allows_nothing_but_the_page_s_own_style():

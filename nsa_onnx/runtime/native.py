@@ -37,15 +37,35 @@ def library_path() -> Path:
     in different folders.
 
     Raises:
-        RuntimeError: the package was imported without having been built.
+        RuntimeError: it is missing; the message says what to do.
     """
-    path = Path(str(resources.files("nsa_onnx") / LIBRARY_NAME))
+    path = _expected_path()
     if not path.is_file():
-        raise RuntimeError(
-            f"{LIBRARY_NAME} is not at {path}: nsa_onnx was imported from a source tree that is not built; "
-            "run `pip install .` (or `make build`) first"
-        )
+        in_source_tree = (path.parents[1] / "CMakeLists.txt").is_file()
+        raise RuntimeError(f"{LIBRARY_NAME} is not at {path}: {_NOT_BUILT if in_source_tree else _PURE}")
     return path
+
+
+_NOT_BUILT = (
+    "nsa_onnx was imported from a source tree that is not built; run `pip install .` (or `make build`) first, "
+    "with a C++17 compiler"
+)
+_PURE = (
+    "this is the pure Python package, which is also what `pip install` makes where the C++ code does not compile. "
+    "On Linux, `pip install --force-reinstall --no-cache-dir --only-binary nsa_onnx nsa_onnx` takes the platform's "
+    "wheel. Or install a C++17 compiler, then `pip install --force-reinstall --no-cache-dir .` in the sources "
+    "(with `-C wheel.cmake=true` it stops at what does not compile)"
+)
+
+
+def _expected_path() -> Path:
+    return Path(str(resources.files("nsa_onnx") / LIBRARY_NAME))
+
+
+@lru_cache(maxsize=1)
+def is_here() -> bool:
+    """Whether there is a library. Without one, eager calls are computed in NumPy."""
+    return _expected_path().is_file()
 
 
 @lru_cache(maxsize=1)
@@ -89,7 +109,7 @@ def dtype(name: str) -> ctypes.c_int:
 
 def default_threads() -> int:
     """As many as the process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_target() -> str:

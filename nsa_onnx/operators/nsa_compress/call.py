@@ -23,7 +23,7 @@ from ..arrays import (
 )
 from ..contract import raise_first
 from ..windows import window_count
-from . import contract
+from . import contract, numpy_kernel
 
 
 def nsa_compress(
@@ -101,6 +101,12 @@ def kernel(
     output: native.Buffer,
     threads: int,
 ) -> None:
-    """The native kernel, into ``output``, which must have T' rows. RuntimeError as `nsa_compress`."""
+    """The native kernel, or what stands in for it, into ``output``, which must have T' rows.
+
+    RuntimeError as `nsa_compress`.
+    """
     window = compress_block_size, compress_stride
+    if not native.is_here():
+        numpy_kernel.compress(dtype, input, weight, *window, actual_seq_len, output)
+        return
     native.call("nsa_compress", native.dtype(dtype), input, weight, *window, actual_seq_len, output, threads)

@@ -12,7 +12,7 @@ from ...runtime import native
 from ..arrays import Ints, buffer, dense, described, fits_int64, to_int64, torch_op, views
 from ..contract import raise_first
 from ..windows import triggers
-from . import contract
+from . import contract, numpy_kernel
 
 
 def nsa_compress_infer(
@@ -151,9 +151,12 @@ def kernel(
     cache: native.Buffer,
     threads: int,
 ) -> None:
-    """The native kernel, on ``cache`` in place. RuntimeError as `nsa_compress_infer`."""
+    """The native kernel, or what stands in for it, on ``cache`` in place. RuntimeError as `nsa_compress_infer`."""
     sizes = compress_block_size, compress_stride, page_block_size
     operands = input, weight, slot_mapping
+    if not native.is_here():
+        numpy_kernel.compress_infer(dtype, *operands, *sizes, block_table, actual_seq_len, cache)
+        return
     native.call(
         "nsa_compress_infer", native.dtype(dtype), *operands, *sizes, block_table, actual_seq_len, cache, threads
     )

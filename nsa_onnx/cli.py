@@ -37,7 +37,7 @@ from .operators.nsa_compress.contract import OP_TYPE, compressed_length
 from .operators.nsa_compress.example import example
 from .operators.schema import OUTPUT_RANKS
 from .runtime.everywhere import command_with
-from .runtime.session import create_session, doctor
+from .runtime.session import doctor, session_for_trial
 from .targets import command as prepare_command
 
 OK, FOUND, UNUSABLE = 0, 1, 2
@@ -251,7 +251,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     x = generator.standard_normal((seq[-1], heads, dim)).astype(np.float16)
     w = generator.random((block, heads)).astype(np.float16)
     try:
-        (got,) = create_session(model, device="cpu").run(None, {"input": x, "weight": w})
+        (got,) = session_for_trial(model).run(None, {"input": x, "weight": w})
         want = nsa_compress(x, w, block, stride, actual_seq_len=seq)
     except Exception as error:  # onnxruntime has classes of its own
         raise _CommandError(error) from error

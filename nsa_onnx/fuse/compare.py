@@ -21,7 +21,7 @@ from ..graph.walk import standard_opset
 from ..recognise.positions import Dynamic
 from ..recognise.precision import BFLOAT16, HALF, numpy_type
 from ..recognise.results import Root
-from ..runtime.session import create_session
+from ..runtime.session import session_for_trial
 from .meaning import Meaning
 from .rewrite import Replacement
 
@@ -205,7 +205,7 @@ def _run(model: ModelProto, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, 
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails is told by the exception
-        session = create_session(model, device="cpu", options=options)
+        session = session_for_trial(model, options)
         given = {value.name: feeds[value.name] for value in _inputs(model)}
         outputs = session.run(None, given)
     except Exception as error:  # onnxruntime has classes of its own

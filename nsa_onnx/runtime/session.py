@@ -18,11 +18,13 @@ import numpy as np
 from onnx import ModelProto
 
 from ..graph.inference import infer, without_weights
-from ..graph.outline import Outline
+from ..graph.outline import Outline, below
 from ..graph.reading import load
 from ..operators import OPERATORS
 from ..operators.base import Operator
+from ..operators.contract import DOMAIN
 from ..operators.example import example_model
+from ..operators.expand import expand
 from ..operators.numbers import rounded
 from ..operators.sampling import floats
 from ..operators.schema import OUTPUT_RANKS, observing, violations
@@ -50,7 +52,8 @@ def get_library_path() -> str:
     """Path of the custom-op library, for ``SessionOptions.register_custom_ops_library``.
 
     Raises:
-        RuntimeError: the package was imported without having been built.
+        RuntimeError: it is missing: this is the pure Python package, or a source tree that is not built. The message
+            says what to do.
     """
     return str(native.library_path())
 
@@ -62,7 +65,7 @@ def session_options(base: SessionOptions | None = None) -> SessionOptions:
         base: options to add them to, changed in place; new ones if None. Those that have them stay as they are.
 
     Raises:
-        RuntimeError: onnxruntime is not installed, or cannot load the library.
+        RuntimeError: onnxruntime is not installed or cannot load the library, or the library is missing.
     """
     options = onnxruntime_module().SessionOptions() if base is None else base
     options.register_custom_ops_library(get_library_path())
@@ -110,6 +113,9 @@ def create_session(
     falls back to the CPU, neither now nor when a run fails. Other nodes go where onnxruntime sees fit; some of the
     CANN provider's own kernels are wrong, see docs/ascend.md.
 
+    Without the native library (the pure Python package), a model whose NSA nodes have portable bodies runs by these,
+    on the CPU and with a warning; `export` with ``portable=True`` and ``nsa-onnx expand`` write bodies.
+
     Args:
         model: path of the file, its bytes, or the model itself.
         device: ``cpu``, ``ascend``, or ``auto``: Ascend where onnxruntime-cann is installed, with a warning and
@@ -126,7 +132,8 @@ def create_session(
     Raises:
         ValueError: the device, the backend or a provider option is unknown, or an option keeps NSA nodes from running;
             a model that is no file is larger than 2 GiB.
-        RuntimeError: onnxruntime is not installed or cannot load the library; the device is ``ascend`` and the CANN
+        RuntimeError: onnxruntime is not installed or cannot load the library; the library is missing and an NSA node
+            has no body; the device is ``ascend`` and the CANN
             provider, CANN or a backend cannot be used, or a node would have run elsewhere.
     """
     if device not in DEVICES:
@@ -142,7 +149,11 @@ def create_session(
     options = onnxruntime.SessionOptions() if options is None else options
     if ascend_backend is not None:
         _choose_backend(options, ascend_backend)
-    session_options(options)
+    if native.is_here() or device == "ascend":
+        session_options(options)
+    else:
+        _require_bodies(source)
+        device = "cpu"
     if device == "ascend" and providers is None:
         cann_options = cann.provider_options(provider_options)
         return cann.create_session(onnxruntime, source, options, cann_options)
@@ -162,16 +173,62 @@ def create_session(
     return session
 
 
+def session_for_trial(model: ModelProto, options: SessionOptions | None = None) -> InferenceSession:
+    """A CPU session to try a model in. Without the native library, its NSA nodes are computed by portable bodies.
+
+    Raises: as `create_session` and `expand`.
+    """
+    if native.is_here():
+        return create_session(model, device="cpu", options=options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # whoever calls this knows
+        return create_session(expand(model), device="cpu", options=options)
+
+
+def _read(source: str | bytes) -> ModelProto | None:
+    """The model without its external data; None if it is none, which is for onnxruntime to say."""
+    try:
+        return ModelProto.FromString(source) if isinstance(source, bytes) else load(Path(source))
+    except Exception:  # protobuf's own class, among others
+        return None
+
+
+def _require_bodies(source: str | bytes) -> None:
+    """RuntimeError if an NSA node has no portable body; a warning if nodes have them and these will run."""
+    model = _read(source)
+    if model is None:
+        return
+    outline = Outline.of(model)
+    called = outline.called()
+    functions = [steps for one, steps in outline.functions if (one.domain, one.name) in called]
+    used = {step.op[1] for top in (outline.main, *functions) for step in below(top) if step.op[0] == DOMAIN}
+    without = sorted(used - {function.name for function in model.functions if function.domain == DOMAIN})
+    if without:
+        try:
+            get_library_path()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{', '.join(without)} cannot run without the native library: {error}. Or give the model bodies in "
+                "standard operators, which run in any session: `nsa-onnx expand`, or export(portable=True)"
+            ) from error
+    if used:
+        warnings.warn(
+            "the native library is missing: NSA nodes are computed by their portable bodies, which takes several times "
+            "as long (nsa_onnx.get_library_path() says what to do)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 def _reason(source: str | bytes) -> str:
     """What is wrong with a node of ours in a model that onnxruntime refuses, in the contract's words; or nothing.
 
     onnxruntime checks the types of a node's inputs itself, before our library sees it, and gives no way out.
     """
-    try:
-        model = ModelProto.FromString(source) if isinstance(source, bytes) else load(Path(source))
-        folder = None if isinstance(source, bytes) else Path(source).parent
-    except Exception:  # protobuf's own class, or no model at all: onnxruntime has said so
+    model = _read(source)
+    if model is None:
         return ""
+    folder = None if isinstance(source, bytes) else Path(source).parent
     _, seen, _ = infer(without_weights(model, folder), Outline.of(model), OUTPUT_RANKS, observing)
     found = (f"{facts.op_type}: {violation.message}" for _, facts in seen for violation in violations(facts))
     return next(found, "")
@@ -179,6 +236,12 @@ def _reason(source: str | bytes) -> str:
 
 # --------------------------------------------------------------------------------------------------
 # The doctor
+
+_WORKS = (
+    "check, fuse, explain, expand, prepare, infer-shapes, export; eager calls, computed in NumPy with the same bits; "
+    "sessions of portable models"
+)
+_NEEDS = "sessions of other models with NSA nodes, nsa-onnx with, check --run, Ascend, and speed"
 
 # Distributions that matter, by what they are imported as; the first that is installed counts.
 _DISTRIBUTIONS = {
@@ -205,6 +268,7 @@ class Diagnosis:
         runs: outcome of a tiny computation by whom it was done: ``ok``, or what went wrong.
         ascend: what was found out about the Ascend device, if that was asked for.
         cpu_target_wanted: the variable NSA_ONNX_CPU_TARGET; empty if it is not set.
+        pure: whether there is no native library, so that eager calls are computed in NumPy.
     """
 
     versions: dict[str, str | None]
@@ -216,6 +280,7 @@ class Diagnosis:
     runs: dict[str, str]
     ascend: cann.Diagnosis | None = None
     cpu_target_wanted: str = ""
+    pure: bool = False
 
     @property
     def ok(self) -> bool:
@@ -230,7 +295,10 @@ class Diagnosis:
     def to_text(self) -> str:
         """For people: one line per fact."""
         rows = [(name, version or "not installed") for name, version in self.versions.items()]
-        rows.append(("library", f"{self.library} {self.library_version}".strip()))
+        missing = "MISSING: " if self.pure else ""
+        rows.append(("library", f"{missing}{self.library} {self.library_version}".strip()))
+        if self.pure:
+            rows.extend((("  works without", _WORKS), ("  needs it", _NEEDS)))
         rows.append(("cpu target", f"{self.cpu_target or 'unknown'} (of {', '.join(self.cpu_targets) or 'none'})"))
         if self.cpu_target_wanted:
             advice = "as asked for" if self._has_wanted_target else "not in use: name one of those above, or auto"
@@ -256,18 +324,21 @@ def doctor(*, ascend: bool = False) -> Diagnosis:
         library = get_library_path()
         library_version, target, targets = native.version(), native.cpu_target(), tuple(native.cpu_targets())
     except (OSError, RuntimeError) as error:
-        library = f"{library} ({error})".strip()
+        library = f"{library} ({error})" if library else str(error)
     providers: tuple[str, ...] = ()
     runs = {"eager": _outcome(_run_eager)}
+    pure = not native.is_here()
     if versions["onnxruntime"] is not None:
-        runs["onnxruntime"] = _outcome(_run_onnxruntime)
+        runs["onnxruntime"] = "needs the native library" if pure else _outcome(_run_onnxruntime)
+        if pure:
+            runs["portable"] = _outcome(_run_onnxruntime)
         try:
             providers = tuple(onnxruntime_module().get_available_providers())
         except RuntimeError as error:
             runs["onnxruntime"] = str(error)
     found = _diagnose_ascend() if ascend else None
     wanted = os.environ.get(native.TARGET_VARIABLE, "")
-    return Diagnosis(versions, library, library_version, target, targets, providers, runs, found, wanted)
+    return Diagnosis(versions, library, library_version, target, targets, providers, runs, found, wanted, pure)
 
 
 def _diagnose_ascend() -> cann.Diagnosis:
@@ -314,6 +385,6 @@ def _run_eager(operator: Operator, given: Mapping[str, Any]) -> Sequence[Any]:
 def _run_onnxruntime(operator: Operator, given: Mapping[str, Any]) -> Sequence[Any]:
     options = onnxruntime_module().SessionOptions()
     options.log_severity_level = 4  # what fails is told by the exception
-    session = create_session(example_model(operator, operator.example), device="cpu", options=options)
+    session = session_for_trial(example_model(operator, operator.example), options)
     outputs: Sequence[Any] = session.run(None, given)
     return outputs

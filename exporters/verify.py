@@ -2,7 +2,8 @@
 
 How values are compared:
 
-- What only our operators and operators that move data have computed: bit for bit. So are integers, unless they depend
+- What only our operators and operators that move data have computed: bit for bit (without the native library, our
+  operators are computed by their portable bodies, which give the same bits). So are integers, unless they depend
   on rounded floats.
 - Other floats: within a bound, because onnxruntime and torch sum in different orders and may fuse operations.
 - Integers that depend on rounded floats (an argmax): a difference is a warning, because a tie may fall either way.
@@ -87,7 +88,7 @@ class Example:
 def require_onnxruntime() -> None:
     """Before anything is exported: RuntimeError if a graph could not be verified."""
     try:
-        runtime.session_options()
+        runtime.require_trial_sessions()
     except RuntimeError as error:
         raise RuntimeError(f"the exported graph cannot be verified: {error}; or {WAY_OUT}, unverified") from error
 
@@ -148,7 +149,7 @@ class _Graph:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
         try:
-            self.session = runtime.create_session(path, device="cpu", options=options)
+            self.session = runtime.session_for_trial(path, options)
         except Exception as error:  # onnxruntime has many classes of them
             raise _cannot_run(error) from error
         model = onnx.load(path, load_external_data=False)

@@ -51,10 +51,9 @@ _NOT_BUILT = (
     "with a C++17 compiler"
 )
 _PURE = (
-    "this is the pure Python package, which is also what `pip install` makes where the C++ code does not compile. "
-    "On Linux, `pip install --force-reinstall --no-cache-dir --only-binary nsa_onnx nsa_onnx` takes the platform's "
-    "wheel. Or install a C++17 compiler, then `pip install --force-reinstall --no-cache-dir .` in the sources "
-    "(with `-C wheel.cmake=true` it stops at what does not compile)"
+    "this is the pure Python package, which is also what `pip install .` makes where the C++ code does not compile. On "
+    "Linux, install the platform's wheel (nsa_onnx-VERSION-py3-none-manylinux_....whl), or, with a C++17 compiler, the "
+    "sources: `pip install --force-reinstall --no-deps -C wheel.cmake=true .`, which stops where it does not compile"
 )
 
 

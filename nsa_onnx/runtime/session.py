@@ -173,8 +173,18 @@ def create_session(
     return session
 
 
-def session_for_trial(model: ModelProto, options: SessionOptions | None = None) -> InferenceSession:
+def require_trial_sessions() -> None:
+    """RuntimeError, with what is missing, if `session_for_trial` cannot work here."""
+    onnxruntime_module()
+    if native.is_here():
+        session_options()
+
+
+def session_for_trial(model: ModelProto | Path, options: SessionOptions | None = None) -> InferenceSession:
     """A CPU session to try a model in. Without the native library, its NSA nodes are computed by portable bodies.
+
+    Args:
+        model: a model, or a file, beside which another one may be written for a moment.
 
     Raises: as `create_session` and `expand`.
     """
@@ -182,7 +192,15 @@ def session_for_trial(model: ModelProto, options: SessionOptions | None = None) 
         return create_session(model, device="cpu", options=options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # whoever calls this knows
-        return create_session(expand(model), device="cpu", options=options)
+        if isinstance(model, ModelProto):
+            return create_session(expand(model), device="cpu", options=options)
+        # A file again: its external data lies in the same folder.
+        expanded = model.with_name(f"{model.name}.{os.getpid()}.expanded")
+        try:
+            expanded.write_bytes(expand(load(model)).SerializeToString())
+            return create_session(expanded, device="cpu", options=options)
+        finally:
+            expanded.unlink(missing_ok=True)
 
 
 def _read(source: str | bytes) -> ModelProto | None:

@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 
 from ..analysis import Analysis, NsaNode, nodes_of
-from ..checker import RunUnavailableError
-from ..checker.run import require_onnxruntime
 from ..console import say, tell
 from ..graph.writing import write_model
 from ..recognise.wanted import WINDOWS
+from ..runtime.session import require_trial_sessions
 from . import Candidate, FuseResult, fuse
 from .compare import compare
 
@@ -39,8 +38,8 @@ def run(arguments: argparse.Namespace, seen: Analysis) -> int:
     """
     if arguments.verify:
         try:
-            require_onnxruntime()
-        except RunUnavailableError as error:
+            require_trial_sessions()
+        except RuntimeError as error:
             tell(f"--verify: {error}")
             return 2
     result = fuse(seen, allow_rounding=arguments.allow_rounding)

@@ -25,8 +25,10 @@ def compress(
     ends = actual_seq_len.tolist()  # what is checked is what is used
     raise_first(contract.shape_violations(input.shape, weight.shape, block, stride))
     raise_first(contract.prefix_sum_violations(ends, input.shape[0]))
+    values, result = in_memory(input), in_memory(output)
+    if not result.size:  # where D is 0, there may be any number of windows
+        return
     runs = row_plan(ends, block, stride)
     starts = [np.arange(run.rows, dtype=np.int64) * stride + run.first_token for run in runs]
     first = np.concatenate([np.empty(0, np.int64), *starts])
-    values, result = in_memory(input), in_memory(output)
     weighted_sums(dtype, values, in_memory(weight), lambda windows, j: first[windows] + j, result)

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from . import __version__
 from .analysis import Analysis, analyse
 from .checker import TARGETS, UnreadableModelError, check
 from .checker import command as check_command
-from .console import PROGRAM, Parser, clean, finish, show, tell
+from .console import PROGRAM, Parser, clean, finish, show, speaker, tell
 from .explain import MAX_DRAWN_LENGTH
 from .explain import explain as explain_page
 from .fuse import command as fuse_command
@@ -30,6 +31,7 @@ from .graph.external import SMALL_BYTES, inside
 from .graph.reading import load
 from .graph.writing import NotWritableError, replace_file, require_no_weights, write_model
 from .operators import OPERATORS
+from .operators.contract import DOMAIN, plural
 from .operators.example import example_model
 from .operators.expand import expand
 from .operators.nsa_compress.call import nsa_compress
@@ -50,7 +52,13 @@ class _CommandError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, without the program's name; the process's own if None. Returns the exit status."""
     try:
-        arguments = _parser().parse_args(argv)
+        parser = _parser()
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks how the line could go on
+            with suppress(ImportError):
+                import argcomplete
+
+                argcomplete.autocomplete(parser)
+        arguments = parser.parse_args(argv)
         status: int = arguments.run(arguments)
     except BrokenPipeError:
         status = OK  # the reader has gone, which is its right
@@ -90,7 +98,8 @@ def _fail(error: object, status: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog=PROGRAM, description="Check, convert and try models with NSA nodes.")
     parser.add_argument("--version", action="version", version=f"nsa-onnx {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(run=lambda _: _help(parser))
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
@@ -121,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     explaining.add_argument(
         "--lengths", metavar="L,L,...", type=_lengths, help="sequences to draw where the model does not fix them"
     )
+    _add_quiet(explaining)
     running = command("with", _with, "Run a program: every onnxruntime session of its Pythons has our operators.")
     running.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM", help="with its arguments")
     examining = command("doctor", _doctor, "Show versions, library and instruction set, and try them.")
@@ -129,10 +139,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _help(parser: argparse.ArgumentParser) -> int:
+    """Without a command. A script that has lost its arguments must not look successful."""
+    parser.print_help(sys.stderr)
+    return UNUSABLE
+
+
 def _add_files(parser: argparse.ArgumentParser) -> None:
     """What every command takes that writes a model."""
     parser.add_argument("model", metavar="MODEL", help="an ONNX file")
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="where the result goes; may be MODEL")
+    _add_quiet(parser)
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="do not say what was done; errors are said all the same")
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -174,6 +195,9 @@ def _infer_shapes(arguments: argparse.Namespace) -> int:
     for tensor, original in zip(result.graph.initializer, model.graph.initializer, strict=True):
         tensor.CopyFrom(original)
     write_model(result, Path(arguments.model), Path(arguments.output))
+    values = (*result.graph.value_info, *result.graph.output)
+    shaped = {value.name for value in values if value.type.tensor_type.HasField("shape")}
+    speaker(arguments.quiet)(f"wrote {arguments.output}: the shapes of {plural(len(shaped), 'value')}")
     return OK
 
 
@@ -185,6 +209,9 @@ def _expand(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise _CommandError(f"{arguments.model}: {error}") from error
     write_model(result, Path(arguments.model), Path(arguments.output))
+    bodies = [function.name for function in result.functions if function.domain == DOMAIN]
+    added = f"{' and '.join(bodies)} in standard operators" if bodies else "nothing added, there is no NSA node"
+    speaker(arguments.quiet)(f"wrote {arguments.output}: {added}")
     return OK
 
 
@@ -205,6 +232,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     if target.is_file():
         require_no_weights(seen.proto, source, target)
     replace_file(target, page.encode())
+    speaker(arguments.quiet)(f"wrote {target}: {plural(len(seen.nodes), 'NSA node')} of {source}")
     return OK
 
 

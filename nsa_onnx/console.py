@@ -7,12 +7,13 @@ has made safe already (colours, JSON). Nothing else in the package prints.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn, TextIO
 
@@ -51,6 +52,11 @@ def show(text: str) -> None:
 def say(line: str) -> None:
     """Print one line on standard output, cleaned. OSError if that takes it not."""
     show(path_text(line))
+
+
+def speaker(quiet: bool) -> Callable[[str], None]:
+    """`say`, or what says nothing: for commands with ``--quiet``."""
+    return (lambda line: None) if quiet else say
 
 
 def tell(message: object, kept: bool = False) -> None:
@@ -103,10 +109,18 @@ def progress(line: str, shown: bool) -> Iterator[None]:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that does not repeat a command line's control characters."""
+    """A parser that does not repeat a command line's control characters, and suggests what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
         with suppress(OSError):
             self.print_usage(sys.stderr)
+        message += _suggestion(message)
         tell(message if self.prog == PROGRAM else f"{self.prog.removeprefix(PROGRAM).strip()}: {message}")
         raise SystemExit(2)
+
+
+def _suggestion(message: str) -> str:
+    """The choice that comes close to a mistyped one. argparse has this since Python 3.14 (``suggest_on_error``)."""
+    found = re.search(r"'([^']{1,64})' \(choose from (.*)\)$", message)
+    close = found and difflib.get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

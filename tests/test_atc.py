@@ -393,7 +393,7 @@ def test_the_command_writes_the_model_and_prints_the_changes(capsys, tmp_path):
     assert (status, err) == (0, "")
     assert "E16005" in out
     assert onnx.load(target) == prepare_atc(around()).model
-    assert command(capsys, target, "-o", target) == (0, "nothing to change\n", "")
+    assert command(capsys, target, "-o", target) == (0, f"nothing to change\nwrote {target} for target atc\n", "")
 
 
 def test_a_refusal_is_a_line_per_reason_and_nothing_is_written(capsys, tmp_path):

@@ -59,12 +59,59 @@ def test_check_exits_0_1_2(capsys, good, bad, broken, tmp_path):
         assert str(path) in err
 
 
-@pytest.mark.parametrize("arguments", [[], ["check"], ["check", "m", "--format", "xml"], ["expand", "m"], ["nonsense"]])
+@pytest.mark.parametrize("arguments", [["check"], ["check", "m", "--format", "xml"], ["expand", "m"], ["nonsense"]])
 def test_wrong_usage_exits_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert "usage: nsa-onnx" in capsys.readouterr().err
+
+
+def test_a_bare_command_is_wrong_usage_and_prints_the_help(capsys):
+    status, out, err = run(capsys)
+    assert (status, out) == (2, "")
+    assert "usage: nsa-onnx" in err and "infer-shapes" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        (["chekc", "m"], "check"),
+        (["infer_shapes", "m"], "infer-shapes"),
+        (["check", "m", "--target", "cann-acl"], "cann-aclnn"),
+        (["check", "m", "--format", "jsn"], "json"),
+        (["nothing-like-it"], None),
+    ],
+)
+def test_what_was_mistyped_gets_a_suggestion(line, meant, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(line)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert caught.value.code == 2
+    assert last.endswith(f"; did you mean {meant!r}?") if meant else "did you mean" not in last
+
+
+@pytest.mark.parametrize("name", ["expand", "infer-shapes", "fuse", "prepare", "explain"])
+def test_quiet_converters_write_and_say_nothing(name, capsys, good, tmp_path):
+    target = tmp_path / "out"
+    options = ["--html" if name == "explain" else "-o", target, *(["--target", "atc"] if name == "prepare" else [])]
+    status, out, err = run(capsys, name, good, *options)
+    assert (status, err) == (0, "")
+    assert f"wrote {target}" in out.splitlines()[-1]
+    wrote = target.read_bytes()
+    target.unlink()
+    assert run(capsys, name, good, *options, "--quiet") == (0, "", "")
+    assert target.read_bytes() == wrote
+
+
+def test_a_shell_completes_commands(tmp_path):
+    """As bash asks: argcomplete answers on file descriptor 8."""
+    answer = tmp_path / "answer"
+    line = "nsa-onnx ex"
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    command = f"{sys.executable} -m nsa_onnx 8>{answer}"
+    subprocess.run(["bash", "-c", command], env={**os.environ, **asked}, capture_output=True, check=False)
+    assert {word.strip() for word in answer.read_text().splitlines()} == {"expand", "explain"}
 
 
 def test_check_as_json(capsys, good, bad):
@@ -82,7 +129,7 @@ def test_infer_shapes_writes_the_exact_t(capsys, tmp_path):
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "R"
     source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
     onnx.save(model, source)
-    assert run(capsys, "infer-shapes", source, "-o", target) == (0, "", "")
+    assert run(capsys, "infer-shapes", source, "-o", target) == (0, f"wrote {target}: the shapes of 1 value\n", "")
     dims = onnx.load(target).graph.output[0].type.tensor_type.shape.dim
     assert [dim.dim_value for dim in dims] == [3, 4, 16]
 
@@ -99,7 +146,8 @@ def test_infer_shapes_says_what_stands_against_it(capsys, bad, tmp_path):
 
 def test_expand_writes_a_model_for_any_runtime(capsys, good, tmp_path):
     target = tmp_path / "out.onnx"
-    assert run(capsys, "expand", good, "-o", target) == (0, "", "")
+    wrote = f"wrote {target}: NsaCompress in standard operators\n"
+    assert run(capsys, "expand", good, "-o", target) == (0, wrote, "")
     generator = np.random.default_rng(0)
     x = generator.standard_normal((100, 4, 16)).astype(np.float16)
     w = generator.standard_normal((32, 4)).astype(np.float16)
@@ -219,7 +267,7 @@ def test_external_weights_lie_where_the_model_is_named(capsys, tmp_path):
     source.rename(blob)
     source.symlink_to(blob)
     target = tmp_path / "out.onnx"
-    assert run(capsys, "expand", source, "-o", target) == (0, "", "")
+    assert run(capsys, "expand", source, "-o", target)[0] == 0
     assert onnx.load(target).graph.initializer[-1].raw_data == np.ones(128, np.float16).tobytes()
 
 
@@ -233,8 +281,9 @@ def test_doctor_and_demo_are_well(capsys):
     assert "the same bits as the eager call" in out
 
 
-def test_the_installed_command_is_this_one(good):
-    command = [sys.executable, "-m", "nsa_onnx.cli", "check", str(good)]
+@pytest.mark.parametrize("module", ["nsa_onnx", "nsa_onnx.cli"])
+def test_the_installed_command_is_this_one(module, good):
+    command = [sys.executable, "-m", module, "check", str(good)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{good}: ok (1 NSA node checked)\n", "")
     (script,) = [e for e in _entry_points() if e.name == "nsa-onnx"]

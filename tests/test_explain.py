@@ -406,7 +406,7 @@ def test_the_command_writes_the_page(capsys, tmp_path):
     target.write_text("old")
     target.chmod(0o640)
     assert main(["explain", str(source), "--html", str(target), "--lengths", "40,100"]) == 0
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == (f"wrote {target}: 1 NSA node of {source}\n", "")
     assert target.read_text("utf-8") == explain(source, lengths=[40, 100])
     assert "<h1>m.onnx</h1>" in target.read_text("utf-8")
     assert stat.S_IMODE(target.stat().st_mode) == 0o640

@@ -894,7 +894,8 @@ def test_the_command_writes_and_tells(capsys, saved, tmp_path):
     out = tmp_path / "out.onnx"
     status, text, _ = command(capsys, saved(gathered()), "-o", out, "--verify")
     assert status == 0
-    means, ran, fused = text.splitlines()
+    means, ran, fused, wrote = text.splitlines()
+    assert wrote == f"wrote {out}"
     assert fused == "fused 'y' (windows times weight, summed): block 32, stride 16, 1 segment"
     assert means.startswith("means 'y': equal")
     assert ran.startswith("ran   'y': equal")
@@ -908,7 +909,10 @@ def test_the_command_says_what_it_left(capsys, saved, tmp_path):
     assert "left  'y' (windows times weight, summed): compress_stride must be a multiple of 16, got 24" in text
     assert "nothing to fuse" in text
     status, text, _ = command(capsys, saved(models.compress([40, 100])), "-o", out)
-    assert (status, text) == (0, "nothing to fuse: no compression was found in standard operators\n")
+    assert (status, text) == (
+        0,
+        f"nothing to fuse: no compression was found in standard operators\nwrote {out}\n",
+    )
     assert op_types(onnx.load(out)) == ["NsaCompress"]
 
 

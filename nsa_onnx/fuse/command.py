@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from ..analysis import Analysis, NsaNode, nodes_of
-from ..console import say, tell
+from ..console import speaker, tell
 from ..graph.writing import write_model
 from ..recognise.wanted import WINDOWS
 from ..runtime.session import require_trial_sessions
@@ -42,11 +43,12 @@ def run(arguments: argparse.Namespace, seen: Analysis) -> int:
         except RuntimeError as error:
             tell(f"--verify: {error}")
             return 2
+    say = speaker(arguments.quiet)
     result = fuse(seen, allow_rounding=arguments.allow_rounding)
     if wrong := _new_errors(seen, result):
         raise ValueError(f"the result has errors that the model has not: {'; '.join(wrong)}")
     if arguments.verify and result.fused:
-        _verify(seen, result)
+        _verify(seen, result, say)
     write_model(result.model, Path(arguments.model), Path(arguments.output))
     for candidate in result.fused:
         say(f"fused {_where(candidate)}: {_window(candidate)}")
@@ -56,6 +58,7 @@ def run(arguments: argparse.Namespace, seen: Analysis) -> int:
         say("nothing to fuse" + ("" if result.left else ": no compression was found in standard operators"))
     if not result.complete:
         say("the model is too large to be looked at as a whole: there may be more")
+    say(f"wrote {arguments.output}")
     return 0
 
 
@@ -80,7 +83,7 @@ def _window(candidate: Candidate) -> str:
     return f"block {candidate.compress_block_size}, stride {candidate.compress_stride}, {candidate.segments}"
 
 
-def _verify(seen: Analysis, result: FuseResult) -> None:
+def _verify(seen: Analysis, result: FuseResult, say: Callable[[str], None]) -> None:
     comparison = compare(seen.proto, result.model, result.replacements, seen.folder or Path())
     for one in comparison.differences:
         what, word = "means" if one.replaced else "ran  ", "equal" if one.equal else "DIFFERENT"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from ..console import say, tell
+from ..console import speaker, tell
 from ..graph.writing import write_model
 from . import TARGETS
 from .preparing import PrepareError
@@ -52,6 +52,8 @@ def run(arguments: argparse.Namespace, model: ModelProto) -> int:
             tell(f"{source}: {reason}")
         return 1
     write_model(prepared.model, source, Path(arguments.output))
+    say = speaker(arguments.quiet)
     for line in [*prepared.changes, *(f"note: {note}" for note in prepared.notes)] or ["nothing to change"]:
         say(line)
+    say(f"wrote {arguments.output} for target {target.name}")
     return 0

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
+from pkgutil import extend_path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
     from .runtime.values import to_ortvalue as to_ortvalue
 
 __version__ = "0.1.0"
+
+# A Python that is started in a checkout imports the package from there, even if it is installed. Then the folder
+# exporters/ beside this one is nsa_onnx.exporters, and an installed copy is searched last, for its native library.
+# An installed package has no CMakeLists.txt beside it: nothing changes there.
+_root = Path(__file__).parents[1]
+if (_root / "CMakeLists.txt").is_file():
+    __path__ = extend_path([*__path__, str(_root)], __name__)
 
 _MODULES = {
     "Report": "checker",

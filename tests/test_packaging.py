@@ -1,6 +1,7 @@
 """`pip install .` and `pip install -e .` both give the package, its exporters and its library."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -58,6 +59,21 @@ def test_an_installed_wheel_works_without_the_source_tree(wheel, tmp_path):
     # -S: without site, the editable install's finder is not there to answer first.
     where = _python("-c", USE, cwd=tmp_path, path=(target, SITE_PACKAGES), flags=("-S",))
     assert Path(where).is_relative_to(target)
+
+
+def test_python_in_a_checkout_works_after_an_ordinary_install(wheel, tmp_path):
+    """The sources there come first; what they lack is found."""
+    target, checkout = tmp_path / "site", tmp_path / "checkout"
+    _python("-m", "pip", "install", "-q", "--no-deps", "--target", str(target), str(wheel), cwd=tmp_path)
+    for folder in ("nsa_onnx", "exporters"):
+        shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "CMakeLists.txt", checkout)
+    where = _python("-c", USE, cwd=checkout, path=(target, SITE_PACKAGES), flags=("-S",))
+    assert Path(where).is_relative_to(checkout)
+    code = "import nsa_onnx.exporters; print(nsa_onnx.exporters.__file__); print(nsa_onnx.get_library_path())"
+    exporters, library = _python("-c", code, cwd=checkout, path=(target, SITE_PACKAGES), flags=("-S",)).splitlines()
+    assert Path(exporters).is_relative_to(checkout)
+    assert Path(library).is_relative_to(target)
 
 
 def test_the_editable_install_works(tmp_path):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +33,8 @@ class _Array(ctypes.Structure):
 def library_path() -> Path:
     """Where the native library lies.
 
-    Asked of importlib.resources because in an editable install the library and the Python sources are
-    in different folders.
+    In an editable install, and where a checkout is imported, the library and the Python sources are in different
+    folders: all that the package is searched in are looked at.
 
     Raises:
         RuntimeError: it is missing; the message says what to do.
@@ -58,7 +58,8 @@ _PURE = (
 
 
 def _expected_path() -> Path:
-    return Path(str(resources.files("nsa_onnx") / LIBRARY_NAME))
+    paths = [Path(folder, LIBRARY_NAME) for folder in sys.modules["nsa_onnx"].__path__]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Otherwise torch loads every installed backend when it is imported, and stops if one does not find its driver.
 export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 
-.PHONY: help env build demo test test-aarch64 test-browser test-tools test-oldest bench bench-quick lint format clean
+.PHONY: help env build demo test test-aarch64 test-browser test-tools test-oldest coverage \
+  bench bench-quick lint format clean
 
 # Stamps: an empty file for each thing that is made. It is made again when what it depends on is newer than its stamp.
 ENV := .venv/.stamp-env
@@ -20,26 +21,35 @@ CANN := build/venv-cann/.stamp
 TOOLS := build/tools/.stamp
 OLDEST := build/venv-oldest/.stamp
 SIM := build/sim/.stamp
+DEMO := .venv/.stamp-demo
 BUILD := .venv/.stamp-build
 BENCH := .venv/.stamp-bench
 
 help:
-	@echo "make demo           export a small model, serve README.md with it, compare with PyTorch"
+	@echo "make demo           export a small model, serve README.md with it, compare with PyTorch (torch is downloaded)"
 	@echo "make test           the tests that need no further packages"
 	@echo "make test-aarch64   the CPU kernels on an emulated aarch64 (g++-aarch64-linux-gnu, qemu-user)"
 	@echo "make test-browser   the page of nsa-onnx explain in a browser (chromium, chromium-driver)"
 	@echo "make test-tools     what other ONNX tools do to NSA nodes (downloads the tools)"
 	@echo "make test-oldest    the oldest supported versions (Python 3.10)"
 	@echo "make bench          measure the CPU kernels, a quarter of an hour; make bench-quick: a minute"
+	@echo "make coverage       the tests of make test, and which lines of Python they run"
 	@echo "make lint           check the sources; make format: format them"
 	@echo "make build          set up .venv and install the package there, editable; make env: set up .venv alone"
 	@echo "make clean          remove .venv and build"
 
 env: $(ENV)
-build: $(BUILD)
+build: $(ENV) $(BUILD)
 
-$(ENV): pyproject.toml tools/extra_requirements.py
+# What the package is built and the demo runs with; pip shows how far it is.
+$(DEMO): pyproject.toml tools/extra_requirements.py
 	$(PYTHON) -m venv .venv
+	$(PYTHON) tools/extra_requirements.py demo > .venv/requirements-demo.txt
+	@echo "Installing packages into .venv (torch is large)"
+	$(BIN)/pip install -r .venv/requirements-demo.txt
+	touch $@
+
+$(ENV): $(DEMO)
 	$(PYTHON) tools/extra_requirements.py dev > .venv/requirements.txt
 	$(BIN)/pip install -q -r .venv/requirements.txt
 	touch $@
@@ -83,7 +93,8 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard nsa_onnx/operators/*.py nsa_o
 # The folders are listed too: an editable install knows only the modules that existed when it was made.
 PACKAGES := nsa_onnx exporters \
   $(filter-out %__pycache__/,$(filter %/,$(wildcard nsa_onnx/*/ nsa_onnx/*/*/ exporters/*/)))
-$(BUILD): $(ENV) $(NATIVE) $(PACKAGES)
+$(BUILD): $(DEMO) $(NATIVE) $(PACKAGES)
+	@echo "Compiling the CPU kernels for each instruction set (about a minute)"
 	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
@@ -95,18 +106,22 @@ HAS_HEADERS := import os, sysconfig; print(os.path.isfile(sysconfig.get_path("in
 test: $(BUILD) $(BENCH) $(OLD_ORT) $(SIM) $(CANN)
 	@test "$$($(BIN)/python -c '$(HAS_HEADERS)')" = True || \
 	  { echo "Python.h is missing, the tests need it: apt install python3-dev" >&2; exit 1; }
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+# A separate target, because counting the lines takes about as long as the tests themselves.
+coverage: PYTEST_ARGS = --cov --cov-report=term:skip-covered
+coverage: test
 
 # Needs g++-aarch64-linux-gnu and qemu-user as well.
 test-aarch64: $(ENV)
 	tests/cpu/aarch64.sh
 
 # The page of `nsa-onnx explain` in headless Chromium: apt install chromium chromium-driver
-test-browser: $(BUILD)
+test-browser: $(ENV) $(BUILD)
 	$(BIN)/python -m pytest tests/browser
 
 # What other ONNX tools do to our nodes: docs/tools.md
-test-tools: $(BUILD) $(TOOLS)
+test-tools: $(ENV) $(BUILD) $(TOOLS)
 	PYTHONPATH=$(CURDIR)/build/tools $(BIN)/python -m pytest -n 2 --confcutdir=tests/tools tests/tools
 
 # Our wheel with the oldest versions that pyproject.toml allows, on the oldest Python.
@@ -145,6 +160,9 @@ lint: $(ENV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/shellcheck .ci/run $(shell git ls-files '*.sh')
+	@if command -v actionlint; then actionlint; \
+	  else echo "actionlint is not installed: make test compares the workflows with their schema only"; fi
 
 format: $(ENV)
 	$(BIN)/ruff check --fix .

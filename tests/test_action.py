@@ -18,8 +18,8 @@ import nsa_models as models
 import onnx
 import pytest
 import yaml
-from jsonschema import ValidationError, validators
-from stored_schemas import stored_schema
+from jsonschema import ValidationError
+from stored_schemas import validated
 
 ROOT = Path(__file__).parents[1]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
@@ -87,11 +87,6 @@ def run_action(checkout, **given):
 
 # --------------------------------------------------------------------------------------------------
 # The action
-
-
-def validated(data, name):
-    schema = stored_schema(name)
-    validators.validator_for(schema)(schema).validate(data)
 
 
 def test_both_files_are_valid_by_their_schemas():

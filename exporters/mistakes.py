@@ -14,6 +14,7 @@ import os
 import sys
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,7 +131,9 @@ def told_plainly(
         return
     log = _HeldBack()
     try:
-        with log:
+        with log, warnings.catch_warnings():
+            # torch's remark on how torch copies its own trees.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
             yield
     except Exception as error:
         chain = list(_chain(error))
@@ -157,7 +160,9 @@ class _HeldBack:
         self._filters = {handler: functools.partial(self._keep, handler) for handler in handlers}
 
     def _keep(self, handler: logging.Handler, record: logging.LogRecord) -> bool:
-        self._kept.append((handler, record))
+        # That torchvision is not installed is said at every export, also of models that have nothing to do with it.
+        if not str(record.msg).startswith("torchvision is not installed"):
+            self._kept.append((handler, record))
         return False
 
     def __enter__(self) -> None:

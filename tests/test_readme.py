@@ -1,20 +1,29 @@
 """The README's code runs, and its links, folders and make targets exist."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_ten_lines_run_as_written(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_ten_lines_run_as_written_and_print_what_is_shown(tmp_path):
+    ((code, shown),) = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (0, shown, "")
     assert (tmp_path / "compress.onnx").is_file()
+
+
+def test_the_picture_is_what_its_script_draws():
+    script = runpy.run_path(str(ROOT / "docs" / "generate_overview.py"))
+    assert script["TARGET"].read_text("utf-8") == script["svg"](), "run python docs/generate_overview.py"
+    assert "(docs/images/overview.svg)" in README
+    ElementTree.fromstring(script["svg"]())
 
 
 def test_links_and_folders_of_the_readme_exist():

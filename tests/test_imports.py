@@ -33,7 +33,7 @@ PARTS = (
     ("nsa_onnx.targets",),
     ("nsa_onnx.checker",),
     ("nsa_onnx.fuse", "nsa_onnx.explain"),
-    ("nsa_onnx.cli", "nsa_onnx.pytest_plugin"),
+    ("nsa_onnx.__main__", "nsa_onnx.cli", "nsa_onnx.pytest_plugin"),
     ("nsa_onnx.exporters",),
 )
 

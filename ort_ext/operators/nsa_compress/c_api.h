@@ -1,4 +1,4 @@
-// NsaCompress in the library's C interface; c_api/c_api.h says what holds for every function.
+// NsaCompress in the library's C interface.
 #ifndef NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_C_API_H_
 #define NSA_ONNX_ORT_EXT_OPERATORS_NSA_COMPRESS_C_API_H_
 
@@ -8,8 +8,11 @@
 extern "C" {
 #endif
 
-// NsaCompress: output must be [T', N, D] with T' as compressed_length computes it.
-// actual_seq_len: int64 prefix sums, `segments` of them. threads >= 1.
+// Each window of tokens becomes one token, a weighted sum per head: input [T, N, D] and weight
+// [compress_block_size, N] are read, output [T', N, D] is written.
+// actual_seq_len: prefix sums of the lengths of the `segments` segments; the last one is T. T' is
+// the sum over all segments of L < block ? 0 : 1 + (L - block) / stride, L the segment's length.
+// threads: how many to use at most, the caller's included; >= 1. Small calls use fewer.
 NSA_EXPORT int nsa_compress(int dtype, const NsaArray* input, const NsaArray* weight,
                             int64_t compress_block_size, int64_t compress_stride,
                             const int64_t* actual_seq_len, int64_t segments, const NsaArray* output,

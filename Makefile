@@ -154,7 +154,7 @@ bench: $(BUILD) $(BENCH)
 bench-quick: $(BUILD) $(BENCH)
 	$(BIN)/python -m benchmarks --quick --json $(BENCH_OUT)/quick.json --plots $(BENCH_OUT)/quick $(BENCH_ARGS)
 
-CXX_SOURCES = $(shell git ls-files '*.cc' '*.h')
+CXX_SOURCES = $(shell git ls-files '*.c' '*.cc' '*.h')
 lint: $(ENV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""The command line: nsa-onnx check | infer-shapes | expand | prepare | fuse | explain | with | doctor | demo.
+"""The command line: nsa-onnx check | infer-shapes | expand | prepare | fuse | explain | with | doctor | demo | paths.
 
 Exit status: 0 success; 1 something was found, or the command could not do its work; 2 wrong usage, or a file that
 cannot be read or written. An error is one line on stderr that names the file.
@@ -38,6 +38,7 @@ from .operators.nsa_compress.call import nsa_compress
 from .operators.nsa_compress.contract import OP_TYPE, compressed_length
 from .operators.nsa_compress.example import example
 from .operators.schema import OUTPUT_RANKS
+from .runtime import native
 from .runtime.everywhere import command_with
 from .runtime.session import doctor, session_for_trial
 from .targets import command as prepare_command
@@ -136,6 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     examining = command("doctor", _doctor, "Show versions, library and instruction set, and try them.")
     examining.add_argument("--ascend", action="store_true", help="also run both operators on the Ascend device")
     command("demo", _demo, "Build, check and serve a tiny model; compare with the eager call.")
+    locating = command("paths", _paths, "Show where the files for C and C++ are (docs/cpp.md).")
+    locating.add_argument("name", nargs="?", choices=native.PATHS, help="print this path and nothing else")
     return parser
 
 
@@ -269,6 +272,19 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for line in diagnosis.to_text().splitlines():
         show(clean(line))
     return OK if diagnosis.ok else FOUND
+
+
+def _paths(arguments: argparse.Namespace) -> int:
+    try:
+        paths = {name: native.path_of(name) for name in native.PATHS}
+    except RuntimeError as error:  # there is no library
+        raise _CommandError(error) from error
+    if arguments.name:
+        show(str(paths[arguments.name]))
+    else:
+        for name, path in paths.items():
+            show(f"{name:12} {path}")
+    return OK
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import numpy
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FOR_C_AND_CPP = ("include/nsa_onnx.h", "cmake/nsa_onnx-config.cmake", "pkgconfig/nsa_onnx.pc")
 SITE_PACKAGES = Path(numpy.__file__).parents[1]
 
 # Run where the source tree is not in sight, so that only what was installed can be found.
@@ -49,6 +50,7 @@ def test_one_wheel_serves_every_python_3(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {"nsa_onnx/libnsa_onnx_ort.so", "nsa_onnx/py.typed", "nsa_onnx/exporters/__init__.py"} <= set(names)
     assert {"nsa_onnx/explain/page.css", "nsa_onnx/runtime/hook/sitecustomize.py"} <= set(names)
+    assert {f"nsa_onnx/{name}" for name in FOR_C_AND_CPP} <= set(names)
     strangers = [n for n in names if not n.startswith(("nsa_onnx/", "nsa_onnx-"))]
     assert not strangers, "the wheel must not put anything else into site-packages"
 

@@ -11,7 +11,8 @@ extern "C" {
 // Each window of tokens becomes one token, a weighted sum per head: input [T, N, D] and weight
 // [compress_block_size, N] are read, output [T', N, D] is written.
 // actual_seq_len: prefix sums of the lengths of the `segments` segments; the last one is T. T' is
-// the sum over all segments of L < block ? 0 : 1 + (L - block) / stride, L the segment's length.
+// the number of all segments' windows: for a segment of L tokens none if L < block, else one more
+// than (L - block) over stride, rounded down.
 // threads: how many to use at most, the caller's included; >= 1. Small calls use fewer.
 NSA_EXPORT int nsa_compress(int dtype, const NsaArray* input, const NsaArray* weight,
                             int64_t compress_block_size, int64_t compress_stride,

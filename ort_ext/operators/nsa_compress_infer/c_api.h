@@ -8,8 +8,8 @@
 extern "C" {
 #endif
 
-// One decode step over a paged cache: a sequence whose last token completes a window has this window
-// compressed into cache[slot_mapping[b]]. Nothing else of cache [slots, N, D] is touched.
+// One decode step over a paged cache: a sequence whose last token completes a window has this
+// window compressed into cache[slot_mapping[b]]. Nothing else of cache [slots, N, D] is touched.
 // input [block_num, page_block_size, N, D], weight [compress_block_size, N], slot_mapping int32 [B]
 // and block_table int32 [B, max_pages] are read. block_table may be null: sequence b then owns the
 // pages b * P .. (b + 1) * P - 1, P = block_num / B.

@@ -68,21 +68,6 @@ def is_here() -> bool:
     return _expected_path().is_file()
 
 
-# What is installed for C and C++ users beside the library, as the build names it (cmake/package.cmake).
-_BESIDE = ("include", "cmake", "pkgconfig")
-PATHS = ("library", *_BESIDE)
-
-
-def path_of(name: str) -> Path:
-    """Where one of PATHS lies: a file or a folder.
-
-    Raises:
-        RuntimeError: as library_path.
-    """
-    library = library_path()
-    return library.parent / name if name in _BESIDE else library
-
-
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(library_path()))
@@ -145,3 +130,18 @@ def ascend_backends() -> dict[str, str]:
 
 def version() -> str:
     return str(_library().nsa_version().decode())
+
+
+# What is installed for C and C++ users beside the library, as the build names it (cmake/package.cmake).
+_BESIDE = ("include", "cmake", "pkgconfig")
+PATHS = ("library", *_BESIDE)
+
+
+def path_of(name: str) -> Path:
+    """Where one of PATHS lies: a file or a folder.
+
+    Raises:
+        RuntimeError: as library_path.
+    """
+    library = library_path()
+    return library.parent / name if name in _BESIDE else library

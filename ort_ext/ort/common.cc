@@ -20,6 +20,7 @@ uint32_t runtime_version = 0;
 size_t ItemSize(ONNXTensorElementDataType type) {
   if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) return sizeof(int64_t);
   if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32) return sizeof(int32_t);
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL) return sizeof(bool);
   return sizeof(uint16_t);
 }
 
@@ -63,6 +64,13 @@ int64_t IntAttribute(const OrtKernelInfo* info, const char* op, const char* name
   return value;
 }
 
+float FloatAttribute(const OrtKernelInfo* info, const char* op, const char* name) {
+  float value = 0;
+  const Ort::Status status(Ort::GetApi().KernelInfoGetAttribute_float(info, name, &value));
+  if (!status.IsOK()) RequireValidNode(op, name + std::string(" must be a float, got none"));
+  return value;
+}
+
 ONNXTensorElementDataType OnnxType(DType dtype) {
   return dtype == DType::kFloat16 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
                                   : ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
@@ -80,11 +88,16 @@ std::optional<Tensor> OptionalInput(OrtKernelContext* context, size_t index) {
   return FromValue(value);
 }
 
-void* Output(OrtKernelContext* context, Shape shape) {
-  void* data = Ort::KernelContext(context)
-                   .GetOutput(0, shape.dims, static_cast<size_t>(shape.rank))
-                   .GetTensorMutableRawData();
-  if (!IsAligned(data, sizeof(uint16_t))) Refuse("the output must be bound to an even address");
+void* Output(OrtKernelContext* context, Shape shape, size_t index) {
+  Ort::UnownedValue value =
+      Ort::KernelContext(context).GetOutput(index, shape.dims, static_cast<size_t>(shape.rank));
+  void* data = value.GetTensorMutableRawData();
+  const size_t item_size = ItemSize(value.GetTensorTypeAndShapeInfo().GetElementType());
+  if (!IsAligned(data, item_size)) {
+    const std::string wanted =
+        item_size == 2 ? "an even address" : "a multiple of " + std::to_string(item_size);
+    Refuse("the output must be bound to " + wanted);
+  }
   return data;
 }
 
@@ -132,7 +145,7 @@ void SetUnknown(InferredType* type, size_t axis) {
   type->symbols[axis] = "nsa_onnx_dim_" + std::to_string(count.fetch_add(1));
 }
 
-void SetOutputType(OrtShapeInferContext* context, const InferredType& type) {
+void SetOutputType(OrtShapeInferContext* context, const InferredType& type, size_t index) {
   const OrtApi& api = Ort::GetApi();
   OrtTensorTypeAndShapeInfo* raw = nullptr;
   Ort::ThrowOnError(api.CreateTensorTypeAndShapeInfo(&raw));
@@ -142,7 +155,7 @@ void SetOutputType(OrtShapeInferContext* context, const InferredType& type) {
   Ort::ThrowOnError(api.SetTensorElementType(raw, type.type));
   Ort::ThrowOnError(api.SetDimensions(raw, type.dims.data(), type.dims.size()));
   Ort::ThrowOnError(api.SetSymbolicDimensions(raw, symbols.data(), symbols.size()));
-  Ort::ThrowOnError(api.ShapeInferContext_SetOutputTypeShape(context, 0, raw));
+  Ort::ThrowOnError(api.ShapeInferContext_SetOutputTypeShape(context, index, raw));
 }
 
 }  // namespace nsa::ort

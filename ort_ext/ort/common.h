@@ -58,6 +58,9 @@ void RequireValidNode(const char* op, const std::string& message);
 // An int attribute of the node; INVALID_ARGUMENT if it is missing or of another type.
 int64_t IntAttribute(const OrtKernelInfo* info, const char* op, const char* name);
 
+// The same for a float attribute.
+float FloatAttribute(const OrtKernelInfo* info, const char* op, const char* name);
+
 ONNXTensorElementDataType OnnxType(DType dtype);
 
 // An input tensor of a node that is running.
@@ -80,8 +83,8 @@ Tensor Input(OrtKernelContext* context, size_t index, bool copied = false);
 // The same for an optional input: nothing if the node has fewer inputs or an empty name there.
 std::optional<Tensor> OptionalInput(OrtKernelContext* context, size_t index);
 
-// The node's first output, allocated with this shape.
-void* Output(OrtKernelContext* context, Shape shape);
+// An output of the node, allocated with this shape.
+void* Output(OrtKernelContext* context, Shape shape, size_t index = 0);
 
 // The thread pool of the session that runs the node.
 cpu::Parallel SessionThreads(OrtKernelContext* context);
@@ -97,7 +100,7 @@ struct InferredType {
 InferredType InputType(OrtShapeInferContext* context, size_t index, size_t rank);
 // Makes `axis` a dim of its own, unlike any other.
 void SetUnknown(InferredType* type, size_t axis);
-void SetOutputType(OrtShapeInferContext* context, const InferredType& type);
+void SetOutputType(OrtShapeInferContext* context, const InferredType& type, size_t index = 0);
 
 }  // namespace nsa::ort
 

@@ -11,7 +11,7 @@
 namespace nsa::ort {
 
 // kOwn: the operator's type T, float16 or bfloat16.
-enum class Element { kOwn, kInt32, kInt64 };
+enum class Element { kOwn, kBool, kInt32, kInt64 };
 
 struct Port {
   Element element;
@@ -65,6 +65,7 @@ class CustomOp : public Ort::CustomOpBase<CustomOp<Operator, NodeKernel>, NodeKe
 
  private:
   ONNXTensorElementDataType TypeOf(const Port& port) const {
+    if (port.element == Element::kBool) return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
     if (port.element == Element::kInt32) return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
     if (port.element == Element::kInt64) return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
     return OnnxType(dtype_);

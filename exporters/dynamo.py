@@ -89,6 +89,7 @@ def _translations() -> dict[str, Callable[..., Any]]:
         op: _TRANSLATIONS[operator.name]
         for operator in OPERATORS
         for op in (*(f"{NAMESPACE}::{name}" for name in operator.op.schemas), operator.npu_op)
+        if op
     }
 
 

@@ -34,7 +34,7 @@ def attach() -> bool:
     global _library
     if _library is not None:
         return True
-    there = [operator for operator in OPERATORS if find_op(operator.npu_op) is not None]
+    there = [operator for operator in OPERATORS if operator.npu_op and find_op(operator.npu_op) is not None]
     if not there:
         return False
     _library = torch.library.Library("npu", "IMPL")
@@ -113,7 +113,7 @@ def _refuse_dynamic(operator: TorchOperator, given: dict[str, Any]) -> None:
 def lengths_hint(error: Exception) -> str | None:
     """What to do if ``error`` is torch's on a symbolic length that it could not put into ``int[]``."""
     said = str(error)
-    for operator in OPERATORS:
+    for operator in (one for one in OPERATORS if one.npu_op):
         npu = operator.npu_function
         for name in operator.lengths:
             if f"npu::{npu}() Expected a value of type" in said and name in said:

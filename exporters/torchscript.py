@@ -162,7 +162,8 @@ for _operator in _UPDATES.values():
 def register() -> None:
     """Make ``torch.onnx.export(dynamo=False)`` know our ops and torch_npu's. Idempotent."""
     for operator in OPERATORS:
-        for op in (f"{NAMESPACE}::{operator.name}", f"npu::{operator.npu_function}"):
+        npu = [f"npu::{operator.npu_function}"] if operator.npu_op else []
+        for op in (f"{NAMESPACE}::{operator.name}", *npu):
             utils.register_custom_op_symbolic(op, _symbolic(operator), _OPSET)
 
 

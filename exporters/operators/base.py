@@ -126,8 +126,8 @@ class TorchOperator:
         op: what a node stands for.
         in_place: the same op in place; `function` calls it then.
         more: further ops: of the gradient.
-        npu_schema: torch_npu's op, as its kernels here are written for.
         ties: dims that constant lengths fix.
+        npu_schema: torch_npu's op, as its kernels here are written for; empty if torch_npu has none.
     """
 
     node: Operator
@@ -135,8 +135,8 @@ class TorchOperator:
     call: type[Any]
     check_kinds: Callable[[Any], None]
     op: Op
-    npu_schema: str
     ties: tuple[Tie, ...]
+    npu_schema: str = ""
     in_place: Op | None = None
     more: tuple[Op, ...] = ()
 
@@ -150,7 +150,7 @@ class TorchOperator:
 
     @property
     def npu_op(self) -> str:
-        """torch_npu's op, ``npu::name`` or ``npu::name.overload``."""
+        """torch_npu's op, ``npu::name`` or ``npu::name.overload``; empty if it has none."""
         return self.npu_schema.partition("(")[0]
 
     @property

@@ -29,18 +29,19 @@ def tensors_of(keywords: Mapping[str, Any]) -> list[Tensor]:
     return [value for value in keywords.values() if isinstance(value, Tensor)]
 
 
-def without_gradient(name: str, instead: str) -> tuple[Op, Gradient]:
+def without_gradient(name: str, reason: str) -> tuple[Op, Gradient]:
     """For an op ``name`` that has no gradient: an op that raises when it runs, and a formula that calls it.
 
     Zeros would be wrong without a word. An op, because torch.compile traces backward passes that are never run.
+
+    Args:
+        reason: what the error says: why there is none, and what to do.
     """
     raises = f"{name}_has_no_gradient"
 
     @private.not_compiled
     def refuse(grad: Tensor, size: Sequence[int]) -> Tensor:
-        raise NotImplementedError(
-            f"{name} has no gradient: it is a decode step. Call it under torch.no_grad(), or train through {instead}"
-        )
+        raise NotImplementedError(f"{name} has no gradient: {reason}")
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
         operands = (*inputs, *tensors_of(keyword_only_inputs))

@@ -150,7 +150,9 @@ def _fake_update(call: _Call) -> Tensor:
 # The ops
 
 _ARGUMENTS = arguments(_Call)
-_NO_GRADIENT, _GRADIENT = without_gradient("nsa_compress_infer", "nsa_compress")
+_NO_GRADIENT, _GRADIENT = without_gradient(
+    "nsa_compress_infer", "it is a decode step. Call it under torch.no_grad(), or train through nsa_compress"
+)
 OPERATOR = TorchOperator(
     node=OPERATORS[contract.OP_TYPE],
     function=nsa_compress_infer,

@@ -1,4 +1,7 @@
-"""Operators that are only put into the list are checked by every rule: no rule knows which operator it has."""
+"""Operators that are only put into the list are checked by every rule: no rule knows which operator it has.
+
+Targets are the exception: what a target has is in its own list, and it says what it does not have.
+"""
 
 import json
 import subprocess
@@ -28,7 +31,8 @@ for op_type, operator in list(operators.OPERATORS.items()):
 
 import onnx.parser
 
-from nsa_onnx.checker import RULES, check
+from nsa_onnx.checker import RULES, TARGETS, check
+from nsa_onnx.targets.preparing import PrepareError
 
 def found(text):
     return sorted({finding.rule for finding in check(onnx.parser.parse_model(text)).findings})
@@ -39,7 +43,22 @@ for op_type, name in others.items():
         for expected, text in ((True, triggers), (False, accepted)):
             if text:
                 results.append((rule, name, expected, found(text), found(text.replace(op_type, name))))
-print(json.dumps({"results": results, "words": {rule.id: rule.documentation for rule in RULES.values()}}))
+def sound(op_type):
+    examples = [one.accepted for one in operators.OPERATORS[op_type].rule_examples.values()]
+    return next(text for text in examples if op_type in text and check(onnx.parser.parse_model(text)).ok)
+
+missing = []
+for op_type, name in others.items():
+    made = onnx.parser.parse_model(sound(op_type).replace(op_type, name))
+    for target in TARGETS.values():
+        said = [finding.message for finding in check(made, target=target.name).findings if finding.rule == "NSA102"]
+        try:
+            refused = "" if target.prepare is None else str(target.prepare(made, folder=None) and "")
+        except PrepareError as error:
+            refused = str(error)
+        missing.append((target.name, name, said, refused))
+words = {rule.id: rule.documentation for rule in RULES.values()}
+print(json.dumps({"missing": missing, "results": results, "words": words}))
 """
 
 
@@ -64,3 +83,12 @@ def test_rules_name_the_operators_that_they_hold_for(told):
     assert words["NSA015"].startswith("NsaCompress and OtherNsaCompress take prefix sums")
     assert "The cache that NsaCompressInfer and OtherNsaCompressInfer return" in words["NSA024"]
     assert words["NSA010"].endswith("at most 128 in prefill, at most 63 in decode.")
+
+
+def test_a_target_says_that_it_does_not_have_an_operator(told):
+    assert len(told["missing"]) > 5
+    for target, name, said, refused in told["missing"]:
+        message = f"the target does not have the operator {name}, only NsaCompress and NsaCompressInfer"
+        everything = target in ("cpu", "portable")
+        assert said == ([] if everything else [message]), target
+        assert refused.count(message) == (0 if everything else 1), (target, refused)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from . import cann, vendor, vendor_rules
 from .base import Target
 
@@ -10,5 +12,5 @@ TARGET = Target(
     "the same with the vendor's operators, which take less.",
     vendor.LIMITS,
     (*vendor_rules.RULES, *cann.PROVIDER_RULES),
-    cann.prepare,
+    partial(cann.prepare, limits=vendor.LIMITS),
 )

@@ -77,7 +77,7 @@ def prepare_atc(
     for step in (_require_one_version, _unname_domains, _drop_bodies, _inline, _require_readable):
         step(work)
         work.stop_if_refused()
-    seen = work.read()
+    seen = work.read(vendor.LIMITS)
     _require_vendor(work, seen)
     work.stop_if_refused()
     insert_tables(work, seen)

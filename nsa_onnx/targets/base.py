@@ -43,7 +43,8 @@ class Target:
     Attributes:
         name: what ``--target`` takes.
         title: what it is, for docs/rules.md.
-        limits: what it does not take of our operators; an operator that is not in it has the contract's limits alone.
+        limits: of each of our operators that it has, what it does not take, which may be nothing. None if it has all
+            of them and takes what their contracts take.
         rules: the rules that hold for it, beyond those for all targets.
         prepare: makes a model ready for it; None if there is nothing to do.
         options: flags of ``prepare``: name and help.
@@ -51,14 +52,25 @@ class Target:
 
     name: str
     title: str
-    limits: Limits = field(default_factory=dict)
+    limits: Limits | None = None
     rules: tuple[Rule, ...] = ()
     prepare: Prepare | None = None
     options: Mapping[str, str] = field(default_factory=dict)
 
     def violations(self, node: NsaNode) -> Violations:
         """What it does not take of a node that breaks no row of the contract."""
-        return violations(self.limits, node)
+        return violations(self.limits or {}, node)
+
+    def lacks(self, op_type: str) -> str:
+        """That it does not have one of our operators; empty if it does."""
+        return lacks(self.limits, op_type)
+
+
+def lacks(limits: Limits | None, op_type: str) -> str:
+    """Of a target with such limits: that it does not have an operator. Empty if it does."""
+    if limits is None or op_type in limits:
+        return ""
+    return f"the target does not have the operator {op_type}, only {' and '.join(limits)}"
 
 
 def violations(limits: Limits, node: NsaNode) -> Violations:

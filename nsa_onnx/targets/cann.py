@@ -16,7 +16,7 @@ from ..operators.contract import Shape
 from ..operators.model_text import model
 from ..rulebook.finding import Finding
 from ..rulebook.rule import of_node, rule
-from .base import Target
+from .base import Limits, Target
 from .preparing import Prefixes, PrepareResult, Work, insert, label
 from .windows import Sizes, size_limits
 
@@ -88,7 +88,9 @@ PROVIDER_RULES = (_both_broadcast,)
 MIN_EXPAND_OPSET = 8
 
 
-def prepare(model: str | os.PathLike[str] | ModelProto, *, folder: Path | None = None) -> PrepareResult:
+def prepare(
+    model: str | os.PathLike[str] | ModelProto, *, folder: Path | None = None, limits: Limits = LIMITS
+) -> PrepareResult:
     """A copy of the model that the provider computes right: no node broadcasts both of its inputs.
 
     The first input gets its full shape from an Expand before the node. That changes no value, on no runtime.
@@ -97,13 +99,14 @@ def prepare(model: str | os.PathLike[str] | ModelProto, *, folder: Path | None =
     Args:
         model: path of an ONNX file, or the model itself, which is not changed.
         folder: where the model's external data is; the file's own for a path.
+        limits: of the target.
 
     Raises:
-        PrepareError: the model's version of the standard operators has no Expand.
+        PrepareError: the target does not have an operator, or the model's version of the standard operators no Expand.
         UnreadableModelError: the file cannot be read, or the model holds text that is not UTF-8, or no graph.
     """
     work = Work.of(model, folder)
-    seen = work.read()
+    seen = work.read(limits)
     prefixes = Prefixes(seen)
     for scope in seen.scopes:
         found = [place for place in enumerate(scope.nodes) if _two_broadcast(scope, place[1]) is not None]

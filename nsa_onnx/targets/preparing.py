@@ -16,6 +16,10 @@ from onnx import GraphProto, ModelProto, NodeProto
 from ..analysis import Analysis, analyse
 from ..graph.reading import UnreadableModelError, load
 from ..graph.walk import nodes_below, with_subgraphs
+from .base import Limits, lacks
+
+ELSEWHERE = "serve the model on the CPU"
+"""What to do about an operator that a target does not have."""
 
 
 class PrepareError(ValueError):
@@ -109,9 +113,13 @@ class Work:
         for graph in self.graphs:
             yield from graph.node
 
-    def read(self) -> Analysis:
-        """The copy as the checker sees it now."""
-        return analyse(self.model, folder=self.folder)
+    def read(self, limits: Limits) -> Analysis:
+        """The copy as the checker sees it now. An operator that a target with such limits does not have is a reason."""
+        seen = analyse(self.model, folder=self.folder)
+        for node in seen.nodes:
+            if node.facts is not None and (problem := lacks(limits, node.op_type)):
+                self.reasons.append(f"{label(node.proto)}: {problem}: {ELSEWHERE}")
+        return seen
 
     def changed(self, count: int, what: str) -> None:
         if count:

@@ -1,4 +1,4 @@
-"""Rules NSA001 to NSA017: the model, the inputs and attributes of its NSA nodes, and every limit of the operators.
+"""Rules NSA001 to NSA017 and NSA102: the model, its NSA nodes' inputs and attributes, every limit of the operators.
 
 The limits, their messages and which rule reports a row are in `nsa_onnx.operators`.
 """
@@ -15,6 +15,8 @@ from ...operators.model_text import model
 from ...operators.windows import ALIGNMENT, MAX_HEAD_DIM, WindowLimits
 from ...rulebook.finding import Finding
 from ...rulebook.rule import finding, listed, note, ours, taking
+from ...targets import TARGETS
+from ...targets.preparing import ELSEWHERE
 from .registry import general, observed_violations, reports, row_rule
 
 _EXPORT_AGAIN = "export again with nsa_onnx.exporters.export, which writes complete nodes"
@@ -71,12 +73,27 @@ def _operator(model: Analysis) -> Iterator[Finding]:
 
 
 @general(
+    "NSA102",
+    "the target has the operator",
+    hint=f"{ELSEWHERE}, where all operators run, or on another target that has it",
+)
+def _not_there(model: Analysis) -> Iterator[Finding]:
+    """What a model is meant for has each of our operators that the model uses.
+
+    On Ascend, an operator is a kernel of ours (cann) or of the vendor's (cann-aclnn, atc). An operator may have none.
+    """
+    for node, operator, _ in ours(model.nodes):
+        if problem := TARGETS[model.target].lacks(operator.op_type):
+            yield finding(node, problem)
+
+
+@general(
     "NSA004",
     "inputs and outputs are all there",
     hint=_EXPORT_AGAIN,
 )
 def _counts(model: Analysis) -> Iterator[Finding]:
-    """Every input that is not optional is connected, to a value that exists; there is one output and no surplus."""
+    """Every input that is not optional is connected, to a value that exists; all outputs are there, and no more."""
     for node, operator, _ in ours(model.nodes):
         for violation in node.violations:
             if reports("NSA004", violation):
@@ -93,9 +110,9 @@ def _counts(model: Analysis) -> Iterator[Finding]:
     yield from observed_violations(model, "NSA004")  # a function's input that a call leaves out
 
 
-@general("NSA005", "attributes are there, known and ints", hint=_EXPORT_AGAIN)
+@general("NSA005", "attributes are there, known and of their kind", hint=_EXPORT_AGAIN)
 def _attributes(model: Analysis) -> Iterator[Finding]:
-    """Every attribute of the schema is given once, as an int, and there is no other.
+    """Every attribute of the schema is given once, of its kind (int or float), and there is no other.
 
     onnxruntime gives an empty result, without a word, for a portable body whose attribute is missing.
     """

@@ -5,14 +5,14 @@ The modules of this folder fill it when they are imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
 from ...analysis import Analysis
 from ...graph.inference import is_shown_as
 from ...operators import OPERATORS
-from ...operators.contract import Violation
+from ...operators.contract import Rows, Violation
 from ...operators.facts import NODE_ROWS
 from ...rulebook.finding import Finding
 from ...rulebook.rule import Check, Rule, finding, note, rule, sound
@@ -21,12 +21,17 @@ from ...targets import TARGETS
 REGISTERED: dict[str, Rule] = {}
 """The rules for all targets, by id."""
 
-RULE_OF_ROW: dict[str, str] = {
-    row.id: row.rule
-    for rows in (NODE_ROWS, *(operator.contract.rows for operator in OPERATORS.values()))
-    for row in rows.values()
-}
-"""Which rule reports a row of an error table."""
+
+def rule_of_row(tables: Iterable[Rows]) -> dict[str, str]:
+    """Which rule reports a row of an error table, by the row's id."""
+    found: dict[str, str] = {}
+    for row in chain.from_iterable(rows.values() for rows in tables):
+        if found.setdefault(row.id, row.rule) != row.rule:
+            raise ValueError(f"row {row.id!r} is reported by {found[row.id]} and by {row.rule}")
+    return found
+
+
+RULE_OF_ROW = rule_of_row((NODE_ROWS, *(operator.contract.rows for operator in OPERATORS.values())))
 
 
 def general(rule_id: str, title: str, **more: Any) -> Callable[[Check], Rule]:

@@ -24,7 +24,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from ..analysis import Analysis
 from ..operators import OPERATORS
-from ..operators.base import Exact, NotRunError, Operator, Sample
+from ..operators.base import Attribute, Attributes, Exact, NotRunError, Operator, Output, Sample, T
 from ..operators.contract import DOMAIN, OPSET_VERSION
 from ..operators.facts import NodeFacts
 from ..operators.numbers import Floats, rounded, ulps
@@ -97,14 +97,14 @@ def _identity(facts: NodeFacts) -> object:
     """Nodes that are alike are run once."""
     constants = tuple((name, value.shape, value.tobytes()) for name, value in sorted(facts.constants.items()))
     inputs = tuple(sorted(facts.inputs.items(), key=lambda item: item[0]))
-    attributes = tuple(facts.integer(name) for name in OPERATORS[facts.op_type].attribute_names)
+    attributes = tuple(facts.number(name) for name in OPERATORS[facts.op_type].attribute_names)
     return facts.op_type, attributes, inputs, constants
 
 
 def _run(facts: NodeFacts) -> _Outcome:
     operator = OPERATORS[facts.op_type]
     try:
-        attributes = {name: _attribute(facts, name) for name in operator.attribute_names}
+        attributes = {one.name: _attribute(facts, one) for one in operator.attributes}
         made = operator.sample(facts, attributes)
     except NotRunError as error:
         return _Outcome(None, str(error))
@@ -113,32 +113,35 @@ def _run(facts: NodeFacts) -> _Outcome:
         got = _compute(operator, _model(operator, attributes, made), made.values)
     except Exception as error:  # onnxruntime has classes of its own
         return _Outcome(None, made.note, f"onnxruntime does not run it: {(str(error).splitlines() or ['?'])[0]}")
-    outcomes = [_compared(*pair, made) for pair in zip(got, exact, strict=True)]
+    outcomes = [_compared(*one, made) for one in zip(operator.outputs, got, exact, strict=True)]
     return next((outcome for outcome in outcomes if outcome.problem), max(outcomes, key=lambda one: one.ulps or 0))
 
 
-def _attribute(facts: NodeFacts, name: str) -> int:
-    value = facts.integer(name)
+def _attribute(facts: NodeFacts, attribute: Attribute) -> int | float:
+    value = facts.number(attribute.name)
     if value is None:
-        raise NotRunError(f"{name} is set by the caller of its function")
+        raise NotRunError(f"{attribute.name} is set by the caller of its function")
     return value
 
 
-def _compared(got: Floats, exact: Exact, made: Sample) -> _Outcome:
-    wanted = rounded(exact.values, made.dtype)
+def _compared(output: Output, got: Floats, exact: Exact, made: Sample) -> _Outcome:
+    dtype = output.dtype(made.dtype)
+    wanted = rounded(exact.values, dtype)
     if got.shape != wanted.shape:
         return _Outcome(None, made.note, f"the result has shape {list(got.shape)}, expected {list(wanted.shape)}")
-    low, high = (rounded(exact.values + slack, made.dtype) for slack in (-exact.slack, exact.slack))
-    distance = ulps(got, wanted, made.dtype)
+    low, high = exact.bounds(dtype)
+    distance = ulps(got, wanted, dtype)
     worst = int(distance.max(initial=0))
     outside = ~((got >= low) & (got <= high))  # NaN is outside
     if not outside.any():
         return _Outcome(worst, made.note)
     at = tuple(map(int, np.unravel_index(int(np.argmax(np.where(outside, distance, -1))), got.shape)))
-    problem = (
-        f"output{list(at)} is {got[at]:.6g}, the float64 reference says {wanted[at]:.6g} and float32 sums may give "
-        f"{low[at]:.6g} to {high[at]:.6g}; {int(outside.sum())} of {got.size} elements are off, by up to {worst} ulp"
-    )
+    problem = f"{output.name}{list(at)} is {got[at]:.6g}, the float64 reference says {wanted[at]:.6g}"
+    off = f"{int(outside.sum())} of {got.size} elements are off, by up to {worst}"
+    if output.type == T:
+        problem += f" and float32 sums may give {low[at]:.6g} to {high[at]:.6g}; {off} ulp"
+    else:
+        problem += f"; {off}"
     return _Outcome(worst, made.note, problem)
 
 
@@ -148,7 +151,7 @@ def _compared(got: Floats, exact: Exact, made: Sample) -> _Outcome:
 _ELEMENT_TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
 
-def _model(operator: Operator, attributes: Mapping[str, int], made: Sample) -> ModelProto:
+def _model(operator: Operator, attributes: Attributes, made: Sample) -> ModelProto:
     """The node alone. Its floats come and go as float32, which holds them exactly: NumPy has no bfloat16."""
     nodes, inputs, names = [], [], []
     for name in operator.input_names:
@@ -165,11 +168,16 @@ def _model(operator: Operator, attributes: Mapping[str, int], made: Sample) -> M
     while names[-1] == "":
         names.pop()
     results = [f"output_{number}" for number in range(len(operator.outputs))]
-    node = helper.make_node(operator.op_type, names, [f"{name}_16" for name in results], domain=DOMAIN)
+    halves = [
+        f"{result}_16" if one.type == T else result for one, result in zip(operator.outputs, results, strict=True)
+    ]
+    node = helper.make_node(operator.op_type, names, halves, domain=DOMAIN)
     node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
     nodes.append(node)
-    nodes += [helper.make_node("Cast", [f"{name}_16"], [name], to=TensorProto.FLOAT) for name in results]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in results]
+    pairs = [(half, result) for half, result in zip(halves, results, strict=True) if half != result]
+    nodes += [helper.make_node("Cast", [half], [result], to=TensorProto.FLOAT) for half, result in pairs]
+    types = [helper.np_dtype_to_tensor_dtype(np.dtype(one.dtype("float32"))) for one in operator.outputs]
+    outputs = [helper.make_tensor_value_info(*one, None) for one in zip(results, types, strict=True)]
     graph = helper.make_graph(nodes, "node", inputs, outputs)
     # Old enough for every onnxruntime that we support.
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, OPSET_VERSION)]

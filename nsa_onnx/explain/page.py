@@ -162,6 +162,9 @@ def _names_of_dims(found: Sequence[Subject]) -> list[Html]:
 def _overview_row(subject: Subject, alike: int = 0) -> Html:
     attributes, picture = dict(subject.attributes), subject.picture
     window = f"{attributes.get(BLOCK, '?')} / {attributes.get(STRIDE, '?')} tokens"
+    operator = OPERATORS.get(subject.op_type)
+    if operator is not None and BLOCK not in operator.attribute_names:
+        window = NOTHING
     ratio = NOTHING
     if picture is not None and picture.exact:
         ratio = f"{picture.before / picture.after:.1f} : 1" if picture.after else "nothing left"

@@ -82,7 +82,7 @@ def elements(dims: Iterable[int]) -> float:
 
 
 def attribute_value(attribute: AttributeProto) -> object:
-    """An int as int; anything else as something that nobody takes for one."""
+    """An int as int, a float as float; anything else as something that nobody takes for one."""
     if attribute.ref_attr_name:
         return Unknown()
     if attribute.type == AttributeProto.INT:

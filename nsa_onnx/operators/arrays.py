@@ -103,5 +103,6 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[A
 
 
 def like(output: npt.NDArray[Any], tensor: Any) -> Any:
-    """The result as a tensor of the type of ``tensor``."""
-    return sys.modules["torch"].from_numpy(output).view(tensor.dtype)
+    """The result as a tensor, elements of 16 bits as those of ``tensor``."""
+    made = sys.modules["torch"].from_numpy(output)
+    return made.view(tensor.dtype) if output.itemsize == 2 else made

@@ -21,11 +21,15 @@ from .bodies import parsed
 from .contract import DOMAIN, DTYPES, OPSET_VERSION, Contract, Violations
 from .facts import NodeFacts, node_violation
 from .model_text import RuleExample
-from .numbers import Floats
+from .numbers import Floats, rounded
 from .pictures import NotDrawnError, Picture
 
 T = "T"
 """The type of all floating-point inputs and outputs of a node: float16 or bfloat16."""
+
+
+Attributes = Mapping[str, Any]
+"""A node's attributes by name: ints, and floats where `Attribute` says so."""
 
 
 class Lengths(Enum):
@@ -80,6 +84,10 @@ class Output:
     dims: tuple[tuple[tuple[str, int], ...], ...]
     updates: str | None = None
 
+    def dtype(self, own: str) -> str:
+        """NumPy's name of its type, in a node whose type `T` is ``own``."""
+        return own if self.type == T else self.type.removeprefix("tensor(").removesuffix(")")
+
 
 def dim_names(one: Input | Output) -> tuple[str, ...]:
     """What the documentation calls the dims: "T", "N", "D"."""
@@ -117,17 +125,21 @@ class Example:
         indices: the other inputs.
     """
 
-    attributes: Mapping[str, int]
+    attributes: Attributes
     shapes: Mapping[str, tuple[int, ...]]
     indices: Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Exact:
-    """An output by the contract in float64, and by how much a float32 sum may be off."""
+    """An output by the contract in float64, and by how much a float32 sum may be off: not at all for integers."""
 
     values: Floats
     slack: Floats
+
+    def bounds(self, dtype: str) -> tuple[Floats, Floats]:
+        """The least and the greatest that a result may be, in the output's type: rounding keeps the order."""
+        return rounded(self.values - self.slack, dtype), rounded(self.values + self.slack, dtype)
 
 
 class Operator(ABC):
@@ -235,7 +247,7 @@ class Operator(ABC):
         output, result = self.outputs[number], TypeProto()
         tensor = result.tensor_type
         if output.type != T:
-            tensor.elem_type = getattr(TensorProto, output.type.removeprefix("tensor(").removesuffix(")").upper())
+            tensor.elem_type = getattr(TensorProto, output.dtype("").upper())
         elif any(facts.tensor(name).dtype is not None for name in self.float_inputs):
             first = self.float_inputs[0]
             tensor.elem_type = getattr(TensorProto, facts.floats(self.float_inputs)[first].dtype.upper())
@@ -267,15 +279,15 @@ class Operator(ABC):
     # Running a node
 
     @abstractmethod
-    def sample(self, facts: NodeFacts, attributes: Mapping[str, int]) -> Sample:
+    def sample(self, facts: NodeFacts, attributes: Attributes) -> Sample:
         """Valid input for a node without violations. NotRunError if there is none."""
 
     @abstractmethod
-    def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, int]) -> tuple[Exact, ...]:
+    def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Exact, ...]:
         """The outputs by the contract, in float64, written apart from the kernels."""
 
     @abstractmethod
-    def call(self, inputs: Sequence[Any], attributes: Mapping[str, int]) -> tuple[Any, ...]:
+    def call(self, inputs: Sequence[Any], attributes: Attributes) -> tuple[Any, ...]:
         """The eager call, on arrays in the order of the node's inputs (None where left out); they stay as they are."""
 
     # ----------------------------------------------------------------------------------------------

@@ -115,6 +115,13 @@ def is_int(value: object) -> bool:
     )
 
 
+def is_float(value: object) -> bool:
+    """A float of the contract: Python's or NumPy's."""
+    return isinstance(value, float) or any(
+        (base.__module__, base.__qualname__) == ("numpy", "floating") for base in type(value).__mro__
+    )
+
+
 def plural(number: int, noun: str) -> str:
     """``1 token``, ``2 tokens``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

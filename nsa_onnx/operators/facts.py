@@ -49,10 +49,15 @@ class NodeFacts:
         value = self.attributes.get(name)
         return int(value) if isinstance(value, (int, np.integer)) else None
 
-    def argument(self, name: str) -> object:
-        """The attribute for a check of its kind: what is unknown or missing passes as an int."""
-        value = self.attributes.get(name, 0)
-        return 0 if isinstance(value, Unknown) else value
+    def number(self, name: str) -> int | float | None:
+        """The attribute if it is an int or a float; None if it is missing, unknown or of another kind."""
+        value = self.attributes.get(name)
+        return float(value) if isinstance(value, (float, np.floating)) else self.integer(name)
+
+    def argument(self, name: str, right: object = 0) -> object:
+        """The attribute for a check of its kind: what is unknown or missing passes as one of the ``right`` kind."""
+        value = self.attributes.get(name, right)
+        return right if isinstance(value, Unknown) else value
 
     def vector(self, name: str) -> list[int] | None:
         """The values of a constant of rank 1."""

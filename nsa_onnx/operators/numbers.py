@@ -1,4 +1,4 @@
-"""16-bit floats as float64: rounding, distances, and the largest error that a float32 sum may have."""
+"""Results as float64, 16-bit floats and integers: rounding, distances, the largest error of a float32 sum."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..graph.tensors import Integers
+from .contract import DTYPES
 
 Floats = npt.NDArray[np.float64]
 
 
 def rounded(values: Floats, dtype: str) -> Floats:
-    """To the nearest number of the type, ties to even.
+    """To the nearest number of the type, ties to even. Of an integer type, the values are numbers already.
 
     bfloat16 has float64's layout with a shorter fraction (7 of 52 bits), so that its numbers are found by rounding the
     bits; subnormal ones, which generated input does not come near, are not rounded as far as they should be.
@@ -19,6 +20,8 @@ def rounded(values: Floats, dtype: str) -> Floats:
     if dtype == "float16":
         with np.errstate(over="ignore"):
             return values.astype(np.float16).astype(np.float64)
+    if dtype not in DTYPES:
+        return values
     bits = np.ascontiguousarray(values, np.float64).view(np.uint64)
     dropped = np.uint64(45)
     odd = (bits >> dropped) & np.uint64(1)
@@ -29,7 +32,9 @@ def rounded(values: Floats, dtype: str) -> Floats:
 
 
 def ulps(first: Floats, second: Floats, dtype: str) -> Integers:
-    """Distance in units in the last place. NaN is as far as can be from all but NaN."""
+    """Distance in units in the last place, of integers their difference. NaN is far from all but NaN."""
+    if dtype not in DTYPES:
+        return np.abs(first - second).astype(np.int64)
     a, b = (_ordered(values, dtype) for values in (first, second))
     distance: Integers = np.abs(a - b)
     distance[np.isnan(first) ^ np.isnan(second)] = 2**16

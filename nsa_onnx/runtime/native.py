@@ -76,14 +76,14 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-Argument = Buffer | npt.NDArray[np.int64] | ctypes.c_int | int | None
+Argument = Buffer | npt.NDArray[np.int64] | ctypes.c_int | int | float | None
 
 
 def call(name: str, *arguments: Argument) -> None:
     """Call an operator's function; RuntimeError with its message where it refuses.
 
-    A Buffer becomes an ``NsaArray*``, None a null pointer, an int an ``int64_t``; an int64 array becomes two
-    arguments, its data and its size. The buffer for the message comes last.
+    A Buffer becomes an ``NsaArray*``, None a null pointer, an int an ``int64_t``, a float a ``double``; an int64 array
+    becomes two arguments, its data and its size. The buffer for the message comes last.
     """
     error = ctypes.create_string_buffer(_ERROR_SIZE)
     converted = [part for argument in arguments for part in _converted(argument)]
@@ -99,6 +99,8 @@ def _converted(argument: Argument) -> list[Any]:
         values = np.require(argument, np.int64, ("C", "ALIGNED"))
         # The pointer keeps a copy alive until the call has returned.
         return [values.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)), ctypes.c_int64(values.size)]
+    if isinstance(argument, float):
+        return [ctypes.c_double(argument)]
     return [ctypes.c_int64(argument) if isinstance(argument, int) else argument]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ..base import Exact, Input, Lengths, Operator, Output, Pattern, Sample, T
+from ..base import Attributes, Exact, Input, Lengths, Operator, Output, Pattern, Sample, T
 from ..compression import HOST, SUM_TEXT, WEIGHT, WINDOW_ATTRIBUTES, WINDOW_TEXT, Window, limits_text
 from ..contract import Violations
 from ..facts import NodeFacts
@@ -106,13 +106,13 @@ class NsaCompress(Operator):
         block = facts.integer(BLOCK)
         return tokens is None or sequences is None or block is None or tokens <= sequences * (block - 1)
 
-    def sample(self, facts: NodeFacts, attributes: Mapping[str, int]) -> Sample:
+    def sample(self, facts: NodeFacts, attributes: Attributes) -> Sample:
         return sample.make(facts, attributes)
 
-    def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, int]) -> tuple[Exact]:
+    def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Exact]:
         return sample.reference(values, attributes)
 
-    def call(self, inputs: Sequence[Any], attributes: Mapping[str, int]) -> tuple[Any]:
+    def call(self, inputs: Sequence[Any], attributes: Attributes) -> tuple[Any]:
         x, w, seq = inputs
         return (nsa_compress(x, w, attributes[BLOCK], attributes[STRIDE], actual_seq_len=seq.tolist()),)
 

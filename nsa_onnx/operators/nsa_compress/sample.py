@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...graph.tensors import Integers
-from ..base import Exact, NotRunError, Sample
+from ..base import Attributes, Exact, NotRunError, Sample
 from ..facts import NodeFacts
 from ..sampling import (
     MAX_BATCH,
@@ -25,7 +25,7 @@ from ..sampling import (
 from .contract import ATTRIBUTES
 
 
-def reference(values: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, int]) -> tuple[Exact]:
+def reference(values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Exact]:
     """The output in float64."""
     block, stride = (attributes[name] for name in ATTRIBUTES)
     tokens, weight = values["input"], values["weight"]
@@ -39,7 +39,7 @@ def reference(values: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, i
     return (weighted((tokens[first + j] for j in range(block)), weight, shape),)
 
 
-def make(facts: NodeFacts, attributes: Mapping[str, int]) -> Sample:
+def make(facts: NodeFacts, attributes: Attributes) -> Sample:
     """Valid input for a node. NotRunError if there is none."""
     block, stride = (attributes[name] for name in ATTRIBUTES)
     heads, dim = heads_and_dim(facts, 3)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 from onnx import NodeProto
 
-from ..base import Attribute, Exact, Input, Lengths, Operator, Output, Sample, T
+from ..base import Attribute, Attributes, Exact, Input, Lengths, Operator, Output, Sample, T
 from ..bodies import parsed
 from ..compression import HOST, SUM_TEXT, WEIGHT, WINDOW_ATTRIBUTES, Window, limits_text
 from ..contract import Dim, Violations
@@ -119,13 +119,13 @@ class NsaCompressInfer(Operator):
             return []
         return default_table(node, prefix, opset)
 
-    def sample(self, facts: NodeFacts, attributes: Mapping[str, int]) -> Sample:
+    def sample(self, facts: NodeFacts, attributes: Attributes) -> Sample:
         return sample.make(facts, attributes)
 
-    def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, int]) -> tuple[Exact]:
+    def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Exact]:
         return sample.reference(values, attributes)
 
-    def call(self, inputs: Sequence[Any], attributes: Mapping[str, int]) -> tuple[Any]:
+    def call(self, inputs: Sequence[Any], attributes: Attributes) -> tuple[Any]:
         x, w, slots, cache, seq, table = inputs
         operands = (x, w, slots, *(attributes[name] for name in contract.ATTRIBUTES))
         return (

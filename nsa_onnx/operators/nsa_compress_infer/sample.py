@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...graph.tensors import Integers
-from ..base import Exact, NotRunError, Sample
+from ..base import Attributes, Exact, NotRunError, Sample
 from ..contract import Violation, plural
 from ..facts import NodeFacts
 from ..sampling import (
@@ -29,7 +29,7 @@ from ..windows import BLOCK, STRIDE, triggers
 from .contract import ATTRIBUTES, index_violations
 
 
-def reference(values: Mapping[str, npt.NDArray[Any]], attributes: Mapping[str, int]) -> tuple[Exact]:
+def reference(values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Exact]:
     """The cache in float64."""
     block, stride = (attributes[name] for name in (BLOCK, STRIDE))
     pages, weight, slots = values["input"], values["weight"], values["slot_mapping"]
@@ -58,7 +58,7 @@ class _Paged:
     slots: int
 
 
-def make(facts: NodeFacts, attributes: Mapping[str, int]) -> Sample:
+def make(facts: NodeFacts, attributes: Attributes) -> Sample:
     """Valid input for a node. NotRunError if there is none."""
     block, stride, page = (attributes[name] for name in ATTRIBUTES)
     heads, dim = heads_and_dim(facts, 4)
@@ -147,7 +147,7 @@ def _slots(lengths: Integers, sizes: _Paged, block: int, stride: int) -> Integer
 
 
 def _problems(
-    slots: Integers, table: Integers | None, lengths: Integers, attributes: Mapping[str, int], sizes: _Paged
+    slots: Integers, table: Integers | None, lengths: Integers, attributes: Attributes, sizes: _Paged
 ) -> list[Violation]:
     rows = None if table is None else table.tolist()
     block, stride, page = (attributes[name] for name in ATTRIBUTES)

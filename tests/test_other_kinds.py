@@ -1,0 +1,161 @@
+"""What general code takes of an operator beyond what the present ones have: float attributes, several outputs of
+several types, no op in torch_npu."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from onnx import AttributeProto, TensorProto
+
+from nsa_onnx.checker import run
+from nsa_onnx.checker.rules import registry
+from nsa_onnx.exporters import dynamo, torchscript
+from nsa_onnx.exporters.operators import OPERATORS as TORCH_OPERATORS
+from nsa_onnx.graph.tensors import TensorFacts, Unknown
+from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.base import Attribute, Exact, Input, Operator, Output, Sample, T
+from nsa_onnx.operators.contract import Contract, is_float
+from nsa_onnx.operators.facts import NodeFacts
+from nsa_onnx.operators.numbers import rounded, ulps
+from nsa_onnx.runtime import cann, native
+
+X = np.arange(6, dtype=np.float64)
+
+
+class Halved(Operator):
+    """Everything times a factor, and which of three parts an element is in."""
+
+    contract = Contract("Halved", {}, None)
+    doc = "For tests."
+    inputs = (Input("x", T, "`[T]`"),)
+    outputs = (
+        Output("y", T, "`[T]`", dims=((("x", 0),),)),
+        Output("part", "tensor(int32)", "`[T]`", dims=((("x", 0),),)),
+    )
+    attributes = (Attribute("parts", "Their number."), Attribute("factor", "The factor.", is_float=True))
+    body_text, rule_examples = "", {}
+
+    def contract_violations(self, facts):
+        return iter(())
+
+    def sample(self, facts, attributes):
+        return Sample(facts.tensor("x").dtype, {"x": X}, "six")
+
+    def reference(self, values, attributes):
+        # Above 2048, float16 does not hold every integer.
+        product, part = values["x"] * attributes["factor"], 2049 + values["x"] // attributes["parts"]
+        return Exact(product, np.zeros(6)), Exact(part, np.zeros(6))
+
+    def call(self, inputs, attributes):
+        raise NotImplementedError
+
+
+HALVED = Halved()
+FACTS = NodeFacts("Halved", {"parts": 2, "factor": 0.5}, {"x": TensorFacts("float16", (6,))})
+RIGHT = [X / 2, 2049 + X // 2]
+
+
+@pytest.fixture
+def halved(monkeypatch):
+    monkeypatch.setitem(OPERATORS, "Halved", HALVED)
+    return HALVED
+
+
+@pytest.mark.usefixtures("halved")
+def test_every_output_of_a_run_is_compared_in_its_own_type(monkeypatch):
+    results = list(RIGHT)
+    monkeypatch.setattr(run, "_compute", lambda operator, model, values: results)
+    assert run._run(FACTS) == run._Outcome(0, "six")
+    results[1] = RIGHT[1] + (X == 4)
+    wrong = run._run(FACTS)
+    assert wrong.problem == "part[4] is 2052, the float64 reference says 2051; 1 of 6 elements are off, by up to 1"
+    results[:] = [RIGHT[0] + (X == 3), RIGHT[1]]
+    assert run._run(FACTS).problem.startswith("y[3] is 2.5, the float64 reference says 1.5 and float32 sums may give")
+
+
+@pytest.mark.usefixtures("halved")
+def test_an_attribute_that_a_caller_sets_is_not_run():
+    facts = replace(FACTS, attributes={"parts": 2, "factor": Unknown()})
+    assert run._run(facts).note == "factor is set by the caller of its function"
+    assert run._identity(FACTS) != run._identity(replace(FACTS, attributes={"parts": 2, "factor": 0.25}))
+
+
+def test_the_model_of_a_run_has_each_output_in_its_own_type():
+    model = run._model(HALVED, {"parts": 2, "factor": 0.5}, Sample("bfloat16", {"x": X}, ""))
+    node = next(node for node in model.graph.node if node.op_type == "Halved")
+    kinds = {attribute.name: attribute.type for attribute in node.attribute}
+    assert kinds == {"parts": AttributeProto.INT, "factor": AttributeProto.FLOAT}
+    types = [output.type.tensor_type.elem_type for output in model.graph.output]
+    assert types == [TensorProto.FLOAT, TensorProto.INT32]
+    assert [node.op_type for node in model.graph.node].count("Cast") == 2  # x in, y out
+
+
+def test_integers_are_not_rounded():
+    values = np.array([2049.0, 2.0**24 + 1])
+    assert rounded(values, "int32").tolist() == values.tolist()
+    assert rounded(values, "float16").tolist() != values.tolist()
+    assert ulps(values, values + 2, "int32").tolist() == [2, 2]
+    assert [one.dtype("bfloat16") for one in HALVED.outputs] == ["bfloat16", "int32"]
+
+
+def test_a_float_attribute_is_told_from_others():
+    for value in (0.5, np.float32(0.5), np.float64(0.5)):
+        assert is_float(value)
+        assert replace(FACTS, attributes={"a": value}).number("a") == 0.5
+    for value in (1, True, "1", None, []):
+        assert not is_float(value)
+    assert FACTS.argument("missing", 0.0) == 0.0
+    assert replace(FACTS, attributes={"a": Unknown()}).argument("a", 0.0) == 0.0
+    assert replace(FACTS, attributes={"a": ""}).number("a") is None
+
+
+def test_a_float_goes_to_the_library_as_a_double():
+    (value,) = native._converted(0.1)
+    assert value.value == 0.1
+
+
+def test_rows_of_one_id_belong_to_one_rule(monkeypatch):
+    assert registry.rule_of_row([{"a": row("a", "NSA001")}, {"a": row("a", "NSA001")}]) == {"a": "NSA001"}
+    with pytest.raises(ValueError, match="row 'a' is reported by NSA001 and by NSA002"):
+        registry.rule_of_row([{"a": row("a", "NSA001")}, {"a": row("a", "NSA002")}])
+
+
+def row(row_id, rule):
+    return replace(next(iter(OPERATORS["NsaCompress"].contract.rows.values())), id=row_id, rule=rule)
+
+
+def test_an_operator_that_torch_npu_does_not_have_is_exported_all_the_same(monkeypatch):
+    without = tuple(replace(operator, npu_schema="") for operator in TORCH_OPERATORS)
+    registered = []
+    monkeypatch.setattr(dynamo, "OPERATORS", without)
+    monkeypatch.setattr(torchscript, "OPERATORS", without)
+    monkeypatch.setattr(torchscript.utils, "register_custom_op_symbolic", lambda op, *rest: registered.append(op))
+    torchscript.register()
+    assert registered == [f"nsa_onnx::{operator.name}" for operator in without]
+    assert all(name.startswith("nsa_onnx::") for name in dynamo._translations())
+
+
+def test_the_doctor_compares_every_output(monkeypatch):
+    outputs = {"ascend": [np.array([1, 2], np.uint16), np.array([1, 2], np.int32)]}
+    outputs["cpu"] = [one.copy() for one in outputs["ascend"]]
+    monkeypatch.setattr(cann, "example_model", lambda *args: None)
+    monkeypatch.setattr(cann, "_measure", lambda module, session, *rest: (outputs[session], 0.0))
+
+    def verdict():
+        return cann._run(None, lambda model, device, **rest: device, HALVED, TensorProto.FLOAT16, "aclnn")
+
+    monkeypatch.setattr(HALVED, "example", None, raising=False)
+    assert verdict().ok
+    outputs["ascend"][1][1] = 5
+    assert not verdict().ok
+    assert "part differs from the CPU's in 1 of 2 elements" in verdict().to_text()
+
+
+def test_the_doctor_does_not_count_what_a_backend_does_not_have(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("no Ascend backend can be used: aclnn: does not have this operator")
+
+    operator = OPERATORS["NsaCompress"]
+    absent = cann._run(None, refuse, operator, TensorProto.FLOAT16, "aclnn")
+    assert absent.ok
+    assert "does not have this operator" in absent.to_text()

@@ -2,7 +2,7 @@
 //
 // The limits are those that the vendor documents or checks, and two that only its sources
 // (ops-transformer) tell:
-//   - At most 2047 sequences of a call may write: there is room for 2048, an end mark included.
+//   - At most kMaxSequences of a call may write: an end mark needs the room of one more.
 //   - Elements are counted in 32 bits, in sources of November 2025, though not in those of July
 //   2026.
 //     A CANN does not say which it was made of, so the narrower limit holds.

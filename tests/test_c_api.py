@@ -4,6 +4,7 @@ import ctypes
 import subprocess
 import time
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -19,6 +20,8 @@ from nsa_onnx.runtime import native
 
 MAX, MIN = 2**63 - 1, -(2**63)
 ERROR_SIZE = 400
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def array(data, shape=None):
@@ -307,7 +310,8 @@ def test_nothing_else_is_exported():
     names = {line.split()[-1] for line in listing.splitlines()}
     assert names == {
         "RegisterCustomOps",
-        *("nsa_compress", "nsa_compress_infer", "nsa_version"),
+        *(path.parent.name for path in (ROOT / "ort_ext" / "operators").glob("*/c_api.h")),
+        "nsa_version",
         *("nsa_cpu_target", "nsa_cpu_targets", "nsa_set_cpu_target", "nsa_ascend_backends"),
     }
 

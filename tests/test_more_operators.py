@@ -9,6 +9,10 @@ import sys
 
 import pytest
 
+from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.base import Lengths
+from nsa_onnx.rulebook.rule import listed
+
 # Of each operator, another one of the same kind, which nothing but the list names. In a process of its own: schemas
 # and rules are made from the list when they are imported.
 SCRIPT = """
@@ -79,8 +83,11 @@ def test_every_rule_finds_the_same_of_another_operator(told):
 
 def test_rules_name_the_operators_that_they_hold_for(told):
     words = told["words"]
-    assert "holds NsaCompress, NsaCompressInfer, OtherNsaCompress and OtherNsaCompressInfer" in words["NSA003"]
-    assert words["NSA015"].startswith("NsaCompress and OtherNsaCompress take prefix sums")
+    names = [*OPERATORS, *(f"Other{op_type}" for op_type in OPERATORS)]
+    assert f"holds {listed(names)}" in " ".join(words["NSA003"].split())
+    sums = [name for name in names if OPERATORS[name.removeprefix("Other")].inputs[-1].lengths is Lengths.PREFIX_SUMS]
+    assert "OtherNsaCompress" in sums
+    assert " ".join(words["NSA015"].split()).startswith(f"{listed(sums, 'take')} prefix sums")
     assert "The cache that NsaCompressInfer and OtherNsaCompressInfer return" in words["NSA024"]
     assert words["NSA010"].endswith("at most 128 in prefill, at most 63 in decode.")
 

@@ -40,7 +40,7 @@ BASE = declared("dependencies")
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("nsa_onnx", ("ort", "torch")), ("exporters", ("torch", "ort"))],
+    [("nsa_onnx", ("ort", "torch", "completion")), ("exporters", ("torch", "ort"))],
 )
 def test_every_import_is_declared(folder, extras):
     allowed = BASE.union(*map(declared, extras), BROUGHT_BY_THE_USER)

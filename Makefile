@@ -1,4 +1,5 @@
-# Builds, tests and measures the project; `make help` lists the targets. All that it makes lies under .venv/ and build/.
+# Builds, tests and measures the project; `make help` lists the targets. All that it makes lies
+# under .venv/, build/ and dist/.
 #
 # Needs python3 (3.11 or later; the package itself runs on 3.10 too) with venv and headers, g++ and make. Everything
 # else, cmake included, is installed from Python packages or downloaded by the build (see cmake/).
@@ -8,8 +9,10 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Otherwise torch loads every installed backend when it is imported, and stops if one does not find its driver.
 export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
+# A build downloads only if it is asked to (cmake/dependencies.cmake); those of this file are.
+export NSA_ONNX_FETCH ?= 1
 
-.PHONY: help env build demo test test-aarch64 test-browser test-tools test-oldest coverage \
+.PHONY: help env build demo test test-aarch64 test-browser test-tools test-oldest test-wheels wheels coverage \
   bench bench-quick lint format clean
 
 # Stamps: an empty file for each thing that is made. It is made again when what it depends on is newer than its stamp.
@@ -20,6 +23,7 @@ ORT_CANN := build/venv-cann/.stamp
 CANN := build/venv-cann/.stamp
 TOOLS := build/tools/.stamp
 OLDEST := build/venv-oldest/.stamp
+WHEEL_TOOLS := build/venv-wheels/.stamp
 SIM := build/sim/.stamp
 DEMO := .venv/.stamp-demo
 BUILD := .venv/.stamp-build
@@ -32,11 +36,13 @@ help:
 	@echo "make test-browser   the page of nsa-onnx explain in a browser (chromium, chromium-driver)"
 	@echo "make test-tools     what other ONNX tools do to NSA nodes (downloads the tools)"
 	@echo "make test-oldest    the oldest supported versions (Python 3.10)"
+	@echo "make wheels         wheels for x86-64, aarch64 and other machines, and the sdist, into dist/"
+	@echo "make test-wheels    make wheels, and what its wheels do elsewhere (g++-aarch64-linux-gnu, qemu-user)"
 	@echo "make bench          measure the CPU kernels, a quarter of an hour; make bench-quick: a minute"
 	@echo "make coverage       the tests of make test, and which lines of Python they run"
 	@echo "make lint           check the sources; make format: format them"
 	@echo "make build          set up .venv and install the package there, editable; make env: set up .venv alone"
-	@echo "make clean          remove .venv and build"
+	@echo "make clean          remove .venv, build and dist"
 
 env: $(ENV)
 build: $(ENV) $(BUILD)
@@ -139,6 +145,21 @@ test-oldest: $(BUILD) $(OLDEST)
 	build/venv-oldest/bin/pip install -q --no-deps --force-reinstall build/wheel/*.whl
 	build/venv-oldest/bin/pytest -o pythonpath= --confcutdir=tests/oldest tests/oldest
 
+# The compiler for other machines, in a separate environment because it is large.
+$(WHEEL_TOOLS): pyproject.toml tools/extra_requirements.py
+	$(PYTHON) -m venv $(@D)
+	$(PYTHON) tools/extra_requirements.py wheels > $(@D)/requirements.txt
+	$(@D)/bin/pip install -q -r $(@D)/requirements.txt
+	touch $@
+
+# docs/install.md says what each file is for.
+wheels: $(ENV) $(WHEEL_TOOLS)
+	tools/wheels.sh
+
+# aarch64's C library, which the emulated programs load, comes with g++-aarch64-linux-gnu.
+test-wheels: $(BUILD) wheels
+	$(BIN)/python -m pytest tests/wheels
+
 # Packages for plots and a progress bar. The benchmarks' own library is built by benchmarks/limits.py.
 $(BENCH): $(ENV) pyproject.toml
 	$(PYTHON) tools/extra_requirements.py bench > .venv/requirements-bench.txt
@@ -170,4 +191,4 @@ format: $(ENV)
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 clean:
-	rm -rf .venv build
+	rm -rf .venv build dist

@@ -16,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ SUITE = "trixie"
 TIMEOUT = 30  # seconds without an answer
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
-# Release 1.21.0. The hashes are of Debian's copy of that release; GitHub's own bytes were not at hand to compare.
+# Release 1.21.0. The hashes are of Debian's copy of that release, the licence's of the copy in PyPI's wheel of 1.21.1;
+# GitHub's own bytes were not at hand to compare.
 ONNXRUNTIME_URL = "https://raw.githubusercontent.com/microsoft/onnxruntime/v1.21.0/include/onnxruntime/core/session/"
 ONNXRUNTIME_HEADERS = {
     "onnxruntime_c_api.h": "7783e9664bdb0b1b36145b5c8587dd1bc9a399aa000edf2e3dd03003cafc6882",
@@ -33,6 +34,8 @@ ONNXRUNTIME_HEADERS = {
     "onnxruntime_cxx_inline.h": "7f448e994c732eacd9e49900365fefa8f1ac998a6d6eb78e5f4aab1b8d9d8900",
     "onnxruntime_float16.h": "6c4db3d1954b266c4febe413351af86cac922e3448538e7e452e51d646e56a4a",
 }
+ONNXRUNTIME_LICENSE_URL = "https://raw.githubusercontent.com/microsoft/onnxruntime/v1.21.0/LICENSE"
+ONNXRUNTIME_LICENSE_SHA256 = "2f07c72751aed99790b8a4869cf2311df85a860b22ded05fa22803587a48922c"
 
 # Both sources have the same archive.
 HIGHWAY_VERSION = "1.2.0"
@@ -110,14 +113,14 @@ def run(command: list[str], cwd: Path) -> None:
         raise UnavailableError(str(error)) from error
 
 
-def apt_get(kind: str, command: list[str], folder: Path) -> None:
+def apt_get(kind: str, command: list[str], folder: Path, suite: str = SUITE) -> None:
     """Run ``apt-get update`` and `command` in `folder`, with lists, cache and status of their own there.
 
     kind: "deb" for packages, "deb-src" for sources.
     """
     mirror = debian_mirror()
     signed = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
-    (folder / "sources.list").write_text(f"{kind} {signed}{mirror} {SUITE} main\n", encoding="utf-8")
+    (folder / "sources.list").write_text(f"{kind} {signed}{mirror} {suite} main\n", encoding="utf-8")
     for name in ("lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True)
     options = {
@@ -177,11 +180,13 @@ def onnxruntime_from_debian(work: Path, result: Path) -> None:
     run(["dpkg-deb", "-x", str(only(work, "libonnxruntime-dev_*.deb")), "unpacked"], work)
     for name in ONNXRUNTIME_HEADERS:
         shutil.copy(only(work, f"unpacked/usr/include/onnxruntime/{name}"), result / name)
+    shutil.copy(only(work, "unpacked/usr/share/doc/libonnxruntime-dev/copyright"), result / "LICENSE")
 
 
 def onnxruntime_from_github(work: Path, result: Path) -> None:
     for name, sha256 in ONNXRUNTIME_HEADERS.items():
         download(ONNXRUNTIME_URL + name, result / name, sha256)
+    download(ONNXRUNTIME_LICENSE_URL, result / "LICENSE", ONNXRUNTIME_LICENSE_SHA256)
 
 
 def unpack_highway(archive: Path, result: Path) -> None:
@@ -209,19 +214,22 @@ def highway_from_github(work: Path, result: Path) -> None:
 @dataclass(frozen=True)
 class Dependency:
     folder: str  # name under FOLDER; it exists only once it is complete
-    option: str  # what the user can pass instead
+    variable: str  # of CMake or of the environment, for a path that the user has
+    wanted: str  # what that path must be
     sources: dict[str, Source]
 
 
 DEPENDENCIES = {
     "onnxruntime": Dependency(
-        "onnxruntime-1.21-headers",
-        "-DONNXRUNTIME_INCLUDE_DIR=<folder of onnxruntime_cxx_api.h, API 21 or newer>",
+        "onnxruntime-1.21.0-headers",
+        "ONNXRUNTIME_INCLUDE_DIR",
+        "<folder of onnxruntime_cxx_api.h, API 21 or newer>",
         {"Debian": onnxruntime_from_debian, "GitHub": onnxruntime_from_github},
     ),
     "highway": Dependency(
         f"highway-{HIGHWAY_VERSION}",
-        f"-DHIGHWAY_SOURCE_DIR=<unpacked source of Google Highway {HIGHWAY_VERSION} or newer>",
+        "HIGHWAY_SOURCE_DIR",
+        f"<unpacked source of Google Highway {HIGHWAY_VERSION} or newer>",
         {"Debian": highway_from_debian, "GitHub": highway_from_github},
     ),
 }
@@ -237,8 +245,8 @@ def fetch(name: str, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:  # a read-only source tree, perhaps
-        raise SystemExit(
-            f"cannot write to {folder}: {error}\nPass -DNSA_ONNX_DEPS_DIR=<another folder>, or {dependency.option}"
+        raise UnavailableError(
+            f"cannot write to {folder}: {error}\nPass -DNSA_ONNX_DEPS_DIR=<another folder>"
         ) from error
     failures = []
     for source, bring in dependency.sources.items():
@@ -257,10 +265,41 @@ def fetch(name: str, folder: Path) -> Path:
                 if not target.is_dir():  # else another build was faster
                     raise
             return target
-    raise SystemExit(f"cannot get {name}; tried\n" + "\n".join(failures) + f"\nPass {dependency.option}")
+    raise UnavailableError(f"cannot get {name}; tried\n" + "\n".join(failures))
+
+
+def locate(names: Sequence[str], folder: Path, offline: bool) -> dict[str, Path]:
+    """Variable and path of each dependency. SystemExit, with every way out, if one of them cannot be had."""
+    paths, missing, reasons = {}, [], []
+    for name in names:
+        dependency = DEPENDENCIES[name]
+        paths[dependency.variable] = folder / dependency.folder
+        if offline and not paths[dependency.variable].is_dir():
+            missing.append(dependency)
+        elif not offline:
+            try:
+                fetch(name, folder)
+            except UnavailableError as error:
+                missing.append(dependency)
+                reasons.append(str(error))
+    if missing:
+        lines = reasons or [f"not in {folder}: {', '.join(d.folder for d in missing)}"]
+        lines += ["Set as environment variables what this machine has:"]
+        lines += [f"  {dependency.variable}={dependency.wanted}" for dependency in missing]
+        if offline:
+            lines += ["or NSA_ONNX_FETCH=1, to fetch the rest from Debian's archive or GitHub."]
+        raise SystemExit("\n".join(lines))
+    return paths
+
+
+def main() -> None:
+    arguments = [a for a in sys.argv[1:] if a != "--offline"]
+    if len(arguments) < 2 or not DEPENDENCIES.keys() >= set(arguments[1:]):
+        raise SystemExit(__doc__)
+    folder, *names = arguments
+    for variable, path in locate(names, Path(folder).resolve(), "--offline" in sys.argv).items():
+        print(f"{variable}={path}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in DEPENDENCIES:
-        raise SystemExit(__doc__)
-    print(fetch(sys.argv[1], Path(sys.argv[2]).resolve()))
+    main()

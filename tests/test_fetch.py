@@ -4,6 +4,8 @@ import hashlib
 import http.server
 import importlib.util
 import io
+import os
+import subprocess
 import sys
 import tarfile
 import threading
@@ -11,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-_SPEC = importlib.util.spec_from_file_location("nsa_onnx_fetch", Path(__file__).parents[1] / "cmake" / "fetch.py")
+ROOT = Path(__file__).parents[1]
+_SPEC = importlib.util.spec_from_file_location("nsa_onnx_fetch", ROOT / "cmake" / "fetch.py")
 fetch = importlib.util.module_from_spec(_SPEC)
 sys.modules[_SPEC.name] = fetch  # dataclasses looks its module up by name
 _SPEC.loader.exec_module(fetch)
@@ -91,7 +94,7 @@ def sources(monkeypatch):
     """Sets the sources of a dependency named "it"."""
 
     def set_sources(**functions):
-        monkeypatch.setitem(fetch.DEPENDENCIES, "it", fetch.Dependency("it-1.0", "-DIT=<folder>", functions))
+        monkeypatch.setitem(fetch.DEPENDENCIES, "it", fetch.Dependency("it-1.0", "IT", "<folder>", functions))
 
     return set_sources
 
@@ -105,13 +108,45 @@ def test_what_a_failing_source_left_is_not_mixed_with_the_next_ones(sources, tmp
     assert fetch.fetch("it", tmp_path / "deps") == target, "what is there is used again, offline too"
 
 
+WAY_OUT = "Set as environment variables what this machine has:\n  IT=<folder>"
+
+
 def test_a_dependency_that_no_source_has_names_each_reason_and_the_way_out(sources, tmp_path):
     sources(first=fail_halfway, second=fail_halfway)
     with pytest.raises(SystemExit) as stop:
-        fetch.fetch("it", tmp_path)
-    tried = "cannot get it; tried\n  first: it hung up\n  second: it hung up\n"
-    assert str(stop.value) == tried + "Pass -DIT=<folder>"
+        fetch.locate(["it"], tmp_path, offline=False)
+    assert str(stop.value) == f"cannot get it; tried\n  first: it hung up\n  second: it hung up\n{WAY_OUT}"
     assert not list(tmp_path.iterdir())
+
+
+def test_offline_uses_what_is_there_and_fetches_nothing(sources, tmp_path):
+    sources(first=fill)
+    with pytest.raises(SystemExit) as stop:
+        fetch.locate(["it"], tmp_path, offline=True)
+    assert str(stop.value).startswith(f"not in {tmp_path}: it-1.0\n{WAY_OUT}\nor NSA_ONNX_FETCH=1")
+    assert not list(tmp_path.iterdir())
+    target = fetch.fetch("it", tmp_path)
+    assert fetch.locate(["it"], tmp_path, offline=True) == {"IT": target}
+
+
+def test_a_build_that_was_not_asked_to_fetch_names_both_variables_in_one_message(tmp_path):
+    asked = ("ONNXRUNTIME_INCLUDE_DIR", "HIGHWAY_SOURCE_DIR", "NSA_ONNX_FETCH")
+    # Without a compiler's languages there is nothing to find out first, and no system header is found.
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.25)\nproject(it LANGUAGES NONE)\n"
+        f"set(CMAKE_SOURCE_DIR {ROOT})\nset(CMAKE_FIND_USE_CMAKE_SYSTEM_PATH OFF)\n"
+        f"set(Python3_EXECUTABLE {sys.executable})\ninclude({ROOT}/cmake/dependencies.cmake)\n"
+    )
+    cmake = Path(sys.executable).parent / "cmake"
+    done = subprocess.run(
+        [cmake, "-S", tmp_path, "-B", tmp_path / "b", f"-DNSA_ONNX_DEPS_DIR={tmp_path}/d"],
+        env={name: value for name, value in os.environ.items() if name not in asked},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert [name for name in asked if f"{name}=" in done.stderr] == list(asked)
+    assert not (tmp_path / "d").exists()
 
 
 def test_of_two_builds_at_once_the_slower_one_takes_what_the_faster_one_brought(sources, tmp_path):
@@ -129,5 +164,5 @@ def test_of_two_builds_at_once_the_slower_one_takes_what_the_faster_one_brought(
 def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(sources, tmp_path):
     sources(first=fill)
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match=r"(?s)cannot write to .*/file/deps: .*-DNSA_ONNX_DEPS_DIR=.*-DIT="):
-        fetch.fetch("it", tmp_path / "file" / "deps")
+    with pytest.raises(SystemExit, match=r"(?s)cannot write to .*/file/deps: .*-DNSA_ONNX_DEPS_DIR=.* IT="):
+        fetch.locate(["it"], tmp_path / "file" / "deps", offline=False)

@@ -239,6 +239,8 @@ def test_the_x86_64_wheel_is_installed_and_runs_on_debian_11(wheels, calls, bits
     unpack_debian("bullseye", "python3-pip", tmp_path, system)
     for path in (wheels["x86_64"], calls["x86_64"]):
         shutil.copy(path, system)
+    (system / "dev").mkdir()
+    (system / "dev" / "null").touch()  # pip opens it
     # A root directory of our own needs no root user where user namespaces are allowed.
     inside = ("unshare", "--map-root-user", "--root", system)
     python = (*inside, "/usr/bin/python3.9")

@@ -13,6 +13,8 @@
 #include <string.h>
 
 #include "c_api/c_api.h"
+#include "operators/nsa_compress/c_api.h"
+#include "operators/nsa_compress_infer/c_api.h"
 
 namespace {
 

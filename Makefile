@@ -153,11 +153,11 @@ $(WHEEL_TOOLS): pyproject.toml tools/extra_requirements.py
 	touch $@
 
 # docs/install.md says what each file is for.
-wheels: $(ENV) $(WHEEL_TOOLS)
+wheels: $(DEMO) $(WHEEL_TOOLS)
 	tools/wheels.sh
 
 # aarch64's C library, which the emulated programs load, comes with g++-aarch64-linux-gnu.
-test-wheels: $(BUILD) wheels
+test-wheels: $(ENV) $(BUILD) wheels
 	$(BIN)/python -m pytest tests/wheels
 
 # Packages for plots and a progress bar. The benchmarks' own library is built by benchmarks/limits.py.

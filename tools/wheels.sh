@@ -16,7 +16,7 @@ export ZIG ZIG_GLOBAL_CACHE_DIR=$PWD/build/zig ZIG_LOCAL_CACHE_DIR=$PWD/build/zi
 for arch in x86_64 aarch64; do
   # zig strips while it links; this machine's strip knows its own processor only.
   ZIG_ARCH=$arch build -C build-dir=build/wheels/$arch -C cmake.toolchain-file=cmake/zig.cmake -C install.strip=false \
-    -C "wheel.tags=py3-none-manylinux_${ZIG_GLIBC/./_}_$arch"
+    -C wheel.cmake=true -C "wheel.tags=py3-none-manylinux_${ZIG_GLIBC/./_}_$arch"
 done
 build -C wheel.cmake=false
 .venv/bin/python -c "from scikit_build_core import build; build.build_sdist('dist')"

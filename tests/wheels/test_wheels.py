@@ -161,7 +161,9 @@ print(elf.get_machine_arch())
 for symbol in elf.get_section_by_name(".dynsym").iter_symbols():
     if symbol["st_shndx"] != "SHN_UNDEF" and symbol["st_info"]["bind"] != "STB_LOCAL":
         print("export", symbol.name)
-print(*("debug " + section.name for section in elf.iter_sections() if "debug" in section.name), sep="\n")
+for section in elf.iter_sections():
+    if "debug" in section.name:
+        print("debug", section.name)
 for needed in elf.get_section_by_name(".dynamic").iter_tags("DT_NEEDED"):
     print("needed", needed.needed)
 for _, versions in elf.get_section_by_name(".gnu.version_r").iter_versions():
@@ -174,7 +176,7 @@ for _, versions in elf.get_section_by_name(".gnu.version_r").iter_versions():
 def test_a_native_library_exports_its_interface_and_needs_an_old_c_library_only(libraries, arch):
     first, *lines = run(TOOLS / "python", "-c", ELF, libraries[arch]).splitlines()
     found = {"export": set(), "needed": set(), "version": set(), "debug": set()}
-    for line in filter(None, lines):
+    for line in lines:
         kind, name = line.split()
         found[kind].add(name)
     assert first == {"x86_64": "x64", "aarch64": "AArch64"}[arch]

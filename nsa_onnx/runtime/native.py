@@ -47,13 +47,14 @@ def library_path() -> Path:
 
 
 _NOT_BUILT = (
-    "nsa_onnx was imported from a source tree that is not built; run `pip install .` (or `make build`) first, "
-    "with a C++17 compiler"
+    "nsa_onnx was imported from a source tree that is not built; run `make build`, or `NSA_ONNX_FETCH=1 pip install .` "
+    "with a C++17 compiler, first"
 )
 _PURE = (
-    "this is the pure Python package, which is also what `pip install .` makes where the C++ code does not compile. On "
-    "Linux, install the platform's wheel (nsa_onnx-VERSION-py3-none-manylinux_....whl), or, with a C++17 compiler, the "
-    "sources: `pip install --force-reinstall --no-deps -C wheel.cmake=true .`, which stops where it does not compile"
+    "this is the pure Python package, which is also what `pip install .` makes without a C++17 compiler or the headers "
+    "that the build needs (NSA_ONNX_FETCH=1 downloads them). On Linux, install the platform's wheel "
+    "(nsa_onnx-VERSION-py3-none-manylinux_....whl), or the sources: `NSA_ONNX_FETCH=1 pip install --force-reinstall "
+    "--no-deps -C wheel.cmake=true .`, which says why where it cannot"
 )
 
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
-#include <new>
+#include <exception>
 #include <vector>
 
 #include "tiling.h"
@@ -21,7 +21,7 @@ int64_t HandOutPlan(int64_t cores, int64_t* plan, int64_t capacity, Tile tile) {
     const int64_t count = static_cast<int64_t>(words.size());
     if (plan && capacity >= count) std::memcpy(plan, words.data(), words.size() * sizeof(int64_t));
     return count;
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {  // out of memory
     return -1;
   }
 }

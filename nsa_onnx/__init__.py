@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from pkgutil import extend_path
 from types import ModuleType
@@ -34,12 +37,25 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# A Python that is started in a checkout imports the package from there, even if it is installed. Then the folder
-# exporters/ beside this one is nsa_onnx.exporters, and an installed copy is searched last, for its native library.
-# An installed package has no CMakeLists.txt beside it: nothing changes there.
-_root = Path(__file__).parents[1]
-if (_root / "CMakeLists.txt").is_file():
-    __path__ = extend_path([*__path__, str(_root)], __name__)
+
+class _Exporters(MetaPathFinder):
+    """Finds nsa_onnx.exporters in the folder exporters/ beside this one."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
+        if fullname != "nsa_onnx.exporters":
+            return None
+        return spec_from_file_location(
+            fullname, _EXPORTERS / "__init__.py", submodule_search_locations=[str(_EXPORTERS)]
+        )
+
+
+# A Python that is started in a checkout imports the package from there, even if it is installed: exporters/ is beside
+# it, and an installed copy is searched last, for its native library.
+_EXPORTERS = Path(__file__).parents[1] / "exporters"
+_IN_CHECKOUT = (_EXPORTERS / "__init__.py").is_file() and _EXPORTERS.with_name("CMakeLists.txt").is_file()
+if __name__ == "nsa_onnx" and _IN_CHECKOUT:
+    __path__ = extend_path(__path__, __name__)
+    sys.meta_path.insert(0, _Exporters())
 
 _MODULES = {
     "Report": "checker",

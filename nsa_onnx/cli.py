@@ -61,14 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 argcomplete.autocomplete(parser)
         arguments = parser.parse_args(argv)
         status: int = arguments.run(arguments)
-    except BrokenPipeError:
-        status = OK  # the reader has gone, which is its right
+    except BrokenPipeError:  # of --help, say: commands print with console.show
+        status = OK
     except SystemExit as end:  # --help, or wrong usage
         raise SystemExit(_finished(int(end.code or OK))) from None
     except UnreadableModelError as error:
         status = _fail(error, UNUSABLE)
     except OSError as error:
-        status = _fail(f"{error.filename}: {error.strerror}" if error.filename else error, UNUSABLE)
+        # An error without a file is one of standard output: what reads and writes files names them.
+        status = _fail(f"{error.filename or 'standard output'}: {error.strerror}", UNUSABLE)
     except NotWritableError as error:
         status = _fail(error, UNUSABLE)
     except _CommandError as error:
@@ -84,8 +85,8 @@ def _finished(status: int) -> int:
     """The exit status, once everything is written."""
     try:
         finish()
-    except BrokenPipeError:
-        return OK
+    except BrokenPipeError:  # the reader has gone, which is its right; what was found stays found
+        return status
     except OSError as error:
         return _fail(f"standard output: {error.strerror}", UNUSABLE)
     return status
@@ -260,8 +261,9 @@ def _fuse(arguments: argparse.Namespace) -> int:
 def _with(arguments: argparse.Namespace) -> int:
     words = arguments.program[1:] if arguments.program[:1] == ["--"] else arguments.program
     try:
+        native.library_path()
         program, words, environment = command_with(words, os.environ)
-    except ValueError as error:
+    except (RuntimeError, ValueError) as error:
         return _fail(error, UNUSABLE)
     finish()
     os.execve(program, words, environment)  # its exit status is ours, and so is the signal that ends it

@@ -45,8 +45,9 @@ def wants_color(stream: TextIO | None) -> bool:
 
 
 def show(text: str) -> None:
-    """Print text that is safe as it is. OSError if standard output takes it not."""
-    _print(text, sys.stdout)
+    """Print text that is safe as it is, if the reader is still there. OSError if standard output takes it not."""
+    with suppress(BrokenPipeError):
+        _print(text, sys.stdout)
 
 
 def say(line: str) -> None:

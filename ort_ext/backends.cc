@@ -25,7 +25,9 @@ std::vector<cann::Offer> OffersOfAllOperators() {
 
 const char* nsa_ascend_backends(void) {
   try {
-    static const std::string lines = nsa::cann::DescribeBackends(nsa::OffersOfAllOperators());
+    // Never destroyed: who asks at exit, or keeps the string, still has it.
+    static const std::string& lines =
+        *new const std::string(nsa::cann::DescribeBackends(nsa::OffersOfAllOperators()));
     return lines.c_str();
   } catch (const std::exception&) {  // out of memory
     return "";

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import os
 import subprocess
 import sys
 
@@ -167,6 +168,22 @@ def test_a_full_stream_is_status_2_and_no_traceback(line, stream, status, tmp_pa
     )
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(("model", "status"), [("m.onnx", 1), ("missing.onnx", 2)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_changes_no_status(model, status, unbuffered, tmp_path):
+    onnx.save(models.compress([40, 90], x=(100, 4, 16)), tmp_path / "m.onnx")
+    command = '"$0" -m nsa_onnx.cli check "$1" | true; exit ${PIPESTATUS[0]}'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, model],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
 
 
 def test_a_fault_of_the_program_is_status_2_and_clean(monkeypatch, capfd, tmp_path):

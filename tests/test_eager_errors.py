@@ -271,6 +271,23 @@ def test_a_cache_that_overlaps_itself_is_refused(library):
     assert np.array_equal(row, before)
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("name", ["input", "weight"])
+def test_a_cache_in_the_memory_of_what_is_read_is_refused(name, library):
+    """A window could see another's result, or not: that depends on the order of the work."""
+    arguments = _infer_call()
+    memory = np.zeros(arguments["cache"].size + arguments[name].size, F16)
+    arguments[name] = memory[: arguments[name].size].reshape(arguments[name].shape)
+    start = arguments[name].size - arguments["cache"].shape[-1]
+    arguments["cache"] = memory[start : start + arguments["cache"].size].reshape(arguments["cache"].shape)
+    before = memory.copy()
+    with pytest.raises(RuntimeError, match=f"cache must not overlap {name}: .* got views of the same memory"):
+        _call("infer", arguments, library)
+    assert np.array_equal(memory, before)
+    arguments["cache"] = memory[arguments[name].size :].reshape(arguments["cache"].shape)
+    _call("infer", arguments, library)  # side by side
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("rank", [0, 1, 5])
 def test_odd_ranks_are_named_as_they_are(op, rank):

@@ -137,6 +137,15 @@ def test_a_cache_that_overlaps_itself_is_refused():
     assert same(cache, before)
 
 
+def test_a_cache_in_the_memory_of_the_pages_is_refused():
+    args, keywords = infer_call()
+    pages, cache = args[0].clone(), keywords["cache"]
+    inside = pages.view(-1)[: cache.numel()].view(cache.shape)
+    with pytest.raises(RuntimeError, match=r"cache must not overlap input: .* got views of the same memory"):
+        exporters.nsa_compress_infer(pages, *args[1:], **{**keywords, "cache": inside})
+    assert same(pages, args[0])
+
+
 @pytest.mark.parametrize("name", ["weight", "slot_mapping", "block_table", "actual_seq_len", "cache"])
 def test_tensors_on_different_devices_are_refused(name):
     """torch runs the fake kernel if one tensor is a meta tensor: its result would be memory that nobody wrote."""

@@ -76,6 +76,10 @@ def test_python_in_a_checkout_works_after_an_ordinary_install(wheel, tmp_path):
     exporters, library = _python("-c", code, cwd=checkout, path=(target, SITE_PACKAGES), flags=("-S",)).splitlines()
     assert Path(exporters).is_relative_to(checkout)
     assert Path(library).is_relative_to(target)
+    # Tools walk packages: nothing in the checkout but the package itself belongs to it.
+    code = "import pkgutil, nsa_onnx; print(*(m.name for m in pkgutil.walk_packages(nsa_onnx.__path__, 'nsa_onnx.')))"
+    names = _python("-c", code, cwd=checkout, path=(target, SITE_PACKAGES), flags=("-S",)).split()
+    assert "nsa_onnx.graph.reading" in names and not [name for name in names if name.startswith("nsa_onnx.nsa_onnx")]
 
 
 def test_the_editable_install_works(tmp_path):

@@ -332,7 +332,11 @@ def test_a_node_of_ours_under_another_domain_is_told(make, domain):
     node.domain = domain
     model.opset_import.add(domain=domain, version=20 if domain in ("", "ai.onnx") else 1)
     (found,) = [one for one in check(model).findings if one.rule == "NSA045"]
-    assert repr(domain) in found.message and found.severity.value == "warning"
+    assert (repr(domain) if domain else "it has no domain") in found.message and found.severity.value == "warning"
+    model.graph.node.append(node)
+    (found,) = [one for one in check(model).findings if one.rule == "NSA045"]
+    assert found.message.endswith("(1 more like it)")
+    del model.graph.node[1]
     node.op_type = "Mine"
     assert "NSA045" not in rules(model)
 

@@ -39,10 +39,13 @@ void Serve(const char* path) {
   const char* const output_name = output.get();
   const std::vector<Ort::Value> results =
       session.Run(Ort::RunOptions(), names, inputs.data(), 2, &output_name, 1);
-
-  const int64_t windows = results[0].GetTensorTypeAndShapeInfo().GetShape()[0];
+  const auto info = results[0].GetTensorTypeAndShapeInfo();
+  const bool is_float16 = info.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+  if (!is_float16 || info.GetElementCount() % kTokenSize != 0)
+    throw Ort::Exception("the output must be float16 [windows, 4, 64]", ORT_INVALID_ARGUMENT);
   const Ort::Float16_t* rows = results[0].GetTensorData<Ort::Float16_t>();
-  for (int64_t i = 0; i < windows; ++i) std::cout << rows[i * kTokenSize].ToFloat() << '\n';
+  for (size_t i = 0; i < info.GetElementCount() / kTokenSize; ++i)
+    std::cout << rows[i * kTokenSize].ToFloat() << '\n';
 }
 
 }  // namespace

@@ -17,12 +17,12 @@ from nsa_onnx.operators.base import Lengths as Kind
 from nsa_onnx.operators.contract import raise_first
 from nsa_onnx.operators.nsa_compress_infer import contract
 from nsa_onnx.operators.nsa_compress_infer.call import kernel as native_kernel
-from nsa_onnx.operators.nsa_compress_infer.call import refuse_overlap, written_slots
+from nsa_onnx.operators.nsa_compress_infer.call import refuse_overlap, refuse_shared, written_slots
 from nsa_onnx.operators.windows import SEQ
 
 from .base import Lengths, Op, Tie, TorchOperator, arguments, fake_kernel, kernel
 from .gradients import without_gradient
-from .tensors import array, buffer, dense, dtype, fresh, host_lengths, require_one_device
+from .tensors import array, bits, buffer, dense, dtype, fresh, host_lengths, require_one_device
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ def _update(call: _Call) -> Tensor:
     _check(call)
     cache = call.cache
     refuse_overlap(cache.shape, cache.stride())
+    refuse_shared(**{name: bits(getattr(call, name)) for name in ("cache", "input", "weight")})
     lengths = host_lengths(call.actual_seq_len)
     x, w, slots, updated = map(dense, (call.input, call.weight, call.slot_mapping, cache))
     table = None if call.block_table is None else dense(call.block_table)

@@ -53,6 +53,12 @@ def buffer(tensor: Tensor) -> Buffer:
     return Buffer(tensor.data_ptr(), tuple(tensor.shape))
 
 
+def bits(tensor: Tensor) -> npt.NDArray[Any]:
+    """NumPy's view of a 16-bit CPU tensor's memory, whatever its strides."""
+    view: npt.NDArray[Any] = tensor.detach().view(torch.int16).numpy()
+    return view
+
+
 def fresh(tensor: Tensor) -> Tensor:
     """A copy that is dense, whatever the tensor is."""
     return tensor.clone(memory_format=torch.contiguous_format)

@@ -53,7 +53,7 @@ def _verdict(proven: Sequence[Candidate], file: str) -> Html:
         "operators, where an NSA node would do the same with less memory and time. This command puts it there:"
     )
     option = " --allow-rounding" if any(one.inexact for one in proven) else ""
-    command = f"nsa-onnx fuse {file} -o fused.onnx{option}"
+    command = f"nsa-onnx fuse {f'./{file}' if file.startswith('-') else file} -o fused.onnx{option}"
     return join(tag("p", text, class_="lead"), tag("p", tag("code", command), class_="command"))
 
 

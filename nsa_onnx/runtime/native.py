@@ -71,7 +71,10 @@ def is_here() -> bool:
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(library_path()))
+    try:
+        library = ctypes.CDLL(str(library_path()))
+    except OSError as error:
+        raise RuntimeError(f"the native library cannot be loaded: {error}") from error
     for name in ("nsa_cpu_target", "nsa_cpu_targets", "nsa_ascend_backends", "nsa_version"):
         getattr(library, name).restype = ctypes.c_char_p
     return library
@@ -144,7 +147,10 @@ def path_of(name: str) -> Path:
     """Where one of PATHS lies: a file or a folder.
 
     Raises:
-        RuntimeError: as library_path.
+        RuntimeError: as library_path, or it is missing there.
     """
     library = library_path()
-    return library.parent / name if name in _BESIDE else library
+    path = library.parent / name if name in _BESIDE else library
+    if not path.exists():
+        raise RuntimeError(f"{path} is missing: install nsa_onnx again")
+    return path

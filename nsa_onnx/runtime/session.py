@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def create_session(
         _choose_backend(options, ascend_backend)
     if native.is_here() or device == "ascend":
         session_options(options)
-    else:
+    elif _entry(options, _REGISTERED_KEY) is None:
         _require_bodies(source)
         device = "cpu"
     if device == "ascend" and providers is None:
@@ -194,9 +195,10 @@ def session_for_trial(model: ModelProto | Path, options: SessionOptions | None =
         if isinstance(model, ModelProto):
             return create_session(expand(model), device="cpu", options=options)
         # A file again: its external data lies in the same folder.
-        expanded = model.with_name(f"{model.name}.{os.getpid()}.expanded")
+        expanded = model.with_name(f".nsa-onnx-{secrets.token_hex(8)}")
         try:
-            expanded.write_bytes(expand(load(model)).SerializeToString())
+            with expanded.open("xb") as file:
+                file.write(expand(load(model)).SerializeToString())
             return create_session(expanded, device="cpu", options=options)
         finally:
             expanded.unlink(missing_ok=True)
@@ -218,7 +220,8 @@ def _require_bodies(source: str | bytes) -> None:
     outline = Outline.of(model)
     called = outline.called()
     functions = [steps for one, steps in outline.functions if (one.domain, one.name) in called]
-    used = {step.op[1] for top in (outline.main, *functions) for step in below(top) if step.op[0] == DOMAIN}
+    ops = {step.op for top in (outline.main, *functions) for step in below(top)}
+    used = {op_type for domain, op_type in ops if domain == DOMAIN and op_type in OPERATORS}
     without = sorted(used - {function.name for function in model.functions if function.domain == DOMAIN})
     if without:
         try:

@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/parallel.h"
@@ -72,6 +73,8 @@ struct Tensor {
   Shape shape() const { return {dims.data(), static_cast<int64_t>(dims.size())}; }
   template <class T>
   const T* as() const {
+    static_assert(!std::is_same_v<T, bool>,
+                  "a bool tensor holds any byte: read uint8_t, test != 0");
     return static_cast<const T*>(data);
   }
 };

@@ -78,7 +78,7 @@ def _operator(model: Analysis) -> Iterator[Finding]:
     hint=f"{ELSEWHERE}, where all operators run, or on another target that has it",
 )
 def _not_there(model: Analysis) -> Iterator[Finding]:
-    """What a model is meant for has each of our operators that the model uses.
+    """The target has each of our operators that the model uses.
 
     On Ascend, an operator is a kernel of ours (cann) or of the vendor's (cann-aclnn, atc). An operator may have none.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 from ...analysis import Analysis
@@ -26,14 +27,20 @@ def _elsewhere(model: Analysis) -> Iterator[Finding]:
     domain was written by hand, or a tool has changed it.
     """
     functions = {(function.domain, function.name) for function in model.proto.functions}
+    found = defaultdict(list)
     for scope in model.scopes:
         for index, step in enumerate(scope.steps):
             domain, op_type = step.op
             if op_type in OPERATORS and domain != DOMAIN and step.op not in functions:
-                yield note(
-                    f"the domain is {text(domain)!r}, {op_type} is an operator of {DOMAIN!r}",
-                    node=node_name(step.node, index),
-                    op_type=op_type,
-                    argument="domain",
-                    place=scope.place,
-                )
+                found[step.op].append((scope, index, step.node))
+    for (domain, op_type), nodes in found.items():
+        scope, index, node = nodes[0]
+        where = f"the domain is {text(domain)!r}" if domain else "it has no domain, which is that of standard operators"
+        more = f" ({len(nodes) - 1} more like it)" if len(nodes) > 1 else ""
+        yield note(
+            f"{where}; {op_type} is an operator of {DOMAIN!r}{more}",
+            node=node_name(node, index),
+            op_type=op_type,
+            argument="domain",
+            place=scope.place,
+        )

@@ -14,6 +14,8 @@ from ..contract import raise_first
 from ..windows import triggers
 from . import contract, numpy_kernel
 
+_MOST_WORK = 10_000  # candidates that NumPy looks at; contiguous arrays need one
+
 
 def nsa_compress_infer(
     input: Any,
@@ -44,7 +46,7 @@ def nsa_compress_infer(
         block_table: ``[B, max_pages]`` int32, physical page of each logical page; without it sequence
             b owns pages ``b*P .. (b+1)*P - 1`` with ``P = block_num / B``.
         actual_seq_len: tuple or list of B ints, lengths in tokens (not prefix sums).
-        cache: ``[slots, N, D]``, the dtype of input; any strides. Only written slots are touched.
+        cache: ``[slots, N, D]``, the dtype of input; any strides, memory of its own. Only written slots are touched.
 
     Returns:
         cache itself.
@@ -84,6 +86,7 @@ def nsa_compress_infer(
         _refuse(types, sizes, actual_seq_len)
     in_memory = views(**{name: value for name, value in arrays.items() if value is not None})
     refuse_overlap(in_memory["cache"].shape, in_memory["cache"].strides)
+    refuse_shared(**{name: in_memory[name] for name in ("cache", "input", "weight")})
     read = {name: dense(view) for name, view in in_memory.items()}
     table = read.get("block_table")
     kernel(
@@ -109,6 +112,17 @@ def refuse_overlap(shape: Sequence[int], strides: Sequence[int]) -> None:
     """RuntimeError for a cache of which several rows or channels are one place in memory (torch's ``expand``)."""
     if 0 not in shape and any(size > 1 and stride == 0 for size, stride in zip(shape, strides, strict=True)):
         raise RuntimeError(f"cache must not overlap itself: it is updated in place; got strides {tuple(strides)}")
+
+
+def refuse_shared(cache: npt.NDArray[Any], **others: npt.NDArray[Any]) -> None:
+    """RuntimeError for a cache that shares memory with what is read: a window could then see another's result."""
+    for name, other in others.items():
+        try:
+            shared = np.shares_memory(cache, other, max_work=_MOST_WORK)  # type: ignore[arg-type]
+        except RuntimeError:  # too hard to tell: parts of one array that lie in one another, but may never meet
+            continue
+        if shared:
+            raise RuntimeError(f"cache must not overlap {name}: it is updated in place; got views of the same memory")
 
 
 def written_slots(slot_mapping: npt.NDArray[np.int32], lengths: Any, block: int, stride: int) -> npt.NDArray[np.int32]:

@@ -67,7 +67,8 @@ Tensor MakeTensor(const std::array<int64_t, kRank>& dims, DataType type, const v
 
 IntArray MakeIntArray(const int64_t* values, int64_t size);
 
-// One of the vendor's operators. Parameters: what its first step takes, all but the last two.
+// One of the vendor's operators. Made once and never destroyed: a thread of the host may still run
+// a node while the process ends. Parameters: what its first step takes, all but the last two.
 template <class... Parameters>
 class VendorOperator {
  public:
@@ -84,8 +85,9 @@ class VendorOperator {
       : name_(name), first_name_(name + "GetWorkspaceSize") {
     GetAcl();  // first: without CANN, that is what is missing
     GetOperatorBase();
-    first_ = reinterpret_cast<First>(OperatorFunction(first_name_.c_str()));
-    second_ = reinterpret_cast<Second>(OperatorFunction(name_.c_str()));
+    const OperatorFunctions found = FindOperator(first_name_, name_);
+    first_ = reinterpret_cast<First>(found.first);
+    second_ = reinterpret_cast<Second>(found.second);
   }
 
   Prepared Prepare(device::Launch& launch, Parameters... parameters) const {

@@ -61,13 +61,16 @@ const OperatorBase& GetOperatorBase() {
   return base;
 }
 
-void* OperatorFunction(const char* name) {
+OperatorFunctions FindOperator(const std::string& first_name, const std::string& name) {
   // Since CANN 8.5 the operators of large models lie in a library of their own.
   if (void* apart = dlopen("libopapi_transformer.so", RTLD_LAZY | RTLD_LOCAL)) {
-    if (void* function = dlsym(apart, name)) return function;
+    const OperatorFunctions found{dlsym(apart, first_name.c_str()), dlsym(apart, name.c_str())};
+    if (found.first && found.second) return found;
   }
-  const char* library = "libopapi.so";
-  return Symbol(Open(library), library, name);
+  const char* library_name = "libopapi.so";
+  void* library = Open(library_name);
+  return {Symbol(library, library_name, first_name.c_str()),
+          Symbol(library, library_name, name.c_str())};
 }
 
 void Require(Status status, const char* call) {

@@ -31,8 +31,14 @@ struct OperatorBase {
 const Acl& GetAcl();
 const OperatorBase& GetOperatorBase();
 
-// A function of the vendor's operators, aclnn*. Throws CannError if this CANN does not have it.
-void* OperatorFunction(const char* name);
+// The two functions of one of the vendor's operators, "aclnn...GetWorkspaceSize" and "aclnn...",
+// both of one library: the second takes what the first has made. Throws CannError if this CANN does
+// not have them.
+struct OperatorFunctions {
+  void* first;
+  void* second;
+};
+OperatorFunctions FindOperator(const std::string& first_name, const std::string& name);
 
 // Throws CannError with the call's name, the code and CANN's own message unless `status` is 0.
 void Require(Status status, const char* call);

@@ -13,7 +13,7 @@ using AclnnNsaCompress = VendorOperator<const aclTensor*, const aclTensor*, cons
                                         char*, int64_t, int64_t, int64_t, aclTensor*>;
 
 const AclnnNsaCompress& Vendor() {
-  static const AclnnNsaCompress vendor("aclnnNsaCompress");
+  static const AclnnNsaCompress& vendor = *new const AclnnNsaCompress("aclnnNsaCompress");
   return vendor;
 }
 

@@ -15,9 +15,10 @@ static_assert(sizeof(NsaAscendRowRun) == sizeof(RowRun) &&
               "handed over as they are");
 
 const auto& OwnKernel() {
-  static const cann::KernelLauncher<decltype(nsa_ascend_compress_plan),
-                                    decltype(nsa_ascend_compress)>
-      kernel("nsa_ascend_compress");
+  // Never destroyed: a thread of the host may still run a node while the process ends.
+  using Launcher =
+      cann::KernelLauncher<decltype(nsa_ascend_compress_plan), decltype(nsa_ascend_compress)>;
+  static const Launcher& kernel = *new const Launcher("nsa_ascend_compress");
   return kernel;
 }
 

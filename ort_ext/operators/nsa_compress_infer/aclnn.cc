@@ -26,7 +26,8 @@ using AclnnNsaCompressWithCache =
                    const aclTensor*, char*, int64_t, int64_t, int64_t, int64_t, aclTensor*>;
 
 const AclnnNsaCompressWithCache& Vendor() {
-  static const AclnnNsaCompressWithCache vendor("aclnnNsaCompressWithCache");
+  static const AclnnNsaCompressWithCache& vendor =
+      *new const AclnnNsaCompressWithCache("aclnnNsaCompressWithCache");
   return vendor;
 }
 

@@ -11,12 +11,18 @@ namespace {
 
 static_assert(sizeof(NsaAscendSlotWrite) == sizeof(SlotWrite) &&
                   offsetof(NsaAscendSlotWrite, slot) == offsetof(SlotWrite, slot) &&
-                  offsetof(NsaAscendSlotWrite, runs) == offsetof(SlotWrite, runs),
+                  offsetof(NsaAscendSlotWrite, run_count) == offsetof(SlotWrite, run_count) &&
+                  offsetof(NsaAscendSlotWrite, runs) == offsetof(SlotWrite, runs) &&
+                  sizeof(NsaAscendPageRun) == sizeof(PageRun) &&
+                  offsetof(NsaAscendPageRun, offset) == offsetof(PageRun, offset) &&
+                  offsetof(NsaAscendPageRun, tokens) == offsetof(PageRun, tokens),
               "handed over as they are");
 
 const auto& OwnKernel() {
-  static const cann::KernelLauncher<decltype(nsa_ascend_infer_plan), decltype(nsa_ascend_infer)>
-      kernel("nsa_ascend_infer");
+  // Never destroyed: a thread of the host may still run a node while the process ends.
+  using Launcher =
+      cann::KernelLauncher<decltype(nsa_ascend_infer_plan), decltype(nsa_ascend_infer)>;
+  static const Launcher& kernel = *new const Launcher("nsa_ascend_infer");
   return kernel;
 }
 

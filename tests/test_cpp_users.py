@@ -93,6 +93,24 @@ def test_the_header_declares_what_the_library_exports(package):
     assert 'c_api.h"' not in text  # nothing that only the source tree has
 
 
+AT_EXIT = """
+#include <nsa_onnx.h>
+#include <stdio.h>
+#include <stdlib.h>
+static const char* kept;
+static void late(void) { printf("%d%d", kept == nsa_ascend_backends(), kept == NULL); fputs(kept, stdout); }
+int main(void) { return atexit(late) || !(kept = nsa_ascend_backends()) || !fputs(kept, stdout); }
+"""
+
+
+def test_strings_stay_until_the_process_has_ended(tmp_path, package):
+    (tmp_path / "user.c").write_text(AT_EXIT)
+    flags = run("pkg-config", "--cflags", "--libs", "nsa_onnx", PKG_CONFIG_PATH=str(package / "pkgconfig")).split()
+    run("gcc", "-std=c99", *WARNINGS, tmp_path / "user.c", *flags, "-o", tmp_path / "user")
+    before, after = run(tmp_path / "user").split("10")
+    assert before == after and "aclnn" in before
+
+
 # --------------------------------------------------------------------------------------------------
 # The packages
 

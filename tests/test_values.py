@@ -72,7 +72,7 @@ def test_the_recipe_of_the_documentation_runs_as_written(tmp_path, monkeypatch):
         [models.value("y", BFLOAT16, ("R", 4, 64))],
         [models.lengths([40, 128])],
     )
-    onnx.save(made, tmp_path / "compress.onnx")
+    onnx.save(made, tmp_path / "bfloat16.onnx")
     monkeypatch.chdir(tmp_path)
     found = {}
     exec(code, found)

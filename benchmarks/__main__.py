@@ -150,6 +150,7 @@ def _calls(arguments: argparse.Namespace) -> dict[str, list[tuple[str, dict[str,
     most = max(arguments.threads)
     base = 1 << (14 if small else 17 if quick else 19)
     sweep = [asdict(point) for point in growth.points(base, base if small else 4 * base)]
+    nodes = 600 if small else 10_000 if quick else 60_000
     segments = 1000 if small else 20_000 if quick else 100_000
     caches = [1, 2] if small else [1, 16, 256] if quick else [1, 4, 16, 64, 256, 1024]
     pool = 64 if small else 512 if quick else 1024
@@ -170,7 +171,7 @@ def _calls(arguments: argparse.Namespace) -> dict[str, list[tuple[str, dict[str,
             ("figures:decode_in_place", {"megabytes": 8 if small else 361, "rounds": rounds}),
             *(("figures:portable", {"name": n, "block": b, "stride": 16, "rounds": rounds}) for n, b in figures),
         ],
-        "models": [("models:commands", {"nodes": 600 if small else 60_000, "rounds": min(rounds, 3)})],
+        "models": [("models:commands", {"nodes": nodes, "rounds": min(rounds, 3)})],
     }
 
 

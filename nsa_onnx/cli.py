@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnreadableModelError as error:
         status = _fail(error, UNUSABLE)
     except OSError as error:
-        # An error without a file is one of standard output: what reads and writes files names them.
-        status = _fail(f"{error.filename or 'standard output'}: {error.strerror}", UNUSABLE)
+        status = _fail(f"{error.filename}: {error.strerror}" if error.filename else error, UNUSABLE)
     except NotWritableError as error:
         status = _fail(error, UNUSABLE)
     except _CommandError as error:
@@ -136,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     running = command("with", _with, "Run a program: every onnxruntime session of its Pythons has our operators.")
     running.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM", help="with its arguments")
     examining = command("doctor", _doctor, "Show versions, library and instruction set, and try them.")
-    examining.add_argument("--ascend", action="store_true", help="also run both operators on the Ascend device")
+    examining.add_argument("--ascend", action="store_true", help="also run the operators on the Ascend device")
     command("demo", _demo, "Build, check and serve a tiny model; compare with the eager call.")
     locating = command("paths", _paths, "Show where the files for C and C++ are (docs/cpp.md).")
     locating.add_argument("name", nargs="?", choices=native.PATHS, help="print this path and nothing else")

@@ -45,9 +45,13 @@ def wants_color(stream: TextIO | None) -> bool:
 
 
 def show(text: str) -> None:
-    """Print text that is safe as it is, if the reader is still there. OSError if standard output takes it not."""
-    with suppress(BrokenPipeError):
+    """Print text that is safe as it is, if the reader is still there. An OSError names standard output."""
+    try:
         _print(text, sys.stdout)
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def say(line: str) -> None:

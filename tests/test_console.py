@@ -170,6 +170,20 @@ def test_a_full_stream_is_status_2_and_no_traceback(line, stream, status, tmp_pa
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output_is_named(unbuffered, tmp_path):
+    onnx.save(models.compress([40, 100], x=(100, 4, 16)), tmp_path / "m.onnx")
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -m nsa_onnx.cli check m.onnx >/dev/full', sys.executable],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (2, "nsa-onnx: standard output: No space left on device\n")
+
+
 @pytest.mark.parametrize(("model", "status"), [("m.onnx", 1), ("missing.onnx", 2)])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_has_gone_changes_no_status(model, status, unbuffered, tmp_path):

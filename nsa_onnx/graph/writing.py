@@ -73,6 +73,11 @@ def replace_file(target: Path, data: bytes) -> None:
         raise OSError(getattr(error, "errno", None), getattr(error, "strerror", str(error)), str(target)) from error
 
 
+def temporary_beside(target: Path) -> Path:
+    """A name that nobody has: neither another thread, nor a write that was killed with our process number."""
+    return target.with_name(f".nsa-onnx-{secrets.token_hex(8)}")
+
+
 def _replace(target: Path, data: bytes) -> None:
     try:
         mode = target.stat().st_mode
@@ -82,8 +87,7 @@ def _replace(target: Path, data: bytes) -> None:
         target.write_bytes(data)  # of a folder, the error says what it is
         return
     target = target.resolve()
-    # A name that nobody has: neither another thread, nor a write that was killed with our process number.
-    temporary = target.with_name(f".nsa-onnx-{secrets.token_hex(8)}")
+    temporary = temporary_beside(target)
     with temporary.open("xb") as file:
         try:
             if mode is not None:

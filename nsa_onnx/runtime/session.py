@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from onnx import ModelProto
 from ..graph.inference import infer, without_weights
 from ..graph.outline import Outline, below
 from ..graph.reading import load
+from ..graph.writing import temporary_beside
 from ..operators import OPERATORS
 from ..operators.base import Operator
 from ..operators.contract import DOMAIN
@@ -195,7 +195,7 @@ def session_for_trial(model: ModelProto | Path, options: SessionOptions | None =
         if isinstance(model, ModelProto):
             return create_session(expand(model), device="cpu", options=options)
         # A file again: its external data lies in the same folder.
-        expanded = model.with_name(f".nsa-onnx-{secrets.token_hex(8)}")
+        expanded = temporary_beside(model)
         try:
             with expanded.open("xb") as file:
                 file.write(expand(load(model)).SerializeToString())

@@ -125,6 +125,14 @@ inline std::vector<int64_t> RandomSplit(int64_t units, Random* random) {
   return borders;
 }
 
+template <class T>
+void Shuffle(std::vector<T>* values, Random* random) {
+  for (size_t i = values->size(); i > 1; --i) {
+    std::swap((*values)[i - 1],
+              (*values)[static_cast<size_t>(random->Between(0, static_cast<int64_t>(i) - 1))]);
+  }
+}
+
 // What all cases share.
 struct Case {
   DType dtype;
@@ -196,10 +204,7 @@ class Tester {
   void RunParts(const Data& data, Run run, const std::vector<int64_t>& borders, Random* random) {
     std::vector<size_t> order(borders.size() - 1);
     std::iota(order.begin(), order.end(), 0);
-    for (size_t i = order.size(); i > 1; --i) {
-      std::swap(order[i - 1],
-                order[static_cast<size_t>(random->Between(0, static_cast<int64_t>(i) - 1))]);
-    }
+    Shuffle(&order, random);
     for (const size_t part : order) {
       const auto place = static_cast<Place>(random->Between(0, 2));
       RunRange(data, run, borders[part], borders[part + 1], place,

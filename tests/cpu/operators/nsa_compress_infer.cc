@@ -47,12 +47,6 @@ struct DecodeArrays {
     std::iota(table.begin(), table.end(), 0);
     Shuffle(&table, random);
   }
-  static void Shuffle(std::vector<int32_t>* numbers, Random* random) {
-    for (size_t i = numbers->size(); i > 1; --i) {
-      std::swap((*numbers)[i - 1],
-                (*numbers)[static_cast<size_t>(random->Between(0, static_cast<int64_t>(i) - 1))]);
-    }
-  }
   Array input, weight;
   std::vector<int32_t> slot_mapping, table;
 };

@@ -61,9 +61,13 @@ class Outline:
         """The same without the nodes of the main graph that make one of the values."""
         return Outline([step for step in self.main if not any(name in values for name in step.outputs)], self.functions)
 
+    def bodies(self) -> dict[Op, Sequence[Step]]:
+        """The functions' nodes, by what calls them."""
+        return {(function.domain, function.name): body for function, body in self.functions}
+
     def called(self) -> set[Op]:
         """The functions that the main graph calls, by itself or through others."""
-        bodies = {(function.domain, function.name): body for function, body in self.functions}
+        bodies = self.bodies()
         found: set[Op] = set()
         pending = [self.main]
         while pending:

@@ -89,6 +89,7 @@ class Work:
         return work
 
     def _join_names(self) -> None:
+        """TypeError if one of the names that preparing reads is not text: join is the fastest way to ask all."""
         for owner in (self.model, *self.model.functions):
             "".join(entry.domain for entry in owner.opset_import)
         nodes = chain(self.nodes(), *(nodes_below(function.node) for function in self.model.functions))

@@ -66,7 +66,7 @@ def _import(model: Analysis) -> Iterator[Finding]:
     hint=f"correct its name, or move an operator of your own to another domain than {DOMAIN}",
 )
 def _operator(model: Analysis) -> Iterator[Finding]:
-    functions = {(function.domain, function.name) for function in model.proto.functions}
+    functions = model.outline.bodies()
     for node in model.nodes:
         if node.facts is None and (node.proto.domain, node.proto.op_type) not in functions:
             yield finding(node, f"domain {DOMAIN} has no operator {node.op_type!r}, only {', '.join(OPERATORS)}")

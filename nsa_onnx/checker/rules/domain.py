@@ -26,7 +26,7 @@ def _elsewhere(model: Analysis) -> Iterator[Finding]:
     In any other domain the node is not ours: nothing here has checked it, and our library does not run it. Often the
     domain was written by hand, or a tool has changed it.
     """
-    functions = {(function.domain, function.name) for function in model.proto.functions}
+    functions = model.outline.bodies()
     found = defaultdict(list)
     for scope in model.scopes:
         for index, step in enumerate(scope.steps):

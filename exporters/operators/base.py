@@ -19,7 +19,6 @@ from torch import Tensor
 from nsa_onnx.operators.base import Lengths as Kind
 from nsa_onnx.operators.base import Operator
 from nsa_onnx.operators.contract import Violation, raise_first
-from nsa_onnx.operators.windows import seq_tensor_violations
 
 from .. import private
 from ..mistakes import says_where
@@ -176,7 +175,7 @@ class TorchOperator:
                 row = next(row for row in self.node.contract.rows.values() if row.argument == name)
                 Violation(row, ("None: it is required here",)).throw()
             if isinstance(lengths, Tensor):
-                raise_first(seq_tensor_violations(array(lengths).dtype, lengths.dim()))
+                raise_first(self.node.length_violations(name, array(lengths).dtype, lengths.dim()))
 
     def overload(self, op: Op, arguments: Mapping[str, Any]) -> Any:
         """The overload of an op of ours for lengths like these."""

@@ -23,6 +23,7 @@ from .facts import NodeFacts, node_violation
 from .model_text import RuleExample
 from .numbers import Floats, rounded
 from .pictures import NotDrawnError, Picture
+from .windows import length_tensor_violations, seq_tensor_violations
 
 T = "T"
 """The type of all floating-point inputs and outputs of a node: float16 or bfloat16."""
@@ -217,6 +218,12 @@ class Operator(ABC):
     @abstractmethod
     def contract_violations(self, facts: NodeFacts) -> Violations:
         """The rows of the contract that a node certainly breaks."""
+
+    def length_violations(self, name: str, dtype: str | None, rank: int | None) -> Violations:
+        """What is wrong with the type and the rank of lengths that come as a tensor."""
+        if f"{name}_rank" in self.contract.rows:
+            return length_tensor_violations(self.contract.rows, name, dtype, rank)
+        return seq_tensor_violations(dtype, rank)
 
     def known_dims(self, facts: NodeFacts) -> Mapping[tuple[int, int], int]:
         """Dims that follow from constants or attributes of a node without violations, by (output, axis)."""

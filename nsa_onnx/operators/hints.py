@@ -53,7 +53,22 @@ _ALL = (
     Hint("cast_int64", "int32 lengths in a tensor", "cast it to int64"),
     Hint("cast_int32", "int64 slots or tables, torch's default", "cast it to int32: int64 is only torch's default"),
     Hint("transpose", "a weight `[N, compress_block_size]`", "this is [N, compress_block_size]: transpose it"),
-    Hint("cast_float", "float32 or float64 input", "cast input, weight and cache to float16 or bfloat16"),
+    Hint("cast_float", "float32 or float64 input", "cast all floating-point inputs to float16 or bfloat16"),
+    Hint(
+        "one_token",
+        "several query tokens of each sequence in a decode step: `[B, S, N1, D]`",
+        "a decode step takes one query token per sequence, [B, N1, D]: pass the tokens one after the other",
+    ),
+    Hint(
+        "tokens_first",
+        "a batch axis: `[B, S, N, D]`",
+        "the sequences lie one after the other, [T, N, D]: reshape to [B * S, N, D]",
+    ),
+    Hint(
+        "split_heads",
+        "pages `[block_num, page_block_size, N2 * D]`",
+        "reshape the pages to [block_num, page_block_size, N2, D]",
+    ),
 )
 HINTS = {hint.id: hint for hint in _ALL}
 """All hints by id, in the order of the documentation."""

@@ -95,12 +95,17 @@ def seq_kind_violations(rows: Rows, actual_seq_len: object) -> Violations:
     yield Violation(rows["seq_kind"], (wrong,), HINTS["list_of_ints"] if integers else None)
 
 
-def seq_tensor_violations(dtype: str | None, rank: int | None) -> Violations:
-    """The rows on lengths in a tensor: of a node, or of an exporter's call."""
+def length_tensor_violations(rows: Rows, name: str, dtype: str | None, rank: int | None) -> Violations:
+    """The rows on lengths in a tensor: of a node, or of an exporter's call. Their ids begin with ``name``."""
     if dtype not in (None, "int64"):
-        yield Violation(TENSOR_ROWS["seq_dtype"], (dtype,), HINTS["cast_int64"] if dtype == "int32" else None)
+        yield Violation(rows[f"{name}_dtype"], (dtype,), HINTS["cast_int64"] if dtype == "int32" else None)
     if rank not in (None, 1):
-        yield Violation(TENSOR_ROWS["seq_rank"], (rank,))
+        yield Violation(rows[f"{name}_rank"], (rank,))
+
+
+def seq_tensor_violations(dtype: str | None, rank: int | None) -> Violations:
+    """`length_tensor_violations` of actual_seq_len."""
+    yield from length_tensor_violations(TENSOR_ROWS, "seq", dtype, rank)
 
 
 def dim_violations(

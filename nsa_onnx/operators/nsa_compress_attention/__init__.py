@@ -1,0 +1,1 @@
+"""NsaCompressAttention: attention over compressed tokens, and the choice of blocks."""

@@ -1,0 +1,1 @@
+"""NsaCompressAttentionInfer: one decode step of attention over compressed tokens in pages."""

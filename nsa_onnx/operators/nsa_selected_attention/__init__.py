@@ -1,0 +1,1 @@
+"""NsaSelectedAttention: attention over the tokens of selected blocks."""

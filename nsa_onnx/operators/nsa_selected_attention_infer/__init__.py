@@ -1,0 +1,1 @@
+"""NsaSelectedAttentionInfer: one decode step of attention over selected blocks in pages."""

@@ -209,6 +209,6 @@ def test_few_files_outside_the_rooms_name_decode():
 def test_no_source_is_longer_than_500_lines():
     folders = ("nsa_onnx", "exporters", "plan", "ort_ext", "ascend_kernels", "cmake", "benchmarks", "tools", "examples")
     kinds = {".py", ".h", ".cc", ".cpp", ".asc", ".cmake"}
-    sources = [path for part in parts for path in (ROOT / part).rglob("*") if path.suffix in kinds]
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
     counts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8").count("\n") for path in sources}
     assert {name: count for name, count in counts.items() if count > 500} == {}

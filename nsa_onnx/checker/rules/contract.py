@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from ...analysis import Analysis
 from ...operators import OPERATORS
+from ...operators.attention import LIMITS as ATTENTION
 from ...operators.base import Lengths
 from ...operators.contract import DOMAIN, OPSET_VERSION, plural
 from ...operators.model_text import model
@@ -140,7 +141,8 @@ def _attributes(model: Analysis) -> Iterator[Finding]:
 row_rule(
     "NSA006",
     "element types are the operator's",
-    "input, weight and cache are of one type, float16 or bfloat16; lengths are int64, slots and tables int32.",
+    "All floating-point inputs of a node are of one type, float16 or bfloat16; lengths are int64; slots, tables and\n"
+    "selected blocks are int32; masks are bool.",
     hint="put a Cast before the node, or convert the model to float16 or bfloat16 before the export",
 )
 row_rule(
@@ -157,10 +159,12 @@ row_rule(
 )
 row_rule(
     "NSA009",
-    f"D is a multiple of {ALIGNMENT} and at most {MAX_HEAD_DIM}",
-    f"D is a multiple of {ALIGNMENT} and at most {MAX_HEAD_DIM}.",
-    hint=f"Pad D with zeros to a multiple of {ALIGNMENT} and Slice the result, or Split D in parts of at most "
-    f"{MAX_HEAD_DIM}: every channel is compressed on its own",
+    "head dims are within bounds",
+    f"D is a multiple of {ALIGNMENT}, at most {MAX_HEAD_DIM} in a compression and at most {ATTENTION.max_head_dim} in "
+    "an attention stage; there,\nkey has the D of query, and Dv, that of value, is a multiple of "
+    f"{ALIGNMENT} as well and at most D.",
+    hint=f"Pad with zeros to a multiple of {ALIGNMENT} and Slice the result; a compression may also be Split in parts "
+    f"of at most {MAX_HEAD_DIM}: every channel is compressed on its own",
 )
 
 
@@ -184,15 +188,19 @@ def _at_most(limit: str) -> list[str]:
 row_rule(
     "NSA010",
     "the number of heads is within bounds",
-    f"N is within the operator's bounds: {', '.join(_at_most('max_heads'))}.",
-    hint="Split the heads among several nodes: every head is compressed on its own",
+    f"N of a compression is within its bounds: {', '.join(_at_most('max_heads'))}. In an attention stage head_num is\n"
+    f"that of query, and a multiple of N2, the heads of key and value: at most {ATTENTION.max_group} times as many.",
+    hint="Split the heads among several nodes: every head of keys and values is computed on its own",
 )
 row_rule(
     "NSA011",
-    "block and stride are within bounds",
-    f"compress_block_size and compress_stride are multiples of {ALIGNMENT}; the block is "
+    "block, stride and count are within bounds",
+    f"compress_block_size and compress_stride are multiples of {ALIGNMENT}; the block of a compression is "
     + "\nand ".join(_at_most("max_block"))
-    + ", the stride at most the block.",
+    + ", the stride at most the block.\n\n"
+    f"In an attention stage select_block_size is a multiple of {ALIGNMENT} and of compress_stride, at least "
+    f"compress_block_size and\nat most {ATTENTION.max_select_block}; select_block_count is at most "
+    f"{ATTENTION.max_select_count}.",
 )
 _PAGES = next(
     " or ".join(map(str, sizes))
@@ -202,7 +210,9 @@ _PAGES = next(
 row_rule(
     "NSA012",
     "pages have a legal size",
-    f"page_block_size is {_PAGES} and input's second dim; without a block_table, the pages divide among the sequences.",
+    f"page_block_size is {_PAGES} in a compression, a multiple of {ALIGNMENT} up to {ATTENTION.max_page} in an "
+    "attention stage, and what\nthe pages' second dim says; without a block_table, the pages divide among the "
+    "sequences.",
     hint="Reshape the paged keys or values to pages of a legal size, and make the block_table for them",
 )
 row_rule(
@@ -212,8 +222,10 @@ row_rule(
 )
 row_rule(
     "NSA014",
-    "every sequence has its row",
-    "slot_mapping, actual_seq_len and block_table have one row per sequence.",
+    "every sequence and every token has its row",
+    "What goes by sequences (lengths, slots, tables) has as many rows as there are sequences, and what goes by tokens\n"
+    "(values beside keys, selected blocks beside queries) as many as there are tokens.\n\n"
+    "Masks reach the longest sequence.",
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -223,7 +235,7 @@ row_rule(
 row_rule(
     "NSA015",
     "constant lengths are what the operator takes",
-    f"{listed(taking(Lengths.PREFIX_SUMS), 'take')} prefix sums: positive, not decreasing, the last one equal to T. "
+    f"{listed(taking(Lengths.PREFIX_SUMS), 'take')} prefix sums: not decreasing, the last one equal to the tokens. "
     f"{listed(taking(Lengths.LENGTHS), 'take')}\n"
     "lengths, each within what its pages hold. Giving one operator what the other takes is a common mistake.\n\n"
     "Constants are looked at, and what small nodes (Cast, Concat, Add, CumSum, Slice, ...) make of them.",
@@ -231,7 +243,8 @@ row_rule(
 row_rule(
     "NSA016",
     "constant slots and pages are in range",
-    "The slots of the sequences that write are in range and differ, and so are the pages that are read.\n"
+    "The slots of the sequences that write are in range and differ; pages that are read and selected blocks are in\n"
+    "range.\n"
     "Rows of sequences that do not write may hold anything; -1 is common.",
     hint="nothing is clamped: correct the index, or enlarge the cache or the pages",
 )

@@ -24,10 +24,11 @@ from onnx import ModelProto, TensorProto, helper
 
 from ..analysis import Analysis
 from ..operators import OPERATORS
-from ..operators.base import Attribute, Attributes, Exact, NotRunError, Operator, Output, Sample, T
+from ..operators.base import Attribute, Attributes, NotRunError, Operator, Output, Sample, T
 from ..operators.contract import DOMAIN, OPSET_VERSION
 from ..operators.facts import NodeFacts
-from ..operators.numbers import Floats, rounded, ulps
+from ..operators.numbers import Floats
+from ..operators.results import Wanted
 from ..rulebook.finding import Finding, Severity
 from ..runtime.session import create_session, session_options
 from .report import NodeRun
@@ -124,25 +125,9 @@ def _attribute(facts: NodeFacts, attribute: Attribute) -> int | float:
     return value
 
 
-def _compared(output: Output, got: Floats, exact: Exact, made: Sample) -> _Outcome:
-    dtype = output.dtype(made.dtype)
-    wanted = rounded(exact.values, dtype)
-    if got.shape != wanted.shape:
-        return _Outcome(None, made.note, f"the result has shape {list(got.shape)}, expected {list(wanted.shape)}")
-    low, high = exact.bounds(dtype)
-    distance = ulps(got, wanted, dtype)
-    worst = int(distance.max(initial=0))
-    outside = ~((got >= low) & (got <= high))  # NaN is outside
-    if not outside.any():
-        return _Outcome(worst, made.note)
-    at = tuple(map(int, np.unravel_index(int(np.argmax(np.where(outside, distance, -1))), got.shape)))
-    problem = f"{output.name}{list(at)} is {got[at]:.6g}, the float64 reference says {wanted[at]:.6g}"
-    off = f"{int(outside.sum())} of {got.size} elements are off, by up to {worst}"
-    if output.type == T:
-        problem += f" and float32 sums may give {low[at]:.6g} to {high[at]:.6g}; {off} ulp"
-    else:
-        problem += f"; {off}"
-    return _Outcome(worst, made.note, problem)
+def _compared(output: Output, got: Floats, wanted: Wanted, made: Sample) -> _Outcome:
+    verdict = wanted.judge(output.name, got, output.dtype(made.dtype))
+    return _Outcome(verdict.ulps, made.note, verdict.problem)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -21,8 +21,11 @@ from .bodies import parsed
 from .contract import DOMAIN, DTYPES, OPSET_VERSION, Contract, Violations
 from .facts import NodeFacts, node_violation
 from .model_text import RuleExample
-from .numbers import Floats, rounded
 from .pictures import NotDrawnError, Picture
+from .pictures import NotDrawnError, Picture
+from .results import Exact as Exact
+from .results import Ranked as Ranked
+from .results import Wanted
 from .windows import length_tensor_violations, seq_tensor_violations
 
 T = "T"
@@ -129,18 +132,6 @@ class Example:
     attributes: Attributes
     shapes: Mapping[str, tuple[int, ...]]
     indices: Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Exact:
-    """An output by the contract in float64, and by how much a float32 sum may be off: not at all for integers."""
-
-    values: Floats
-    slack: Floats
-
-    def bounds(self, dtype: str) -> tuple[Floats, Floats]:
-        """The least and the greatest that a result may be, in the output's type: rounding keeps the order."""
-        return rounded(self.values - self.slack, dtype), rounded(self.values + self.slack, dtype)
 
 
 class Operator(ABC):
@@ -290,7 +281,7 @@ class Operator(ABC):
         """Valid input for a node without violations. NotRunError if there is none."""
 
     @abstractmethod
-    def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Exact, ...]:
+    def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Wanted, ...]:
         """The outputs by the contract, in float64, written apart from the kernels."""
 
     @abstractmethod

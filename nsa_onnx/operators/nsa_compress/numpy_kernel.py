@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...runtime.native import Buffer
+from ..bits import in_memory
 from ..contract import raise_first
-from ..weighted_sums import in_memory, weighted_sums
+from ..weighted_sums import weighted_sums
 from ..windows import row_plan
 from . import contract
 

@@ -22,7 +22,6 @@ from .contract import DOMAIN, DTYPES, OPSET_VERSION, Contract, Violations
 from .facts import NodeFacts, node_violation
 from .model_text import RuleExample
 from .pictures import NotDrawnError, Picture
-from .pictures import NotDrawnError, Picture
 from .results import Exact as Exact
 from .results import Ranked as Ranked
 from .results import Wanted

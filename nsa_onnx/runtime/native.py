@@ -69,6 +69,11 @@ def is_here() -> bool:
     return _expected_path().is_file()
 
 
+def has(function: str) -> bool:
+    """Whether there is a library, and it has this function."""
+    return is_here() and hasattr(_library(), function)
+
+
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
     try:

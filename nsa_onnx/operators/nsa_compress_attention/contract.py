@@ -5,7 +5,7 @@ Source: ``torch_npu.npu_nsa_compress_attention`` and ``attention/nsa_compress_at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..attention import (
     BLOCK_LENGTHS,
@@ -17,9 +17,11 @@ from ..attention import (
     SELECT,
     Stage,
     mask_rows,
+    mask_violations,
     rows,
+    steps,
 )
-from ..contract import Contract, Violation, Violations
+from ..contract import Contract, Shape, Violation, Violations
 from ..windows import BLOCK, STRIDE
 
 OP_TYPE = "NsaCompressAttention"
@@ -64,3 +66,25 @@ def block_violations(
         if given != wanted:
             yield Violation(ROWS["blocks"], (b, length, wanted, given))
             return
+
+
+def value_violations(
+    shapes: Mapping[str, Shape],
+    lengths: Mapping[str, Sequence[int]],
+    compress_stride: int | None,
+    select_block_size: int | None,
+) -> Violations:
+    """Blocks that do not follow from the compressed tokens, and masks that are too small.
+
+    Args:
+        shapes: of the masks that are given, of rank 2.
+        lengths: checked prefix sums by name; what is not known is not in it.
+    """
+    counts = {name: steps(ends) for name, ends in lengths.items()}
+    compressed, blocks = counts.get(COMPRESSED_LENGTHS), counts.get(BLOCK_LENGTHS)
+    if compressed is not None and blocks is not None and compress_stride is not None and select_block_size is not None:
+        yield from block_violations(compressed, blocks, compress_stride, select_block_size)
+    most = {name: max(values, default=0) for name, values in counts.items()}
+    for name, columns in (("topk_mask", BLOCK_LENGTHS), ("atten_mask", COMPRESSED_LENGTHS)):
+        if name in shapes:
+            yield from mask_violations(ROWS, name, shapes[name], most.get(QUERY_LENGTHS), most.get(columns))

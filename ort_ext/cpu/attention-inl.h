@@ -74,6 +74,29 @@ HWY_INLINE void Convert(const uint16_t* from, size_t size, float* to) {
   for (size_t i = 0; i < size; i += lanes) hn::StoreU(T::Load(from + i), DF(), to + i);
 }
 
+// sums[j] += the sum over h of weights[j, h] * factors[h], for `tokens` rows j, `pitch` apart. The
+// order depends on the number of heads and the instruction set.
+HWY_INLINE void AddHeads(const float* weights, size_t pitch, size_t tokens, const float* factors,
+                         size_t heads, float* sums) {
+  const DF df;
+  const size_t lanes = hn::Lanes(df);
+  if (heads % lanes == 0) {
+    for (size_t j = 0; j < tokens; ++j, weights += pitch) {
+      VF sum = hn::Mul(hn::LoadU(df, weights), hn::LoadU(df, factors));
+      for (size_t h = lanes; h < heads; h += lanes) {
+        sum = hn::MulAdd(hn::LoadU(df, weights + h), hn::LoadU(df, factors + h), sum);
+      }
+      sums[j] += hn::ReduceSum(df, sum);
+    }
+    return;
+  }
+  for (size_t j = 0; j < tokens; ++j, weights += pitch) {
+    float sum = 0;
+    for (size_t h = 0; h < heads; ++h) sum += weights[h] * factors[h];
+    sums[j] += sum;
+  }
+}
+
 // Some columns and what is computed of them. See the beginning of the file, and TileSize.
 template <class T>
 class AttentionTile {

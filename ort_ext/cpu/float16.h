@@ -27,6 +27,7 @@ inline uint32_t RoundShift(uint32_t magnitude, int shift) {
 
 struct BFloat16 {
   static constexpr uint16_t kNaN = 0x7FC0;  // every NaN result, so that instruction sets agree
+  static constexpr uint16_t kInfinity = 0x7F80;
 
   static float ToFloat(uint16_t bits) { return FloatFromBits(uint32_t{bits} << 16); }
 
@@ -39,6 +40,7 @@ struct BFloat16 {
 
 struct Float16 {
   static constexpr uint16_t kNaN = 0x7E00;
+  static constexpr uint16_t kInfinity = 0x7C00;
 
   static float ToFloat(uint16_t bits) {
     const uint32_t sign = uint32_t{bits & 0x8000u} << 16;

@@ -35,8 +35,8 @@ void ScoreBlocks(const Blocks& sizes, const float* p, size_t tokens, size_t bloc
   }
 }
 
-void SelectBlocks(const float* scores, size_t blocks, size_t count, uint64_t* order,
-                  int32_t* selected) {
+void SelectBlocks(const float* scores, size_t blocks, size_t count, int32_t* selected) {
+  uint64_t order[2 * kMostSelected];
   // Those that may be among the best: when there are twice as many as wanted, half of them go, and
   // `least` is what the next ones must exceed.
   size_t kept = 0;

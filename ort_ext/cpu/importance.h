@@ -18,13 +18,11 @@ struct Blocks {
 // in this order; p outside of its `tokens` elements is 0. Tokens in blocks: 0 .. blocks - 1.
 void ScoreBlocks(const Blocks& sizes, const float* p, size_t tokens, size_t blocks, float* scores);
 
-// Elements of `order` for SelectBlocks.
-constexpr size_t SelectSize(size_t count) { return 2 * count; }
+constexpr size_t kMostSelected = 128;
 
-// The `count` blocks of the highest of `blocks` scores, highest first, equal ones by ascending
-// index, then -1. NaN counts as infinity; no score is negative. `order` is memory to work in.
-void SelectBlocks(const float* scores, size_t blocks, size_t count, uint64_t* order,
-                  int32_t* selected);
+// The `count` blocks, at most kMostSelected, of the highest of `blocks` scores: highest first,
+// equal ones by ascending index, then -1. NaN counts as infinity; no score is negative.
+void SelectBlocks(const float* scores, size_t blocks, size_t count, int32_t* selected);
 
 }  // namespace nsa::cpu
 

@@ -3,6 +3,7 @@
 #define NSA_ONNX_ORT_EXT_CPU_PARALLEL_H_
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -50,6 +51,30 @@ void RunParts(const Data& data, Kernel kernel, int64_t units, int64_t unit_token
     body(0);
   } else {
     parallel.run(parts, body);
+  }
+}
+
+// Calls body(chunk, scratch) for chunks 0 .. chunks - 1, whose work may differ much: each part
+// takes the next one that is left. A part has `scratch_size` elements of its own. All chunks
+// together take as long as reading `bytes`.
+template <class Body>
+void RunChunks(int64_t chunks, int64_t bytes, size_t scratch_size, const Parallel& parallel,
+               Body body) {
+  if (chunks == 0) return;
+  const int64_t worth = std::min(chunks, bytes / parallel.bytes_per_part + 1);
+  const int64_t parts = std::max<int64_t>(1, std::min(worth, parallel.most_parts));
+  const std::unique_ptr<float[]> scratch(new float[scratch_size * static_cast<size_t>(parts)]);
+  std::atomic<int64_t> next{0};
+  const auto part = [&](int64_t index) {
+    float* const own = scratch.get() + scratch_size * static_cast<size_t>(index);
+    for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
+      body(chunk, own);
+    }
+  };
+  if (parts == 1) {
+    part(0);
+  } else {
+    parallel.run(parts, part);
   }
 }
 

@@ -202,12 +202,6 @@ void Walk(Tile& tile, size_t heads, size_t vectors) {
   }
 }
 
-// Scratch memory is used from the first whole cache line on (see ScratchSize).
-HWY_INLINE float* AlignedToLine(float* scratch) {
-  const size_t past = reinterpret_cast<uintptr_t>(scratch) / sizeof(float) % kLineFloats;
-  return scratch + (past == 0 ? 0 : kLineFloats - past);
-}
-
 }  // namespace nsa::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

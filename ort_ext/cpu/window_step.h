@@ -13,10 +13,6 @@ namespace nsa::cpu {
 // Windows that one token can belong to: block <= 128, stride >= 16.
 constexpr size_t kMostWindows = 8;
 
-constexpr size_t kLineFloats = 64 / sizeof(float);  // of a cache line
-// The kernels begin with a whole cache line of what they are given as scratch.
-constexpr size_t kUnalignedFloats = kLineFloats - 1;
-
 namespace scalar {
 
 // Adds `tokens` tokens of one head, `pitch` elements apart, to sum[0 .. dim - 1].

@@ -31,6 +31,7 @@
 
 #include "cpu/float16.h"
 #include "cpu/float_environment.h"
+#include "cpu/scratch.h"
 #include "cpu/targets.h"
 #include "cpu/window_step-inl.h"
 #include "cpu/window_step.h"
@@ -110,7 +111,7 @@ class Prefill {
         part_tokens_(PartTokens()),
         tile_heads_(std::min(heads_, std::max<size_t>(1, kMostAhead / (part_tokens_ * dim_)))),
         streams_(Streams(data)),
-        sums_(AlignedToLine(scratch)),
+        sums_(cpu::AlignedToLine(scratch)),
         weights_(sums_ + pitch_ * ages_) {
     for (size_t j = 0; j < static_cast<size_t>(data.block); ++j) {
       for (size_t n = 0; n < heads_; ++n) {

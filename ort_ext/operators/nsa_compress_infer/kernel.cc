@@ -13,6 +13,7 @@
 
 #include "cpu/float16.h"
 #include "cpu/float_environment.h"
+#include "cpu/scratch.h"
 #include "cpu/targets.h"
 #include "cpu/window_step-inl.h"
 #include "cpu/window_step.h"
@@ -28,7 +29,7 @@ void CompressDecode(const KernelData& data, int64_t first, int64_t last, float* 
   const size_t lanes = hn::Lanes(DF());
   const size_t heads = static_cast<size_t>(data.heads), dim = static_cast<size_t>(data.dim);
   const size_t pitch = heads * dim;
-  float* const sums = AlignedToLine(scratch);
+  float* const sums = cpu::AlignedToLine(scratch);
   float* const weights = sums + pitch;
   for (size_t i = 0; i < static_cast<size_t>(data.block) * heads; ++i) {
     weights[i] = T::ToFloat(data.weight[i]);

@@ -14,7 +14,7 @@ import dataclasses
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,6 +72,11 @@ def numbers(name: str, value: int | Sequence[int]) -> str:
     return constant("int64_t", f"{camel(name)}[]", "{" + ", ".join(map(str, value)) + "}")
 
 
+def bounds(name: str, limits: Any) -> str:
+    """A constant of a type of `structs`."""
+    return constant(type(limits).__name__, name, "{" + ", ".join(map(str, dataclasses.astuple(limits))) + "}")
+
+
 def strings(namespace: str, texts: dict[str, str]) -> Iterator[str]:
     yield f"namespace {namespace} {{"
     yield from (constant("std::string_view", camel(name), quoted(text)) for name, text in texts.items())
@@ -83,6 +88,15 @@ def windows_rows(windows: Any) -> dict[str, str]:
     return {row_id: message for row_id, _, _, message, *_ in windows.DIM_ROWS} | {
         row.id: row.message for row in windows.TENSOR_ROWS.values()
     }
+
+
+def attention_rows(contracts: Iterable[Any]) -> dict[str, str]:
+    """The rows of attention stages that have the same words wherever they stand."""
+    texts: dict[str, set[str]] = {}
+    for contract in contracts:
+        for row in contract.rows.values():
+            texts.setdefault(row.id, set()).add(row.message)
+    return {row_id: messages.pop() for row_id, messages in texts.items() if len(messages) == 1}
 
 
 def structs(contracts: dict[str, Any]) -> Iterator[str]:
@@ -97,7 +111,7 @@ def room(name: str, contract: Any) -> Iterator[str]:
     limits = contract.limits
     yield f"namespace {name} {{"
     yield constant("char", "kOp[]", quoted(contract.op_type))
-    yield constant(type(limits).__name__, "kLimits", "{" + ", ".join(map(str, dataclasses.astuple(limits))) + "}")
+    yield bounds("kLimits", limits)
     yield from (numbers(constant_name, value) for constant_name, value in contract.constants.items())
     yield from strings("row", {row.id: row.message for row in contract.rows.values()})
     yield f"}}  // namespace {name}"
@@ -107,6 +121,8 @@ def header(package: Package, version: str) -> str:
     shared, windows = package.load("operators.contract"), package.load("operators.windows")
     hints, vendor = package.load("operators.hints").HINTS, package.load("targets.vendor")
     contracts = {name: package.load(f"operators.{name}.contract").CONTRACT for name in package.rooms()}
+    attention = package.load("operators.attention").LIMITS
+    stages = [contract for contract in contracts.values() if contract.limits == attention]
     lines = [
         "// Generated from nsa_onnx/operators by cmake/generate_spec_header.py. Do not edit.",
         "#ifndef NSA_ONNX_SPEC_H_",
@@ -122,6 +138,8 @@ def header(package: Package, version: str) -> str:
         numbers("MAX_HEAD_DIM", windows.MAX_HEAD_DIM),
         *(numbers(f"VENDOR_{name}", getattr(vendor, name)) for name in vendor.CPP_CONSTANTS),
         *strings("windows_row", windows_rows(windows)),
+        bounds("kAttentionLimits", attention),
+        *strings("attention_row", attention_rows(stages)),
         *strings("hint", {hint.id: hint.ending for hint in hints.values()}),
     ]
     for name, contract in contracts.items():

@@ -47,9 +47,9 @@ struct Call {
   bool has_topk_mask;
   bool has_atten_mask;
   Attributes attributes;
-  Integers actual_seq_qlen;
-  Integers actual_cmp_seq_kvlen;
-  Integers actual_sel_seq_kvlen;
+  Lengths actual_seq_qlen;
+  Lengths actual_cmp_seq_kvlen;
+  Lengths actual_sel_seq_kvlen;
 };
 
 // What a node can be refused for before it has seen data.

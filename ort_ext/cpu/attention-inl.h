@@ -113,7 +113,7 @@ class AttentionTile {
         sums_(most_ + width_) {}
 
   // Column c is head c % heads of query c / heads; these are `pitch` elements apart, heads are
-  // neighbours. What is left of the width is zero. Begins anew.
+  // neighbours. What is left of the width is zero. Begin must follow.
   void PackQueries(const uint16_t* first, size_t heads, size_t pitch, size_t columns) {
     // Sixteen columns at a time, over the memory of the tokens: it is transposed in the cache.
     for (size_t begin = 0; begin < width_; begin += kTileColumns) {
@@ -131,6 +131,10 @@ class AttentionTile {
         for (size_t i = 0; i < kTileColumns; ++i) to[i] = tokens_[i * dim_ + d];
       }
     }
+  }
+
+  // Begins anew, with the same queries.
+  void Begin() {
     std::fill(most_, most_ + width_, kHidden);
     std::fill(sums_, sums_ + width_, 0.0f);
     begins_ = true;

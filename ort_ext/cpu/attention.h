@@ -93,12 +93,24 @@ inline void Softmax(float* logits, size_t count) {
   for (size_t j = 0; j < count; ++j) logits[j] *= 1.0f / sum;
 }
 
-// sum[0 .. dim - 1] += weight * value.
+// One query head: the probabilities p of `count` tokens, and sum[0 .. value_dim - 1], its result.
+// hidden[j] is not 0 where token j is not seen; null: it sees all.
 template <class T>
-void AddValue(float weight, const uint16_t* value, size_t dim, float* sum) {
-  for (size_t d = 0; d < dim; ++d) {
-    const float product = weight * T::ToFloat(value[d]);
-    sum[d] += product;
+void Attend(const uint16_t* query, size_t dim, float scale, const Tokens& keys,
+            const Tokens& values, size_t value_dim, size_t count, const uint8_t* hidden, float* p,
+            float* sum) {
+  for (size_t j = 0; j < count; ++j) {
+    const bool seen = hidden == nullptr || hidden[j] == 0;
+    p[j] = seen ? Logit<T>(query, keys.At(j), dim, scale) : kHidden;
+  }
+  Softmax(p, count);
+  std::fill(sum, sum + value_dim, 0.0f);
+  for (size_t j = 0; j < count; ++j) {
+    const uint16_t* const value = values.At(j);
+    for (size_t d = 0; d < value_dim; ++d) {
+      const float product = p[j] * T::ToFloat(value[d]);
+      sum[d] += product;
+    }
   }
 }
 

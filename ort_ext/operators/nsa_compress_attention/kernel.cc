@@ -121,6 +121,7 @@ class Prefill {
     width_ = cpu::RoundUp(columns, cpu::kTileColumns);
     AttentionTile<T> tile({width_, dim_, value_dim_}, tile_scratch_);
     tile.PackQueries(data_.query + first * dim_, tile_heads_, heads_ * dim_, columns);
+    tile.Begin();
     for (size_t t = 0; t < TileCount(); ++t) {
       sight_[t] = Look(query, t);
       TakeLogits(tile, query, t);
@@ -296,27 +297,19 @@ void ComputeUnit(const KernelData& data, const Sequence& sequence, size_t kv_hea
   const size_t group = static_cast<size_t>(data.heads / data.kv_heads);
   const size_t query = row - static_cast<size_t>(sequence.first_row);
   const size_t count = static_cast<size_t>(data.select_count);
+  const size_t first = static_cast<size_t>(sequence.first_token) * kv_heads + kv_head;
+  const cpu::Tokens keys{data.key + first * dim, kv_heads * dim, nullptr, 0};
+  const cpu::Tokens values{data.value + first * value_dim, kv_heads * value_dim, nullptr, 0};
+  const uint8_t* const hidden =
+      data.atten_mask ? data.atten_mask + query * static_cast<size_t>(data.atten_pitch) : nullptr;
   float *const p = scratch, *const importance = p + tokens, *const scores = importance + tokens;
   float* const sum = scores + blocks;
-  const auto token = [&](size_t j) {
-    return (static_cast<size_t>(sequence.first_token) + j) * kv_heads + kv_head;
-  };
   std::fill(importance, importance + tokens, 0.0f);
   for (size_t h = 0; h < group; ++h) {
     const size_t head = row * static_cast<size_t>(data.heads) + kv_head * group + h;
-    for (size_t j = 0; j < tokens; ++j) {
-      const bool hidden = data.atten_mask != nullptr &&
-                          data.atten_mask[query * static_cast<size_t>(data.atten_pitch) + j] != 0;
-      p[j] = hidden ? cpu::kHidden
-                    : cpu::scalar::Logit<T>(data.query + head * dim, data.key + token(j) * dim, dim,
-                                            data.scale);
-    }
-    cpu::scalar::Softmax(p, tokens);
-    std::fill(sum, sum + value_dim, 0.0f);
-    for (size_t j = 0; j < tokens; ++j) {
-      cpu::scalar::AddValue<T>(p[j], data.value + token(j) * value_dim, value_dim, sum);
-      importance[j] += p[j];
-    }
+    cpu::scalar::Attend<T>(data.query + head * dim, dim, data.scale, keys, values, value_dim,
+                           tokens, hidden, p, sum);
+    for (size_t j = 0; j < tokens; ++j) importance[j] += p[j];
     for (size_t d = 0; d < value_dim; ++d) data.output[head * value_dim + d] = T::FromFloat(sum[d]);
   }
   cpu::ScoreBlocks(Tiling(data).sizes, importance, tokens, blocks, scores);

@@ -5,76 +5,18 @@
 // what its host code does not notice and its kernel would get wrong (an index out of range, two
 // sequences with one slot) is a fault of the task, as on the device, only that here it always is
 // one.
+#include "opapi.h"
+
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <set>
 #include <string>
-
-#include "half.h"
-#include "nnopbase.h"
 
 namespace nsa_sim {
 namespace {
 
-constexpr int kFault = ACL_ERROR_RT_VECTOR_CORE_EXCEPTION;
-constexpr std::int64_t kElement = 2;            // bytes of float16 and bfloat16
-constexpr std::uint64_t kSystemWorkspace = 64;  // the vendor's operators always ask for some
-
-[[noreturn]] void invalid(std::string message) {
-  throw Refused{ACLNN_ERR_PARAM_INVALID, std::move(message)};
-}
-
-[[noreturn]] void tiling(std::string message) {
-  throw Refused{ACLNN_ERR_INNER_TILING_ERROR, std::move(message)};
-}
-
-const aclTensor& tensor(const aclTensor* argument, const char* name) {
-  if (argument == nullptr) throw Refused{ACLNN_ERR_PARAM_NULLPTR, text("%s is null", name)};
-  require_live(Kind::kTensor, argument, name);
-  if (!argument->contiguous)
-    throw Refused{ACL_ERROR_API_NOT_SUPPORT, text("%s is not contiguous: not simulated", name)};
-  return *argument;
-}
-
-void require_rank(const aclTensor& argument, const char* name, std::size_t rank) {
-  if (argument.dims.size() != rank)
-    invalid(text("%s has rank %zu, needed is %zu", name, argument.dims.size(), rank));
-}
-
-void require_type(const aclTensor& argument, const char* name, aclDataType type) {
-  if (argument.type != type)
-    invalid(text("%s has type %d, needed is %d", name, argument.type, type));
-}
-
-void require_half(const aclTensor& argument, const char* name) {
-  if (argument.type != ACL_FLOAT16 && argument.type != ACL_BF16)
-    invalid(text("%s has type %d, supported are float16 and bfloat16", name, argument.type));
-}
-
-std::string upper(const char* layout) {
-  std::string result = layout == nullptr ? "" : layout;
-  for (char& c : result)
-    if (c >= 'a' && c <= 'z') c = static_cast<char>(c - 'a' + 'A');
-  return result;
-}
-
-const std::vector<std::int64_t>& lengths_of(const aclIntArray* argument) {
-  if (argument == nullptr || live(Kind::kIntArray, argument, "actSeqLenOptional").values.empty())
-    invalid("actSeqLenOptional is null or empty");
-  return argument->values;
-}
-
 // ---------------------------------------------------------------------------------------------------
 // Arithmetic
-
-float to_float(std::uint16_t bits, aclDataType type) {
-  return type == ACL_FLOAT16 ? from_float16(bits) : from_bfloat16(bits);
-}
-
-std::uint16_t from_float(float value, aclDataType type, Rounding rounding) {
-  return type == ACL_FLOAT16 ? to_float16(value, rounding) : to_bfloat16(value, rounding);
-}
 
 // The vendor's tree: the upper part onto the lower, then halves onto halves. `stride` in elements
 // of `terms`; the sum is left in terms[0].
@@ -87,20 +29,6 @@ void tree_sum(float* terms, std::int64_t count) {
     half /= 2;
     for (std::int64_t i = 0; i < half; ++i) terms[i] += terms[i + half];
   }
-}
-
-const std::uint16_t* halves(const aclTensor& argument, const char* name) {
-  return reinterpret_cast<const std::uint16_t*>(device_bytes(
-      argument.data, static_cast<std::size_t>(element_count(argument) * kElement), kFault, name));
-}
-
-std::uint16_t* mutable_halves(const aclTensor& argument, const char* name) {
-  return const_cast<std::uint16_t*>(halves(argument, name));
-}
-
-const std::int32_t* indices(const aclTensor& argument, const char* name) {
-  return reinterpret_cast<const std::int32_t*>(device_bytes(
-      argument.data, static_cast<std::size_t>(element_count(argument) * 4), kFault, name));
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -201,11 +129,7 @@ aclOpExecutor* plan_prefill(const aclTensor* input, const aclTensor* weight,
   if (job.output.dims != std::vector<std::int64_t>{job.rows, job.input.dims[1], job.input.dims[2]})
     invalid(text("output.shape[0] = %lld, %lld windows fit",
                  static_cast<long long>(job.output.dims[0]), static_cast<long long>(job.rows)));
-  return new aclOpExecutor{
-      "aclnnNsaCompress", {input, weight, output}, kSystemWorkspace, [job](std::byte* workspace) {
-        std::memset(workspace, 0xA5, kSystemWorkspace);
-        run_prefill(job);
-      }};
+  return plan("aclnnNsaCompress", {input, weight, output}, [job] { run_prefill(job); });
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -339,25 +263,8 @@ aclOpExecutor* plan_decode(const aclTensor* input, const aclTensor* weight, cons
     tiling(text("layoutOptional = %s", layout));
   if (act_seq_len_type != 1) tiling("actSeqLenType is only 1 here");
   check_decode_limits(job);
-  return new aclOpExecutor{"aclnnNsaCompressWithCache",
-                           {input, weight, slots, table, cache},
-                           kSystemWorkspace,
-                           [job](std::byte* workspace) {
-                             std::memset(workspace, 0xA5, kSystemWorkspace);
-                             run_decode(job);
-                           }};
-}
-
-// What both first steps end with.
-void hand_out(aclOpExecutor* planned, std::uint64_t* workspace_size, aclOpExecutor** executor) {
-  add_handle(Kind::kExecutor, planned);
-  *workspace_size = planned->workspace_size;
-  *executor = planned;
-}
-
-void require_results(const std::uint64_t* workspace_size, aclOpExecutor* const* executor) {
-  if (workspace_size == nullptr || executor == nullptr)
-    throw Refused{ACLNN_ERR_PARAM_NULLPTR, "workspaceSize or executor is null"};
+  return plan("aclnnNsaCompressWithCache", {input, weight, slots, table, cache},
+              [job] { run_decode(job); });
 }
 
 }  // namespace

@@ -72,11 +72,6 @@ def numbers(name: str, value: int | Sequence[int]) -> str:
     return constant("int64_t", f"{camel(name)}[]", "{" + ", ".join(map(str, value)) + "}")
 
 
-def bounds(name: str, limits: Any) -> str:
-    """A constant of a type of `structs`."""
-    return constant(type(limits).__name__, name, "{" + ", ".join(map(str, dataclasses.astuple(limits))) + "}")
-
-
 def strings(namespace: str, texts: dict[str, str]) -> Iterator[str]:
     yield f"namespace {namespace} {{"
     yield from (constant("std::string_view", camel(name), quoted(text)) for name, text in texts.items())
@@ -99,11 +94,16 @@ def attention_rows(contracts: Iterable[Any]) -> dict[str, str]:
     return {row_id: messages.pop() for row_id, messages in texts.items() if len(messages) == 1}
 
 
-def structs(contracts: dict[str, Any]) -> Iterator[str]:
-    """The types of the limits, each once."""
-    for kind in dict.fromkeys(type(contract.limits) for contract in contracts.values()):
+def structs(limits: Iterable[Any]) -> Iterator[str]:
+    """The types of limits, each once."""
+    for kind in dict.fromkeys(map(type, limits)):
         fields = ", ".join(field.name for field in dataclasses.fields(kind))
         yield from (f"struct {kind.__name__} {{", f"  int64_t {fields};", "};")
+
+
+def struct(name: str, values: Any) -> str:
+    """A constant of one of those types."""
+    return constant(type(values).__name__, name, "{" + ", ".join(map(str, dataclasses.astuple(values))) + "}")
 
 
 def room(name: str, contract: Any) -> Iterator[str]:
@@ -111,7 +111,7 @@ def room(name: str, contract: Any) -> Iterator[str]:
     limits = contract.limits
     yield f"namespace {name} {{"
     yield constant("char", "kOp[]", quoted(contract.op_type))
-    yield bounds("kLimits", limits)
+    yield struct("kLimits", limits)
     yield from (numbers(constant_name, value) for constant_name, value in contract.constants.items())
     yield from strings("row", {row.id: row.message for row in contract.rows.values()})
     yield f"}}  // namespace {name}"
@@ -130,15 +130,16 @@ def header(package: Package, version: str) -> str:
         "#include <cstdint>",
         "#include <string_view>",
         "namespace nsa::spec {",
-        *structs(contracts),
+        *structs([*(contract.limits for contract in contracts.values()), *vendor.CPP_STRUCTS.values()]),
         constant("char", "kVersion[]", quoted(version)),
         constant("char", "kDomain[]", quoted(shared.DOMAIN)),
         constant("int", "kOpsetVersion", str(shared.OPSET_VERSION)),
         numbers("ALIGNMENT", windows.ALIGNMENT),
         numbers("MAX_HEAD_DIM", windows.MAX_HEAD_DIM),
         *(numbers(f"VENDOR_{name}", getattr(vendor, name)) for name in vendor.CPP_CONSTANTS),
+        *(struct(f"kVendor{name}", sizes) for name, sizes in vendor.CPP_STRUCTS.items()),
         *strings("windows_row", windows_rows(windows)),
-        bounds("kAttentionLimits", attention),
+        struct("kAttentionLimits", attention),
         *strings("attention_row", attention_rows(stages)),
         *strings("hint", {hint.id: hint.ending for hint in hints.values()}),
     ]

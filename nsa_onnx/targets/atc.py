@@ -122,8 +122,9 @@ def _names(model: Analysis) -> Iterator[Finding]:
 TARGET = Target(
     "atc",
     "CANN's converter with our parser plugin, so the vendor's operators, called directly.",
-    {name: (*one.limits, *one.direct) for name, one in vendor.OPERATORS.items()},
+    vendor.GRAPH_LIMITS,
     (*vendor_rules.DIRECT_RULES, *vendor_rules.RULES, _domains, _functions, _subgraphs, _names),
     prepare_atc,
     {"converter_only": "OUT need not load in onnxruntime"},
+    vendor.NO_GRAPH,
 )

@@ -28,6 +28,7 @@ from .atc_constants import plain_constants, raw_tensors
 from .atc_table import INSERTED, insert_tables
 from .base import violations
 from .preparing import PrepareResult, Work, label
+from .vendor_operator import KERNELS_OR_CPU
 
 # The name of the standard operators' domain that the parser looks up; elsewhere it is the same as "".
 STANDARD = "ai.onnx"
@@ -77,7 +78,7 @@ def prepare_atc(
     for step in (_require_one_version, _unname_domains, _drop_bodies, _inline, _require_readable):
         step(work)
         work.stop_if_refused()
-    seen = work.read(vendor.LIMITS)
+    seen = work.read(vendor.GRAPH_LIMITS, vendor.NO_GRAPH)
     _require_vendor(work, seen)
     work.stop_if_refused()
     insert_tables(work, seen)
@@ -178,7 +179,7 @@ def _require_readable(work: _Work) -> None:
         if has_subgraphs and (node.domain, node.op_type) != ("", "If") and subgraphs(node):
             work.reasons.append(
                 f"{label(node)}: of subgraphs, the converter's parser reads the branches of If only: unroll it, or "
-                f"{vendor.ELSEWHERE}"
+                f"{KERNELS_OR_CPU}"
             )
         if node.domain == DOMAIN and node.op_type not in OPERATORS:
             work.reasons.append(f"{label(node)}: domain {DOMAIN} has no such operator, only {', '.join(OPERATORS)}")
@@ -197,7 +198,8 @@ def _require_vendor(work: _Work, seen: Analysis) -> None:
         for violation in node.violations:
             work.reasons.append(f"{label(node.proto)}: {violation.message}: {_WRONG_EVERYWHERE}")
         for violation in _vendor_violations(node):
-            way_out = vendor.vendors(node.op_type).ways_out.get(violation.row.id, vendor.ELSEWHERE)
+            one = vendor.vendors(node.op_type)
+            way_out = one.ways_out.get(violation.row.id, one.otherwise)
             work.reasons.append(f"{label(node.proto)}: {violation.message}: {way_out}")
     known = "\n".join(work.reasons)
     for name, op_type, violation in seen.observed:
@@ -207,10 +209,9 @@ def _require_vendor(work: _Work, seen: Analysis) -> None:
 
 def _vendor_violations(node: NsaNode) -> Violations:
     if not node.violations and not node.unreadable:
-        for limits in (vendor.LIMITS, vendor.DIRECT_LIMITS):
-            for violation in violations(limits, node):
-                if violation.row.id not in INSERTED:
-                    yield violation
+        for violation in violations(vendor.GRAPH_LIMITS, node):
+            if violation.row.id not in INSERTED:
+                yield violation
 
 
 # --------------------------------------------------------------------------------------------------

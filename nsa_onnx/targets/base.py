@@ -48,6 +48,7 @@ class Target:
         rules: the rules that hold for it, beyond those for all targets.
         prepare: makes a model ready for it; None if there is nothing to do.
         options: flags of ``prepare``: name and help.
+        missing: why it does not have operators of ours, where that is worth telling.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Target:
     rules: tuple[Rule, ...] = ()
     prepare: Prepare | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def violations(self, node: NsaNode) -> Violations:
         """What it does not take of a node that breaks no row of the contract."""
@@ -63,14 +65,15 @@ class Target:
 
     def lacks(self, op_type: str) -> str:
         """That it does not have one of our operators; empty if it does."""
-        return lacks(self.limits, op_type)
+        return lacks(self.limits, op_type, self.missing)
 
 
-def lacks(limits: Limits | None, op_type: str) -> str:
-    """Of a target with such limits: that it does not have an operator. Empty if it does."""
+def lacks(limits: Limits | None, op_type: str, missing: Mapping[str, str]) -> str:
+    """Of a target with such limits: that it does not have an operator, and why. Empty if it does."""
     if limits is None or op_type in limits:
         return ""
-    return f"the target does not have the operator {op_type}, only {' and '.join(limits)}"
+    why = f" ({missing[op_type]})" if op_type in missing else ""
+    return f"the target does not have the operator {op_type}{why}, only {' and '.join(limits)}"
 
 
 def violations(limits: Limits, node: NsaNode) -> Violations:

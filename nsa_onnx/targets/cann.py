@@ -16,6 +16,7 @@ from ..operators.contract import Shape
 from ..operators.model_text import model
 from ..rulebook.finding import Finding
 from ..rulebook.rule import of_node, rule
+from . import vendor
 from .base import Limits, Target
 from .preparing import Prefixes, PrepareResult, Work, insert, label
 from .windows import Sizes, size_limits
@@ -26,6 +27,8 @@ _OURS = "our Ascend kernels"
 _PREFILL = Sizes(("float16", "bfloat16"), 16, 256, 128, 16, 128)
 _DECODE = Sizes(("float16", "bfloat16"), 16, 256, 63, 16, 127, pages=(64, 128))
 LIMITS = {
+    # What we have no kernel for, the vendor's operators compute.
+    **vendor.LIMITS,
     "NsaCompress": size_limits(_PREFILL, 3, _OURS),
     "NsaCompressInfer": size_limits(_DECODE, 4, _OURS),
 }

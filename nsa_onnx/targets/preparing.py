@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -114,11 +114,11 @@ class Work:
         for graph in self.graphs:
             yield from graph.node
 
-    def read(self, limits: Limits) -> Analysis:
+    def read(self, limits: Limits, missing: Mapping[str, str] | None = None) -> Analysis:
         """The copy as the checker sees it now. An operator that a target with such limits does not have is a reason."""
         seen = analyse(self.model, folder=self.folder)
         for node in seen.nodes:
-            if node.facts is not None and (problem := lacks(limits, node.op_type)):
+            if node.facts is not None and (problem := lacks(limits, node.op_type, missing or {})):
                 self.reasons.append(f"{label(node.proto)}: {problem}: {ELSEWHERE}")
         return seen
 

@@ -1,4 +1,6 @@
-"""What CANN's own operators NsaCompress and NsaCompressWithCache take. Needs the standard library only.
+"""What CANN's own operators take, with those of the two compressions. Needs the standard library only.
+
+What the attention stages take is in `vendor_attention`.
 
 Each number stands here, also where the contract has the same today: if the contract grows, CANN does not.
 Sources, in ops-transformer: aclnnNsaCompress.md and aclnnNsaCompressWithCache.md of July 2026, and the tiling of both
@@ -11,13 +13,13 @@ The operators' aclnn.cc in ort_ext/operators/ refuse the same and get the number
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..operators.contract import Dim, Row, Violation, Violations, table
 from ..operators.windows import BLOCK, SEQ, STRIDE, row_plan
+from . import vendor_attention
 from .base import Limit, Number, bound
+from .vendor_operator import KERNELS_OR_CPU, VendorOperator
 from .windows import Sizes, size_limits
 
 if TYPE_CHECKING:
@@ -44,29 +46,7 @@ DECODE_MAX_BATCH = 2047
 MAX_ELEMENTS = 2**32 - 1
 
 CPP_CONSTANTS = ("DECODE_MAX_BLOCK", "DECODE_MAX_ODD_HEADS", "DECODE_MAX_BATCH", "MAX_ELEMENTS")
-
-ELSEWHERE = "serve it with onnxruntime-cann and the ascend_kernels backend, or on the CPU"
-
-
-@dataclass(frozen=True)
-class VendorOperator:
-    """What the vendor has for one of our operators.
-
-    Attributes:
-        limits: what it does not take, called in whatever way.
-        direct: what it does not take from a graph that calls it itself, besides; our backend has a way around each.
-        required: inputs that it needs and the contract does not.
-        valued: inputs whose values its shape inference needs.
-        products: on which products it is documented; empty for all.
-        ways_out: what to do about a limit, by its row; `ELSEWHERE` for the others.
-    """
-
-    limits: tuple[Limit, ...]
-    direct: tuple[Limit, ...] = ()
-    required: tuple[str, ...] = ()
-    valued: tuple[str, ...] = ()
-    products: str = ""
-    ways_out: Mapping[str, str] = field(default_factory=dict)
+CPP_STRUCTS = vendor_attention.SIZES
 
 
 def _elements(row: str, argument: str) -> Limit:
@@ -125,7 +105,7 @@ _PREFILL = VendorOperator(
     valued=(SEQ,),
     products="Atlas A2 only, before CANN of mid-2026 for training products",
     ways_out={
-        "vendor_elements": f"split the batch, or {ELSEWHERE}",
+        "vendor_elements": f"split the batch, or {KERNELS_OR_CPU}",
         "vendor_no_rows": "leave the node out, its result is empty",
         "vendor_no_channels": "leave the node out, its result is empty",
     },
@@ -197,12 +177,12 @@ _DECODE = VendorOperator(
     direct=(_channels("vendor_no_page_channels", 4, _FOR_DECODE), Limit(tuple(_CALL_ROWS), _one_call)),
     required=("block_table",),
     ways_out={
-        "vendor_block": f"use a shorter window, or {ELSEWHERE}",
-        "vendor_odd_heads": f"pad to an even number of heads, or {ELSEWHERE}",
-        "vendor_cache_elements": f"use a smaller cache, or {ELSEWHERE}",
+        "vendor_block": f"use a shorter window, or {KERNELS_OR_CPU}",
+        "vendor_odd_heads": f"pad to an even number of heads, or {KERNELS_OR_CPU}",
+        "vendor_cache_elements": f"use a smaller cache, or {KERNELS_OR_CPU}",
         "vendor_no_page_channels": "leave the node out, it writes nothing",
         "vendor_batch_min": "convert it for at least one sequence",
-        "vendor_batch_max": f"split the batch, or {ELSEWHERE}",
+        "vendor_batch_max": f"split the batch, or {KERNELS_OR_CPU}",
         "vendor_pages_min": "convert it with at least one page",
         "vendor_slots_min": "convert it with at least one slot",
     },
@@ -211,7 +191,7 @@ _DECODE = VendorOperator(
 # --------------------------------------------------------------------------------------------------
 # All of them
 
-OPERATORS = {"NsaCompress": _PREFILL, "NsaCompressInfer": _DECODE}
+OPERATORS = {"NsaCompress": _PREFILL, "NsaCompressInfer": _DECODE, **vendor_attention.OPERATORS}
 """What the vendor has, by operator of ours."""
 
 
@@ -222,3 +202,6 @@ def vendors(op_type: str) -> VendorOperator:
 
 LIMITS = {op_type: one.limits for op_type, one in OPERATORS.items()}
 DIRECT_LIMITS = {op_type: one.direct for op_type, one in OPERATORS.items()}
+GRAPH_LIMITS = {name: (*one.limits, *one.direct) for name, one in OPERATORS.items() if not one.no_graph}
+"""Of those that a converted graph can call."""
+NO_GRAPH = {name: one.no_graph for name, one in OPERATORS.items() if one.no_graph}

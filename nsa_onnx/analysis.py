@@ -18,7 +18,7 @@ from .graph.outline import Outline
 from .graph.reading import UnreadableModelError, load
 from .graph.scopes import Scope
 from .graph.scopes import scopes as find_scopes
-from .graph.tensors import Integers, TensorFacts, attribute_value, integer_values, tensor_facts
+from .graph.tensors import Integers, Mask, TensorFacts, attribute_value, integer_values, mask_values, tensor_facts
 from .graph.walk import node_name, text
 from .operators import OPERATORS
 from .operators.base import T
@@ -197,6 +197,7 @@ def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None, va
         return NsaNode(node, name, scope, index)
     inputs: dict[str, TensorFacts] = {}
     constants: dict[str, Integers] = {}
+    masks: dict[str, Mask] = {}
     unreadable: dict[str, str] = {}
     for formal, value in zip(OPERATORS[node.op_type].input_names, node.input, strict=False):
         if not value:
@@ -206,9 +207,9 @@ def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None, va
         if tensor is None:
             _fold(formal, values.value(scope, value), inputs, constants)
         else:
-            _read_constant(formal, value, tensor, folder, inputs, constants, unreadable)
+            _read_constant(formal, value, tensor, folder, inputs, constants, masks, unreadable)
     attributes = {attribute.name: attribute_value(attribute) for attribute in node.attribute}
-    facts = NodeFacts(node.op_type, attributes, inputs, constants)
+    facts = NodeFacts(node.op_type, attributes, inputs, constants, masks)
     return NsaNode(node, name, scope, index, facts, tuple(_without_flood(facts)), unreadable)
 
 
@@ -219,18 +220,22 @@ def _read_constant(
     folder: Path | None,
     inputs: Mapping[str, TensorFacts],
     constants: dict[str, Integers],
+    masks: dict[str, Mask],
     unreadable: dict[str, str],
 ) -> None:
-    """Add the values of a constant index input, or why there are none."""
-    if inputs[formal].dtype is None:
+    """Add the values of a constant index input or mask, or why there are none."""
+    dtype = inputs[formal].dtype
+    if dtype is None:
         unreadable[formal] = f"{name!r} has no element type"
-    elif inputs[formal].dtype in ("int32", "int64"):
+    elif dtype in ("int32", "int64", "bool"):
         try:
-            values = integer_values(tensor, external_bytes(tensor, folder))
+            data = external_bytes(tensor, folder)
         except ValueError as error:
             unreadable[formal] = str(error)
             return
-        if values is not None:
+        if dtype == "bool" and (mask := mask_values(tensor, data)) is not None:
+            masks[formal] = mask
+        elif (values := integer_values(tensor, data)) is not None:
             constants[formal] = values
         elif tensor.data_location != TensorProto.EXTERNAL:
             unreadable[formal] = f"the data of {name!r} does not fit its shape {list(tensor.dims)}"

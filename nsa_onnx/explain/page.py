@@ -165,11 +165,7 @@ def _overview_row(subject: Subject, alike: int = 0) -> Html:
     operator = OPERATORS.get(subject.op_type)
     if operator is not None and BLOCK not in operator.attribute_names:
         window = NOTHING
-    ratio = NOTHING
-    if picture is not None and picture.exact:
-        ratio = f"{picture.before / picture.after:.1f} : 1" if picture.after else "nothing left"
-    elif picture is not None:
-        ratio = f"at least {number(picture.stride)} : 1"  # the more, the shorter the segments
+    ratio = NOTHING if picture is None else picture.ratio or "nothing left"
     name: Html | str = brief(subject.name)
     if subject.index < MAX_SECTIONS:
         name = tag("a", name, href=f"#node-{subject.index}")

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..operators.pictures import Pages, Picture, Segments, Values
+from ..operators.pictures import Attended, Pages, Picture, Segments, Values
+from .attended import AttendedView
 from .facts import Subject
 from .markup import Html, brief, count, join, number, tag
 from .neighbours import Edge, Neighbour
@@ -21,7 +22,11 @@ MAX_PICTURE_BYTES = 4 * 2**20
 MAX_NUMBERS = 100
 _MAX_VALUES = 64
 
-VIEWS: Mapping[type[Picture], type[View[Any]]] = {Segments: SegmentsView, Pages: PagesView}
+VIEWS: Mapping[type[Picture], type[View[Any]]] = {
+    Segments: SegmentsView,
+    Pages: PagesView,
+    Attended: AttendedView,
+}
 """How each kind of picture is shown."""
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from onnx import AttributeProto, TensorProto, TypeProto
 
 Integers = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 # A length, where it is known.
 Dim = int | None
 
@@ -101,6 +103,7 @@ _INTEGER_FIELDS: dict[int, tuple[str, str]] = {
     TensorProto.INT64: ("int64_data", "<i8"),
     TensorProto.INT32: ("int32_data", "<i4"),
 }
+_BOOL_FIELD = {TensorProto.BOOL: ("int32_data", "u1")}
 
 
 def integer_values(tensor: TensorProto, raw_data: bytes | None = None) -> Integers | None:
@@ -110,18 +113,27 @@ def integer_values(tensor: TensorProto, raw_data: bytes | None = None) -> Intege
         tensor: any tensor, trusted in nothing.
         raw_data: its bytes when they were read from an external file.
     """
-    if tensor.data_type not in _INTEGER_FIELDS:
-        return None
+    values = _values(tensor, raw_data) if tensor.data_type in _INTEGER_FIELDS else None
+    return None if values is None else values.astype(np.int64)
+
+
+def mask_values(tensor: TensorProto, raw_data: bytes | None = None) -> Mask | None:
+    """The values of a bool tensor, as `integer_values` reads them: a byte that is not 0 is true."""
+    values = _values(tensor, raw_data) if tensor.data_type == TensorProto.BOOL else None
+    return None if values is None else values != 0
+
+
+def _values(tensor: TensorProto, raw_data: bytes | None) -> npt.NDArray[Any] | None:
     if tensor.data_location == TensorProto.EXTERNAL and raw_data is None:
         return None
-    name, layout = _INTEGER_FIELDS[tensor.data_type]
+    name, layout = (_INTEGER_FIELDS | _BOOL_FIELD)[tensor.data_type]
     raw = raw_data if raw_data is not None else tensor.raw_data if tensor.HasField("raw_data") else None
     if raw is None:
-        values = np.array(getattr(tensor, name), np.int64)
+        values: npt.NDArray[Any] = np.array(getattr(tensor, name), np.int64)
     elif len(raw) % np.dtype(layout).itemsize:
         return None
     else:
-        values = np.frombuffer(raw, layout).astype(np.int64)
+        values = np.frombuffer(raw, layout)
     shape = tuple(tensor.dims)
     if any(dim < 0 for dim in shape) or elements(shape) != values.size:
         return None

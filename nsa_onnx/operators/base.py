@@ -17,6 +17,7 @@ import numpy.typing as npt
 from onnx import FunctionProto, NodeProto, TensorProto, TensorShapeProto, TypeProto
 from onnx.defs import OpSchema
 
+from ..graph.tensors import Integers
 from .bodies import parsed
 from .contract import DOMAIN, DTYPES, OPSET_VERSION, Contract, Violations
 from .facts import NodeFacts, node_violation
@@ -59,6 +60,7 @@ class Input:
         below: for an input of indices, whose dim they must stay below: (input, axis).
         distinct: whether no two of those indices may be equal. Negative ones are padding.
         page_size: for a table of pages, the attribute that says how many tokens one has.
+        agrees: the attributes that a node of ours which makes its value must have alike.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Input:
     below: tuple[str, int] | None = None
     distinct: bool = False
     page_size: str = ""
+    agrees: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Output:
         type, text: as of an `Input`.
         dims: per axis, the (input, axis) that it may be read from, the best first; none for a dim of its own.
         updates: the input that it is the new state of, if there is one.
+        agrees: the attributes that a node of ours which reads it must have alike.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Output:
     text: str
     dims: tuple[tuple[tuple[str, int], ...], ...]
     updates: str | None = None
+    agrees: tuple[str, ...] = ()
 
     def dtype(self, own: str) -> str:
         """NumPy's name of its type, in a node whose type `T` is ``own``."""
@@ -229,6 +234,17 @@ class Operator(ABC):
     def may_be_empty(self, facts: NodeFacts) -> bool:
         """Whether a dim of an output's own may be 0 that `known_dims` does not know."""
         return False
+
+    def looks_ahead(self, facts: NodeFacts) -> tuple[str, str] | None:
+        """Why a token sees later ones, if it may: the argument that tells, and how; for a node without violations."""
+        return None
+
+    def blind_rows(self, facts: NodeFacts) -> tuple[str, Integers] | None:
+        """The rows of a constant mask that see nothing for certain, and the mask's name; for a node without violations.
+
+        Not counted are rows of tokens that come before all that a token may see.
+        """
+        return None
 
     def output_types(self, facts: NodeFacts, types: Mapping[str, TypeProto]) -> list[TypeProto]:
         """The outputs' types, from a node without violations. ``types`` are the inputs' own, by name.

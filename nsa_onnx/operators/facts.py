@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..graph.tensors import Integers, TensorFacts, Unknown
+from ..graph.tensors import Integers, Mask, TensorFacts, Unknown
 from .contract import DTYPES, Array, Violation, table
 from .windows import SEQ, TENSOR_ROWS
 
@@ -34,12 +34,14 @@ class NodeFacts:
         attributes: value by name; `Unknown` for a reference to an attribute of the enclosing function.
         inputs: the connected inputs by the schema's name. An input that is left out is not in it.
         constants: values of the integer inputs that are constant, by name.
+        masks: values of the bool inputs that are constant, by name.
     """
 
     op_type: str
     attributes: Mapping[str, object]
     inputs: Mapping[str, TensorFacts]
     constants: Mapping[str, Integers] = field(default_factory=dict)
+    masks: Mapping[str, Mask] = field(default_factory=dict)
 
     def tensor(self, name: str) -> TensorFacts:
         return self.inputs.get(name, TensorFacts())

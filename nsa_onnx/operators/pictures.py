@@ -19,6 +19,8 @@ from .windows import BLOCK, SEQ, STRIDE, triggers, window_count
 
 # Beyond this, attributes and lengths are too absurd to draw. Sums of as many as fit a file stay within 64 bits.
 MAX_DRAWN_LENGTH = 2**34
+# Blocks of a sequence that are drawn one by one.
+MAX_DRAWN_BLOCKS = 4096
 # Wrong values that are marked.
 _MAX_WRONG = 64
 _GIVEN = "Lengths as given: the model leaves them to each run."
@@ -84,6 +86,13 @@ class Picture:
         """Whether every run compresses these tokens into these rows: the output then has as many."""
         return False
 
+    @property
+    def ratio(self) -> str:
+        """Tokens per row that they become; empty where none is left."""
+        if self.exact:
+            return f"{self.before / self.after:.1f} : 1" if self.after else ""
+        return f"at least {self.stride:,} : 1"  # the more, the shorter the segments
+
 
 @dataclass(frozen=True, eq=False)
 class Segments(Picture):
@@ -147,6 +156,44 @@ class Pages(Picture):
         return None if self.owned is None or logical >= self.owned else sequence * self.owned + logical
 
 
+@dataclass(frozen=True, eq=False)
+class Attended(Picture):
+    """Sequences that a query token attends to, and their blocks. ``block`` and ``stride`` are those of the blocks.
+
+    Attributes:
+        count: blocks that are chosen, or read, at most.
+        forced: of each sequence, the blocks that are always chosen.
+        reads: of each sequence, how many tokens the query token attends to: compressed ones where it chooses.
+        chooses: whether the node chooses the blocks (another one reads them) or reads them.
+    """
+
+    count: int
+    forced: tuple[tuple[int, ...], ...]
+    reads: Integers
+    chooses: bool
+
+    @cached_property
+    def windows(self) -> Integers:
+        """Of each sequence, its blocks; the last one may be shorter."""
+        return np.asarray(-(-self.lengths // self.block), np.int64)
+
+    @cached_property
+    def after(self) -> int:
+        return int(self.reads.sum())
+
+    @property
+    def ratio(self) -> str:
+        return f"{self.before / self.after:.1f} : 1" if self.after else ""
+
+    def drawn_blocks(self, index: int) -> tuple[int, ...]:
+        """As many blocks as are chosen: the forced ones, and for the others an example, evenly spread."""
+        there, forced = int(self.windows[index]), self.forced[index]
+        free = min(self.count, there) - len(forced)
+        others = [block for block in range(there) if block not in forced] if there <= MAX_DRAWN_BLOCKS else []
+        chosen = [others[i * len(others) // free] for i in range(free)] if others and free > 0 else []
+        return tuple(sorted({*forced[: self.count], *chosen}))
+
+
 def _starts(counts: Integers) -> Integers:
     return np.asarray(np.concatenate(([0], np.cumsum(counts)))[:-1], np.int64)
 
@@ -173,20 +220,23 @@ def drawn_sizes(facts: NodeFacts, page: str = "") -> tuple[int, int, int]:
     return block, stride, tokens
 
 
-def constant_lengths(facts: NodeFacts, *, prefix_sums: bool) -> Values | None:
-    """The constant that the model gives for `SEQ`, as it is in the file; None if there is none.
+def constant_lengths(facts: NodeFacts, *, prefix_sums: bool, name: str = SEQ, smallest: int = 1) -> Values | None:
+    """The constant that the model gives for lengths, as it is in the file; None if there is none.
+
+    Args:
+        smallest: that prefix sums may be.
 
     Raises:
         NotDrawnError: no segment or sequence can have such lengths.
     """
-    constant = facts.constants.get(SEQ)
+    constant = facts.constants.get(name)
     if constant is None:
         return None
     flat = constant.reshape(-1)
     wrong = flat < 0
     if prefix_sums:
-        wrong = (flat < 1) | np.concatenate(([False], flat[1:] < flat[:-1]))
-    values = Values(SEQ, flat, frozenset(np.flatnonzero(wrong)[:_MAX_WRONG].tolist()))
+        wrong = (flat < smallest) | np.concatenate(([False], flat[1:] < flat[:-1]))
+    values = Values(name, flat, frozenset(np.flatnonzero(wrong)[:_MAX_WRONG].tolist()))
     if constant.ndim != 1 or not constant.size or values.wrong or int(constant.max()) > MAX_DRAWN_LENGTH:
         raise NotDrawnError("The model's lengths are not valid, so there is nothing to draw.", values)
     return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from onnx import NodeProto
@@ -134,6 +134,26 @@ def ours(nodes: Iterable[NsaNode]) -> Iterator[tuple[NsaNode, Operator, NodeFact
 def sound(nodes: Iterable[NsaNode]) -> Iterator[NsaNode]:
     """The nodes that break no row of the error table: what is said of others would follow from that."""
     return (node for node in nodes if not node.violations and not node.unreadable)
+
+
+# How many nodes a value is followed back through.
+_FOLLOWED = 4096
+
+
+def made_by(scope: Scope, name: str, through: Container[str]) -> tuple[Scope, str] | None:
+    """Where a value comes from, followed back through the first inputs of nodes of these types: its scope and name.
+
+    None where the model does not say, or it is nothing (an input that is left out).
+    """
+    for _ in range(_FOLLOWED if name else 0):  # a cycle ends here
+        home = scope.home(name)
+        made = None if home is None else home.producer(name)
+        if home is None or made is None:
+            return None
+        if made.op_type not in through:
+            return home, name
+        name, scope = made.input[0] if made.input else "", home
+    return None
 
 
 # --------------------------------------------------------------------------------------------------

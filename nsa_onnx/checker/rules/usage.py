@@ -14,7 +14,7 @@ from ...operators.contract import DOMAIN
 from ...operators.facts import NodeFacts
 from ...operators.model_text import model
 from ...rulebook.finding import Finding, Severity
-from ...rulebook.rule import connected, finding, listed, note, op_types, ours, sound, taking
+from ...rulebook.rule import connected, finding, listed, made_by, note, op_types, ours, sound, taking
 from .registry import general
 
 # Constants that are compared: as many elements.
@@ -117,14 +117,8 @@ def _several(taken: _Taken) -> bool:
 
 def _maker(taken: _Taken) -> NodeProto | None:
     """The node that computes the lengths, seen through those that only change type or shape."""
-    name, scope = taken.value, taken.node.scope
-    for _ in range(_SEEN if name else 0):  # a cycle ends here
-        home = scope.home(name)
-        made = None if home is None else home.producer(name)
-        if home is None or made is None or made.op_type not in ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze"):
-            return made
-        name, scope = made.input[0] if made.input else "", home
-    return None
+    found = made_by(taken.node.scope, taken.value, ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze"))
+    return None if found is None else found[0].producer(found[1])
 
 
 def _summed(model: Analysis) -> set[object]:

@@ -61,6 +61,7 @@ class NsaCompress(Operator):
             T,
             "`[T', N, D]`: one row per window.",
             dims=((), (("input", 1), ("weight", 1)), (("input", 2),)),
+            agrees=(BLOCK, STRIDE),
         ),
     )
     attributes = WINDOW_ATTRIBUTES

@@ -83,6 +83,7 @@ class NsaCompressInfer(Operator):
             "`[slots, N, D]`: `cache` with the new rows.",
             dims=((("cache", 0),), (("cache", 1), ("input", 2), ("weight", 1)), (("cache", 2), ("input", 3))),
             updates="cache",
+            agrees=(BLOCK, STRIDE),
         ),
     )
     attributes = (*WINDOW_ATTRIBUTES, Attribute(PAGE, "Tokens in a page."))

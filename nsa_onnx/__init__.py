@@ -1,6 +1,6 @@
-"""Native Sparse Attention's KV compression as ONNX operators: export, run, check.
+"""Native Sparse Attention's operators in ONNX: export, run, check.
 
-``nsa_compress`` and ``nsa_compress_infer`` compute on NumPy arrays and torch tensors. ``nsa_onnx.exporters`` (a
+``nsa_compress`` and the other functions of an operator's name compute on NumPy arrays and torch tensors. ``nsa_onnx.exporters`` (a
 separate import, which needs torch) exports models that use them. ``create_session`` runs the exported file with
 onnxruntime. ``check`` finds mistakes in it.
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from .checker import check as check
     from .operators.nsa_compress.call import nsa_compress as nsa_compress
     from .operators.nsa_compress.contract import compressed_length as compressed_length
+    from .operators.nsa_compress_attention.call import nsa_compress_attention as nsa_compress_attention
+    from .operators.nsa_compress_attention_infer.call import (
+        nsa_compress_attention_infer as nsa_compress_attention_infer,
+    )
     from .operators.nsa_compress_infer.call import nsa_compress_infer as nsa_compress_infer
     from .operators.schema import register as register
     from .runtime.everywhere import everywhere as everywhere
@@ -66,6 +70,8 @@ _MODULES = {
     "from_ortvalue": "runtime.values",
     "get_library_path": "runtime.session",
     "nsa_compress": "operators.nsa_compress.call",
+    "nsa_compress_attention": "operators.nsa_compress_attention.call",
+    "nsa_compress_attention_infer": "operators.nsa_compress_attention_infer.call",
     "nsa_compress_infer": "operators.nsa_compress_infer.call",
     "reference_ops": "runtime.everywhere",
     "register": "operators.schema",

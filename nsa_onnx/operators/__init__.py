@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from .base import Operator
 from .nsa_compress.operator import NsaCompress
+from .nsa_compress_attention.operator import NsaCompressAttention
+from .nsa_compress_attention_infer.operator import NsaCompressAttentionInfer
 from .nsa_compress_infer.operator import NsaCompressInfer
 
-OPERATORS: dict[str, Operator] = {operator.op_type: operator for operator in (NsaCompress(), NsaCompressInfer())}
+OPERATORS: dict[str, Operator] = {
+    operator.op_type: operator
+    for operator in (NsaCompress(), NsaCompressInfer(), NsaCompressAttention(), NsaCompressAttentionInfer())
+}
 """All operators by op type."""

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime import native
 from .arrays import aligned_empty, buffer, dense, described, fits_int64, like, to_int64, torch_op, views
 from .attention import SCALE, Stage, type_violations
 from .attention_checks import call_violations

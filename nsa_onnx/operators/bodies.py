@@ -8,8 +8,10 @@ a `Gather` on a tensor of one element fail, in a node named after the argument. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx.parser
-from onnx import FunctionProto
+from onnx import FunctionProto, NodeProto
 
 from .contract import DOMAIN
 
@@ -34,6 +36,16 @@ def parsed(text: str, opset: int) -> FunctionProto:
         if node.output[0].startswith("check_"):
             node.name = node.output[0]
     return function
+
+
+def inlined(text: str, opset: int, inputs: Mapping[str, str], prefix: str) -> list[NodeProto]:
+    """The nodes of a function on values, by the names of its inputs. All names that they make begin with ``prefix``."""
+    function = parsed(text, opset)
+    for made in function.node:
+        made.input[:] = [inputs[name] if name in function.input else prefix + name for name in made.input]
+        made.output[:] = [prefix + name for name in made.output]
+        made.name = prefix + (made.name or made.output[0].removeprefix(prefix))
+    return list(function.node)
 
 
 WINDOW_CONSTANTS = """

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from onnx import NodeProto
 
 from ..base import Attribute, Attributes, Exact, Input, Lengths, Operator, Output, Sample, T
-from ..bodies import parsed
+from ..bodies import inlined
 from ..compression import HOST, SUM_TEXT, WEIGHT, WINDOW_ATTRIBUTES, Window, limits_text
 from ..contract import Dim, Violations
 from ..facts import NodeFacts, node_violation
@@ -139,14 +139,8 @@ class NsaCompressInfer(Operator):
 
 def default_table(node: NodeProto, prefix: str, opset: int) -> list[NodeProto]:
     """The nodes that compute the table that an absent block_table stands for, ``prefix + "block_table"``."""
-    function = parsed(DEFAULT_TABLE, opset)
-    names = [one.name for one in NsaCompressInfer.inputs]
-    own = {name: node.input[names.index(name)] for name in function.input}
-    for made in function.node:
-        made.input[:] = [own.get(name, prefix + name) for name in made.input]
-        made.output[:] = [prefix + name for name in made.output]
-        made.name = prefix + (made.name or made.output[0].removeprefix(prefix))
-    return list(function.node)
+    names = (one.name for one in NsaCompressInfer.inputs)
+    return inlined(DEFAULT_TABLE, opset, dict(zip(names, node.input, strict=False)), prefix)
 
 
 def _shape_violations(facts: NodeFacts) -> Violations:

@@ -1,0 +1,133 @@
+"""The operator NsaCompressAttention: its node and its documentation; the other files of this folder have the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+from onnx import NodeProto
+
+from ..attention import BLOCK_LENGTHS, COMPRESSED_LENGTHS, QUERY_LENGTHS, SELECT
+from ..attention_nodes import (
+    MASKED_TEXT,
+    NUMBERS_TEXT,
+    AttentionOperator,
+    attention_out,
+    attributes,
+    limits_text,
+    query,
+)
+from ..base import Attributes, Exact, Input, Lengths, Ranked, Sample, T
+from ..bodies import inlined
+from ..compress_attention import SCORES_TEXT, topk_indices
+from ..compression import HOST
+from ..contract import Violations
+from ..facts import NodeFacts
+from ..windows import STRIDE
+from . import contract, sample
+from .body import BODY, default_mask
+from .call import nsa_compress_attention
+from .contract import STAGE
+from .example import EXAMPLE
+from .rule_examples import RULE_EXAMPLES
+
+_DOC = f"""Attention of query tokens to the compressed tokens of their sequences, and the blocks of tokens it selects.
+
+    P[t, h, j] = softmax over j of scale_value * <query[t, h], key[j, h // G]>      G = N1 / N2
+    attention_out[t, h] = sum_j P[t, h, j] * value[j, h // G]
+
+`j` runs over the compressed tokens of the sequence that `t` is in. {MASKED_TEXT} `topk_indices` tells, for each row and
+key/value head, the blocks of `select_block_size` tokens that are worth attending to in full:
+
+{SCORES_TEXT} Where `topk_mask` is true, the score is infinite.
+
+The batch's sequences lie one after the other in `query` and in `key` and `value`. A sequence without compressed tokens
+is legal: its rows are 0, and it has no block.
+
+{NUMBERS_TEXT}
+
+Limits: {limits_text(STAGE)}.
+"""
+_MASKS = {"topk_mask": BLOCK_LENGTHS, "atten_mask": COMPRESSED_LENGTHS}
+
+
+class NsaCompressAttention(AttentionOperator):
+    """Prefill: query tokens attend to compressed tokens, and select blocks."""
+
+    contract = contract.CONTRACT
+    stage = STAGE
+    doc = _DOC
+    inputs = (
+        query("T1", "the query tokens of all sequences, one sequence after the other."),
+        Input("key", T, "`[Tc, N2, D]`: the compressed keys of all sequences."),
+        Input("value", T, "`[Tc, N2, Dv]`: the compressed values."),
+        Input(
+            QUERY_LENGTHS,
+            "tensor(int64)",
+            "`[B]`: prefix sums of the sequences' lengths in query tokens: not negative, not decreasing, the last one "
+            f"equal to `T1`. {HOST}",
+            lengths=Lengths.PREFIX_SUMS,
+        ),
+        Input(
+            COMPRESSED_LENGTHS,
+            "tensor(int64)",
+            f"`[B]`: the same in compressed tokens, the last one equal to `Tc`. {HOST}",
+            lengths=Lengths.PREFIX_SUMS,
+        ),
+        Input(
+            BLOCK_LENGTHS,
+            "tensor(int64)",
+            "`[B]`: the same in blocks. A sequence of `Lcmp` compressed tokens has "
+            f"`S = ceil(Lcmp * compress_stride / select_block_size)`. {HOST}",
+            lengths=Lengths.PREFIX_SUMS,
+        ),
+        Input(
+            "atten_mask",
+            "tensor(bool)",
+            "`[M, L]`: true where a query token does not see a compressed token. All sequences share it, from its "
+            "first row and column on: `M` is at least their greatest length in query tokens, `L` that in compressed "
+            "tokens. Without it, all is seen.",
+            optional=True,
+        ),
+        Input(
+            "topk_mask",
+            "tensor(bool)",
+            "`[M, S]`: true where a block is always selected; as `atten_mask`, `S` at least the most blocks.",
+            optional=True,
+        ),
+    )
+    outputs = (attention_out("T1", 2), topk_indices("T1", 1))
+    attributes = attributes(STAGE)
+    body_text = BODY
+    example = EXAMPLE
+    rule_examples = RULE_EXAMPLES
+
+    def value_violations(self, facts: NodeFacts) -> Violations:
+        names = (QUERY_LENGTHS, COMPRESSED_LENGTHS, BLOCK_LENGTHS)
+        lengths = {name: vector for name in names if (vector := facts.vector(name)) is not None}
+        shapes = {name: facts.tensor(name).dims(2) for name in _MASKS if name in facts.inputs}
+        sizes = facts.integer(STRIDE), facts.integer(SELECT)
+        return contract.value_violations(shapes, lengths, *sizes)
+
+    def completion(self, node: NodeProto, prefix: str, opset: int) -> list[NodeProto]:
+        """The masks that are left out."""
+        nodes: list[NodeProto] = []
+        for name, columns in _MASKS.items():
+            index = self.input_names.index(name)
+            if len(node.input) <= index or not node.input[index]:
+                nodes += inlined(
+                    default_mask(name, columns), opset, dict(zip(self.input_names, node.input, strict=False)), prefix
+                )
+        return nodes
+
+    def sample(self, facts: NodeFacts, attributes: Attributes) -> Sample:
+        return sample.make(facts, attributes)
+
+    def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Exact, Ranked]:
+        return sample.reference(values, attributes)
+
+    def call(self, inputs: Sequence[Any], attributes: Attributes) -> tuple[Any, Any]:
+        given = dict(zip(self.input_names, inputs, strict=True))
+        lengths = {name: given.pop(name).tolist() for name in self.stage.all_lengths}
+        return nsa_compress_attention(**given, **lengths, **attributes)

@@ -1,0 +1,96 @@
+"""The operator NsaCompressAttentionInfer: its node and its documentation; the rest is in this folder's other files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from ..attention import COMPRESSED_LENGTHS, PAGE, pages_read, table_violations
+from ..attention_nodes import NUMBERS_TEXT, AttentionOperator, attention_out, attributes, limits_text, query
+from ..base import Attributes, Exact, Input, Lengths, Ranked, Sample, T
+from ..compress_attention import SCORES_TEXT, topk_indices
+from ..compression import HOST
+from ..contract import Violations
+from ..facts import NodeFacts
+from . import contract, sample
+from .body import BODY
+from .call import nsa_compress_attention_infer
+from .contract import STAGE
+from .example import EXAMPLE
+from .rule_examples import RULE_EXAMPLES
+
+_DOC = f"""One decode step over a paged cache of compressed tokens: each sequence's query token attends to all of its
+compressed tokens, and selects blocks of tokens.
+
+    P[h, j] = softmax over j of scale_value * <query[b, h], key(b, j)[h // G]>      G = N1 / N2
+    attention_out[b, h] = sum_j P[h, j] * value(b, j)[h // G]
+    key(b, j) = key[block_table[b, j // page_block_size], j % page_block_size], and value alike
+
+`j` runs over the `Lcmp = actual_cmp_seq_kvlen[b]` compressed tokens of sequence `b`. `topk_indices` tells, for each
+sequence and key/value head, the blocks of `select_block_size` tokens that are worth attending to in full:
+
+{SCORES_TEXT}
+
+A sequence has `S = ceil(((Lcmp - 1) * compress_stride + compress_block_size) / select_block_size)` blocks, of which the
+first one and the last two are always selected. Without a compressed token, a sequence is shorter than a window: its
+output is 0, and it selects block 0.
+
+{NUMBERS_TEXT}
+
+Limits: {limits_text(STAGE)}. The entries of `block_table` that are read are in `[0, block_num)`; others may
+hold anything (-1 padding is common). A bad index is an error: nothing is clamped or wrapped.
+"""
+
+
+class NsaCompressAttentionInfer(AttentionOperator):
+    """Decode: a query token of each sequence attends to compressed tokens in pages, and selects blocks."""
+
+    contract = contract.CONTRACT
+    stage = STAGE
+    doc = _DOC
+    inputs = (
+        query("B", "one query token of each sequence."),
+        Input("key", T, "`[block_num, page_block_size, N2, D]`: the pages of the compressed keys."),
+        Input("value", T, "`[block_num, page_block_size, N2, Dv]`: the pages of the compressed values."),
+        Input(
+            COMPRESSED_LENGTHS,
+            "tensor(int64)",
+            f"`[B]`: the sequences' lengths in compressed tokens (not prefix sums), each in `0 .. P * {PAGE}`. {HOST}",
+            lengths=Lengths.LENGTHS,
+        ),
+        Input(
+            "block_table",
+            "tensor(int32)",
+            f"`[B, P]`: the physical page of each logical page of each sequence. {HOST}",
+            below=("key", 0),
+            page_size=PAGE,
+        ),
+    )
+    outputs = (attention_out("B", 3), topk_indices("B", 2))
+    attributes = attributes(STAGE)
+    body_text = BODY
+    example = EXAMPLE
+    rule_examples = RULE_EXAMPLES
+
+    def value_violations(self, facts: NodeFacts) -> Violations:
+        lengths, table, page = facts.vector(COMPRESSED_LENGTHS), facts.constants.get("block_table"), facts.integer(PAGE)
+        block_num = facts.tensor("key").dim(0)
+        if lengths is None or table is None or page is None or block_num is None:
+            return
+        # A constant whose shape disagrees with its type is malformed, which is for others to say.
+        if table.ndim == 2 and len(table) == len(lengths) and max(lengths, default=0) <= table.shape[1] * page:
+            read = [range(pages_read(length, page)) for length in lengths]
+            yield from table_violations(self.contract.rows, table, read, block_num)  # type: ignore[arg-type]
+
+    def sample(self, facts: NodeFacts, attributes: Attributes) -> Sample:
+        return sample.make(facts, attributes)
+
+    def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Exact, Ranked]:
+        return sample.reference(values, attributes)
+
+    def call(self, inputs: Sequence[Any], attributes: Attributes) -> tuple[Any, Any]:
+        given = dict(zip(self.input_names, inputs, strict=True))
+        lengths = {name: given.pop(name).tolist() for name in self.stage.all_lengths}
+        return nsa_compress_attention_infer(**given, **lengths, **attributes)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         nsa_compress_attention_infer as nsa_compress_attention_infer,
     )
     from .operators.nsa_compress_infer.call import nsa_compress_infer as nsa_compress_infer
+    from .operators.nsa_selected_attention.call import nsa_select_attention as nsa_select_attention
+    from .operators.nsa_selected_attention_infer.call import nsa_select_attention_infer as nsa_select_attention_infer
     from .operators.schema import register as register
     from .runtime.everywhere import everywhere as everywhere
     from .runtime.everywhere import reference_ops as reference_ops
@@ -73,6 +75,8 @@ _MODULES = {
     "nsa_compress_attention": "operators.nsa_compress_attention.call",
     "nsa_compress_attention_infer": "operators.nsa_compress_attention_infer.call",
     "nsa_compress_infer": "operators.nsa_compress_infer.call",
+    "nsa_select_attention": "operators.nsa_selected_attention.call",
+    "nsa_select_attention_infer": "operators.nsa_selected_attention_infer.call",
     "reference_ops": "runtime.everywhere",
     "register": "operators.schema",
     "session_options": "runtime.session",

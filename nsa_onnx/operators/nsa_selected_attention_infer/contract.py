@@ -20,6 +20,7 @@ from ..attention import (
     TOPK_RANGE_ROW,
     Stage,
     rows,
+    table_violations,
 )
 from ..contract import Contract, Violation, Violations
 
@@ -61,3 +62,19 @@ def pages_of_blocks(blocks: Sequence[int], length: int, select_block_size: int, 
             first, end = block * select_block_size, min((block + 1) * select_block_size, length)
             columns.update(range(first // page, (end - 1) // page + 1))
     return sorted(columns)
+
+
+def page_violations(
+    topk_indices: Sequence[Sequence[Sequence[int]]],
+    block_table: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    select_block_size: int,
+    page: int,
+    block_num: int,
+) -> Violations:
+    """Pages that are read and do not exist: the first one. Blocks and lengths are checked."""
+    columns = [
+        pages_of_blocks([block for group in groups for block in group], length, select_block_size, page)
+        for groups, length in zip(topk_indices, lengths, strict=True)
+    ]
+    yield from table_violations(ROWS, block_table, columns, block_num)

@@ -1,0 +1,96 @@
+"""The operator NsaSelectedAttentionInfer: its node and documentation; the other files of this folder have the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from ..attention import KEY_LENGTHS, PAGE, SELECT
+from ..attention_nodes import NUMBERS_TEXT, AttentionOperator, attention_out, attributes, limits_text, query
+from ..base import Attributes, Exact, Input, Lengths, Sample, T
+from ..compression import HOST
+from ..contract import Violations
+from ..facts import NodeFacts
+from ..selected import BLOCKS_TEXT, topk_input
+from . import contract, sample
+from .body import BODY
+from .call import nsa_select_attention_infer
+from .contract import STAGE
+from .example import EXAMPLE
+from .rule_examples import RULE_EXAMPLES
+
+_DOC = f"""One decode step over paged keys and values: each sequence's query token attends to its selected blocks.
+
+{BLOCKS_TEXT}
+
+    attention_out[b, h] = sum_j P[j] * value(b, j)[h // G]      over the tokens j of the blocks topk_indices[b, h // G]
+    P = softmax_j (scale_value * <query[b, h], key(b, j)[h // G]>)
+    key(b, j) = key[block_table[b, j // page_block_size], j % page_block_size], value(b, j) likewise
+
+{NUMBERS_TEXT}
+
+Limits: {limits_text(STAGE)}. A block that its sequence does not have and a page outside `[0, block_num)` are
+errors, found before anything is written. Entries of `block_table` that no selected block lies on may hold anything (-1
+padding is common).
+"""
+
+
+class NsaSelectedAttentionInfer(AttentionOperator):
+    """Decode: each sequence's query token attends to the tokens of its selected blocks, in pages."""
+
+    contract = contract.CONTRACT
+    stage = STAGE
+    doc = _DOC
+    inputs = (
+        query("B", "one query token of each sequence."),
+        Input("key", T, "`[block_num, page_block_size, N2, D]`: the pages of the keys."),
+        Input("value", T, "`[block_num, page_block_size, N2, Dv]`: the pages of the values."),
+        topk_input("B"),
+        Input(
+            KEY_LENGTHS,
+            "tensor(int64)",
+            f"`[B]`: the sequences' lengths in tokens (not prefix sums), each in `0 .. P * {PAGE}`. {HOST}",
+            lengths=Lengths.LENGTHS,
+        ),
+        Input(
+            "block_table",
+            "tensor(int32)",
+            f"`[B, P]`: the physical page of each logical page of each sequence. {HOST}",
+            below=("key", 0),
+            page_size=PAGE,
+        ),
+    )
+    outputs = (attention_out("B", 3),)
+    attributes = attributes(STAGE)
+    body_text = BODY
+    example = EXAMPLE
+    rule_examples = RULE_EXAMPLES
+
+    def value_violations(self, facts: NodeFacts) -> Violations:
+        """Constant blocks and pages, where the lengths are constant as well."""
+        topk, table = facts.constants.get("topk_indices"), facts.constants.get("block_table")
+        lengths, select, page = facts.vector(KEY_LENGTHS), facts.integer(SELECT), facts.integer(PAGE)
+        # A constant whose shape disagrees with its type is malformed, which is for others to say.
+        if topk is None or lengths is None or select is None or topk.ndim != 3 or len(topk) != len(lengths):
+            return
+        blocks = topk.tolist()
+        found = list(contract.block_violations(blocks, lengths, select))
+        yield from found
+        block_num = facts.tensor("key").dim(0)
+        if found or table is None or page is None or block_num is None or table.ndim != 2 or len(table) != len(lengths):
+            return
+        if max(lengths, default=0) <= table.shape[1] * page:
+            yield from contract.page_violations(blocks, table.tolist(), lengths, select, page, block_num)
+
+    def sample(self, facts: NodeFacts, attributes: Attributes) -> Sample:
+        return sample.make(facts, attributes)
+
+    def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Exact]:
+        return (sample.reference(values, attributes),)
+
+    def call(self, inputs: Sequence[Any], attributes: Attributes) -> tuple[Any]:
+        given = dict(zip(self.input_names, inputs, strict=True))
+        lengths = {name: given.pop(name).tolist() for name in self.stage.all_lengths}
+        return (nsa_select_attention_infer(**given, **lengths, **attributes),)

@@ -21,6 +21,14 @@ COMPRESS_INFER = (
     "input, weight, slot_mapping, compress_block_size, compress_stride, page_block_size, *, "
     "block_table=None, actual_seq_len, cache"
 )
+SELECT = (
+    "query, key, value, topk_indices, scale_value, head_num, select_block_size, select_block_count, *, causal=False, "
+    "actual_seq_qlen, actual_seq_kvlen"
+)
+SELECT_INFER = (
+    "query, key, value, topk_indices, scale_value, head_num, key_value_head_num, select_block_size, "
+    "select_block_count, page_block_size, *, block_table, actual_seq_kvlen"
+)
 CHECK = "model, *, target='cpu', run=False, ignore=(), folder=None, min_nodes=0"
 DATA = None  # a class or a value: its members are in MEMBERS, or nothing is promised but the name
 
@@ -38,6 +46,8 @@ PUBLIC = {
         "get_library_path": "",
         "nsa_compress": COMPRESS,
         "nsa_compress_infer": COMPRESS_INFER,
+        "nsa_select_attention": SELECT,
+        "nsa_select_attention_infer": SELECT_INFER,
         "reference_ops": "",
         "register": "",
         "session_options": "base=None",

@@ -6,14 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..graph.tensors import Integers
-from .attention import COUNT, HEADS, LIMITS, SCALE, SELECT
+from .attention import COUNT, SCALE, SELECT
 from .attention_reference import softmax
+from .attention_sampling import Heads, most_rows
 from .base import Attributes, Exact, Input
 from .compression import HOST
-from .contract import Dim
-from .facts import NodeFacts
 from .numbers import Floats
-from .sampling import MAX_ELEMENTS, first_known
 
 BLOCKS_TEXT = (
     "A sequence's tokens make blocks of `select_block_size`, the last one with what is left. Query head `h` attends "
@@ -63,26 +61,11 @@ def tokens_of(blocks: Integers, length: int, select_block_size: int) -> Integers
 # Samples
 
 
-def kv_heads_of(heads: int, *known: Dim) -> int:
-    """N2: the first that is known, else the fewest that are legal."""
-    few = (n for n in range(1, heads + 1) if heads % n == 0 and heads // n <= LIMITS.max_group)
-    return first_known(*known, default=next(few))
-
-
-def dims_of(facts: NodeFacts) -> tuple[int, int]:
-    """D and Dv, where one may tell something of the other."""
-    query, key, value = (facts.tensor(name).shape for name in ("query", "key", "value"))
-    known = [shape[-1] for shape in (query, key) if shape]
-    own = value[-1] if value else None
-    dim = first_known(*known, default=max(32, own or 0))
-    return dim, first_known(own, default=min(dim, 32))
-
-
-def most_rows(attributes: Attributes, dims: int) -> int:
-    """Rows that are run at most; ``dims`` is D + Dv."""
-    values: int = attributes[HEADS] * dims
+def rows_run(attributes: Attributes, heads: Heads) -> int:
+    """Rows that are run at most."""
+    values = heads.query * (heads.dim + heads.value_dim)
     products: int = values * attributes[SELECT] * attributes[COUNT]
-    return max(1, min(MAX_ELEMENTS // max(1, values), _MOST_WORK // max(1, products)))
+    return min(most_rows(values), max(1, _MOST_WORK // max(1, products)))
 
 
 def some_blocks(lengths: Integers, own: Integers, kv_heads: int, attributes: Attributes) -> Integers:

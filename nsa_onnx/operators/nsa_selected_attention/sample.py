@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...graph.tensors import Integers
-from ..attention import CAUSAL, COUNT, HEADS, KEY_LENGTHS, QUERY_LENGTHS, SELECT
+from ..attention import CAUSAL, COUNT, KEY_LENGTHS, QUERY_LENGTHS, SELECT
+from ..attention_sampling import FLOATS, Heads, as_values, batch, most_rows, spread
 from ..base import Attributes, Exact, NotRunError, Sample
 from ..facts import NodeFacts
-from ..sampling import MAX_BATCH, MAX_ELEMENTS, MAX_SEQUENCES, first_known, float_type, floats, note
-from ..selected import attended, dims_of, kv_heads_of, most_rows, some_blocks, tokens_of
+from ..sampling import MAX_ELEMENTS, first_known, float_type, floats, note
+from ..selected import attended, rows_run, some_blocks, tokens_of
 from .contract import block_violations
 
 
@@ -38,26 +38,16 @@ def reference(values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) ->
 
 def make(facts: NodeFacts, attributes: Attributes) -> Sample:
     """Valid input for a node. NotRunError if there is none."""
-    topk = facts.constants.get("topk_indices")
-    query, key, value = (facts.tensor(name) for name in ("query", "key", "value"))
-    known = key.dim(1), value.dim(1), facts.tensor("topk_indices").dim(1)
-    kv_heads = kv_heads_of(attributes[HEADS], *known)
-    dim, value_dim = dims_of(facts)
-    ends, key_ends = facts.constants.get(QUERY_LENGTHS), facts.constants.get(KEY_LENGTHS)
-    counts = [len(one) for one in (ends, key_ends) if one is not None]
-    if counts and counts[0] > MAX_SEQUENCES:
-        raise NotRunError(f"{counts[0]} sequences, at most {MAX_SEQUENCES} are run")
-    shapes = [facts.tensor(name).dim(0) for name in (QUERY_LENGTHS, KEY_LENGTHS)]
-    batch = counts[0] if counts else min(first_known(*shapes, default=3), MAX_BATCH)
-
-    most = most_rows(attributes, dim + value_dim)
-    most_keys = max(1, MAX_ELEMENTS // max(1, kv_heads * dim))
-    rows = first_known(query.dim(0), facts.tensor("topk_indices").dim(0), default=8 * batch)
-    keys = first_known(key.dim(0), value.dim(0), default=batch * (2 * attributes[SELECT] + 5))
-    ends = _ends(rows, batch, most) if ends is None else np.minimum(ends, most)
+    topk, ends, key_ends = (facts.constants.get(name) for name in ("topk_indices", QUERY_LENGTHS, KEY_LENGTHS))
+    heads, sequences = Heads.of(facts, attributes), batch(facts, (QUERY_LENGTHS, KEY_LENGTHS))
+    query, key, value, blocks = (facts.tensor(name) for name in (*FLOATS, "topk_indices"))
+    rows = first_known(query.dim(0), blocks.dim(0), default=8 * sequences)
+    keys = first_known(key.dim(0), value.dim(0), default=sequences * (2 * attributes[SELECT] + 5))
+    most, most_keys = rows_run(attributes, heads), most_rows(heads.kv * heads.dim)
+    ends = spread(min(rows, most), sequences) if ends is None else np.minimum(ends, most)
     if key_ends is None:
-        key_ends = _ends(keys, batch, most_keys)
-    elif topk is None:  # blocks that are constant are those of the whole sequences
+        key_ends = spread(min(keys, most_keys), sequences)
+    elif topk is None:  # constant blocks are those of the whole sequences
         key_ends = np.minimum(key_ends, most_keys)
     used, used_keys = int(ends[-1]), int(key_ends[-1])
     if used_keys > most_keys:
@@ -67,26 +57,16 @@ def make(facts: NodeFacts, attributes: Attributes) -> Sample:
     positions = np.arange(used) - np.repeat(ends - steps, steps)
     if topk is None:
         lengths = np.repeat(np.diff(key_ends, prepend=0), steps)
-        topk = some_blocks(lengths, positions, kv_heads, attributes)
+        topk = some_blocks(lengths, positions, heads.kv, attributes)
     topk = topk[:used]
     for violation in block_violations(topk.tolist(), ends.tolist(), key_ends.tolist(), attributes[SELECT]):
         raise NotRunError(f"no input of at most {MAX_ELEMENTS} elements is valid: {violation.message}")
-    dtype = float_type(facts, ("query", "key", "value"))
-    made = {
-        "query": (used, attributes[HEADS], dim),
-        "key": (used_keys, kv_heads, dim),
-        "value": (used_keys, kv_heads, value_dim),
+    dtype = float_type(facts, FLOATS)
+    shapes = {
+        "query": (used, heads.query, heads.dim),
+        "key": (used_keys, heads.kv, heads.dim),
+        "value": (used_keys, heads.kv, heads.value_dim),
     }
-    values: dict[str, npt.NDArray[Any]] = dict(floats(made, dtype))
-    values["topk_indices"] = topk.astype(np.int32)
-    values[QUERY_LENGTHS], values[KEY_LENGTHS] = ends.astype(np.int64), key_ends.astype(np.int64)
-    text = (
-        f"query {list(made['query'])} {dtype}, {attributes[COUNT]} blocks of {attributes[SELECT]} of {used_keys} tokens"
-    )
-    return Sample(dtype, values, note(text, max(rows, used), used, "T1"))
-
-
-def _ends(tokens: int, batch: int, most: int) -> Integers:
-    """Prefix sums of sequences that are about alike."""
-    ends: Integers = np.arange(1, batch + 1, dtype=np.int64) * min(tokens, most) // batch
-    return ends
+    indices = {"topk_indices": topk, QUERY_LENGTHS: ends, KEY_LENGTHS: key_ends}
+    text = f"query {list(shapes['query'])} {dtype}, {attributes[COUNT]} blocks of {attributes[SELECT]}, T2 {used_keys}"
+    return Sample(dtype, as_values(floats(shapes, dtype), **indices), note(text, max(rows, used), used, "T1"))

@@ -41,7 +41,6 @@ BODY = f"""
     # A unit is {ALIGNMENT} tokens, of which the last ones of a sequence may be missing.
     unit = Constant <value_int = {ALIGNMENT}> ()
     unit_begins = Range (zero, select, unit)
-    three_row = Constant <value_ints = [3]> ()
     begins_column = Unsqueeze (begins, three_row)
     unit_tokens_blocks = Add (begins_column, unit_begins)
     units_of_block = Div (select_row, unit)

@@ -1,0 +1,361 @@
+// Attention of one token's query heads, those that share a key/value head, to tokens from several
+// places. Compiled once per instruction set, in each source that includes it.
+//
+// Tokens come in tiles of up to 16, and four tiles are a chunk. Of a chunk all logits are computed,
+// then the weights, then what they add to the sums; as the maximum of the logits grows, the sums so
+// far are scaled down. All of it is float32, in an order that the tiles alone decide.
+//
+// Logits stand side by side by token: lanes are query heads, so that maximum, exponential and sum
+// need nothing across lanes. A tile's keys are converted once, into the first-level cache; an
+// element of them is then spread over a vector, times a vector of the heads' queries. Where the
+// heads fill too small a part of a vector, lanes are elements of D instead. For the sums lanes are
+// elements of Dv, and a weight is spread.
+#if defined(NSA_ONNX_ORT_EXT_CPU_GATHERED_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NSA_ONNX_ORT_EXT_CPU_GATHERED_ATTENTION_INL_H_
+#undef NSA_ONNX_ORT_EXT_CPU_GATHERED_ATTENTION_INL_H_
+#else
+#define NSA_ONNX_ORT_EXT_CPU_GATHERED_ATTENTION_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/gathered_attention.h"
+#include "cpu/vectors-inl.h"
+#include "cpu/window_step-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace nsa::cpu::HWY_NAMESPACE {
+
+// From one token of a tile to the next. Known when compiled, so that a token needs no register; a
+// cache line more than the largest D, so that the tokens' lines do not compete for the same places.
+constexpr size_t kKeyPitch = kMostDim + kLineFloats;
+
+// e^x for x <= 0, NaN for NaN. Below -87 it is 0: the sum has a term of 1, and float32 ends there.
+HWY_INLINE VF ExpOfNegative(VF x) {
+  const DF df;
+  const hn::Rebind<int32_t, DF> di;
+  // x = n ln 2 + r, |r| <= ln 2 / 2. The upper part of ln 2 has 15 bits: n times it is exact.
+  const VF n = hn::Round(hn::Mul(x, hn::Set(df, 1.44269504f)));
+  VF r = hn::NegMulAdd(n, hn::Set(df, 0x1.62e4p-1f), x);
+  r = hn::NegMulAdd(n, hn::Set(df, 0x1.7f7d1cp-20f), r);
+  // The series up to r^7 / 7!; what is left out is below 2^-27.
+  VF p = hn::Set(df, 1.0f / 5040);
+  p = hn::MulAdd(p, r, hn::Set(df, 1.0f / 720));
+  p = hn::MulAdd(p, r, hn::Set(df, 1.0f / 120));
+  p = hn::MulAdd(p, r, hn::Set(df, 1.0f / 24));
+  p = hn::MulAdd(p, r, hn::Set(df, 1.0f / 6));
+  p = hn::MulAdd(p, r, hn::Set(df, 0.5f));
+  p = hn::MulAdd(hn::Mul(r, r), p, r);
+  p = hn::Add(p, hn::Set(df, 1.0f));
+  const VF scaled = hn::BitCast(
+      df, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::ConvertTo(di, n))));
+  const VF result = hn::IfThenZeroElse(hn::Lt(x, hn::Set(df, -87.0f)), scaled);
+  return hn::IfThenElse(hn::IsNaN(x), x, result);
+}
+
+template <int kIndex>
+HWY_INLINE VF PickOfFour(VF v0, VF v1, VF v2, VF v3) {
+  return Pick<kIndex>(v0, v1, v2, v3, v0, v0, v0, v0);
+}
+
+// The dot products of kTokens tokens of a tile and kVectors vectors of heads.
+// query: [kVectors, dim, lanes]; to: [kTokens, pitch].
+template <int kTokens, int kVectors>
+void Logits(const float* query, const float* key, size_t dim, float* to, size_t pitch) {
+  static_assert(kTokens * kVectors <= 16 && kVectors <= 4);
+  const DF df;
+  const size_t lanes = hn::Lanes(df), vector_pitch = dim * lanes;
+#define NSA_ZERO(i) VF s##i = hn::Zero(df);
+  NSA_EACH_SUM(NSA_ZERO);
+#undef NSA_ZERO
+  for (size_t d = 0; d < dim; ++d) {
+    // Sum i is of token i / kVectors, vector i % kVectors.
+    const VF q0 = hn::LoadU(df, query);
+    const VF q1 = kVectors > 1 ? hn::LoadU(df, query + vector_pitch) : q0;
+    const VF q2 = kVectors > 2 ? hn::LoadU(df, query + 2 * vector_pitch) : q0;
+    const VF q3 = kVectors > 3 ? hn::LoadU(df, query + 3 * vector_pitch) : q0;
+#define NSA_ADD(i)                                                                     \
+  if constexpr (i < kTokens * kVectors) {                                              \
+    const VF k = hn::Set(df, key[i / kVectors * kKeyPitch]);                           \
+    s##i = hn::MulAdd(PickOfFour<i % kVectors>(q0, q1, q2, q3), k, s##i);              \
+  }
+    NSA_EACH_SUM(NSA_ADD);
+#undef NSA_ADD
+    query += lanes;
+    ++key;
+  }
+#define NSA_STORE(i)                                                        \
+  if constexpr (i < kTokens * kVectors) {                                   \
+    hn::StoreU(s##i, df, to + i / kVectors * pitch + i % kVectors * lanes); \
+  }
+  NSA_EACH_SUM(NSA_STORE);
+#undef NSA_STORE
+}
+
+// The same of eight tokens and one head, with lanes along D. query: [dim].
+HWY_INLINE void LogitsOfHead(const float* query, const float* key, size_t dim, float* to,
+                             size_t pitch) {
+  const DF df;
+#define NSA_ZERO(i) VF s##i = hn::Zero(df);
+  NSA_EACH_VECTOR(NSA_ZERO);
+#undef NSA_ZERO
+  for (size_t d = 0; d < dim; d += hn::Lanes(df)) {
+    const VF q = hn::LoadU(df, query + d);
+#define NSA_ADD(i) s##i = hn::MulAdd(q, hn::LoadU(df, key + d + i * kKeyPitch), s##i);
+    NSA_EACH_VECTOR(NSA_ADD);
+#undef NSA_ADD
+  }
+#define NSA_STORE(i) to[i * pitch] = hn::ReduceSum(df, s##i);
+  NSA_EACH_VECTOR(NSA_STORE);
+#undef NSA_STORE
+}
+
+// The sums of kHeads heads, kVectors vectors of Dv: scaled by `before`, then the tokens' values
+// times their weights. weight: [tokens, pitch]; value: [tokens, value_pitch]; sums: [kHeads,
+// sums_pitch].
+template <int kHeads, int kVectors>
+void AddValues(const float* before, const float* weight, size_t pitch, const float* value,
+               size_t value_pitch, size_t tokens, float* sums, size_t sums_pitch) {
+  static_assert(kHeads * kVectors <= 16 && kVectors <= 4);
+  const DF df;
+  const size_t lanes = hn::Lanes(df);
+  // Sum i is of head i / kVectors, vector i % kVectors.
+#define NSA_LOAD(i)                                                                      \
+  VF s##i = hn::Zero(df);                                                                \
+  if constexpr (i < kHeads * kVectors) {                                                 \
+    s##i = hn::Mul(hn::Set(df, before[i / kVectors]),                                    \
+                   hn::LoadU(df, sums + i / kVectors * sums_pitch + i % kVectors * lanes)); \
+  }
+  NSA_EACH_SUM(NSA_LOAD);
+#undef NSA_LOAD
+  for (size_t j = 0; j < tokens; ++j) {
+    const VF v0 = hn::LoadU(df, value);
+    const VF v1 = kVectors > 1 ? hn::LoadU(df, value + lanes) : v0;
+    const VF v2 = kVectors > 2 ? hn::LoadU(df, value + 2 * lanes) : v0;
+    const VF v3 = kVectors > 3 ? hn::LoadU(df, value + 3 * lanes) : v0;
+#define NSA_ADD(i)                                                                   \
+  if constexpr (i < kHeads * kVectors) {                                             \
+    const VF w = hn::Set(df, weight[i / kVectors]);                                  \
+    s##i = hn::MulAdd(PickOfFour<i % kVectors>(v0, v1, v2, v3), w, s##i);            \
+  }
+    NSA_EACH_SUM(NSA_ADD);
+#undef NSA_ADD
+    weight += pitch;
+    value += value_pitch;
+  }
+#define NSA_STORE(i)                                                              \
+  if constexpr (i < kHeads * kVectors) {                                          \
+    hn::StoreU(s##i, df, sums + i / kVectors * sums_pitch + i % kVectors * lanes); \
+  }
+  NSA_EACH_SUM(NSA_STORE);
+#undef NSA_STORE
+}
+
+// Widths of the two loops, given the registers (kSums).
+constexpr int kMostHeadVectors = 4;
+constexpr int kValueVectors = kSums / 4;
+
+// The state of one row, in scratch memory; used for one row after the other.
+template <class T>
+class RowAttention {
+ public:
+  RowAttention(const AttentionShape& shape, float* scratch) : shape_(shape) {
+    const size_t lanes = hn::Lanes(DF());
+    vectors_ = (shape.group + lanes - 1) / lanes;
+    pitch_ = vectors_ * lanes;
+    // Per token and head a sum across lanes costs about as much as ten multiply-adds.
+    along_dim_ = shape.group * (shape.dim / lanes + 10) < shape.dim * vectors_;
+    float* next = AlignedToLine(scratch);
+    const auto take = [&next](size_t size) {
+      float* const taken = next;
+      next += (size + kLineFloats - 1) / kLineFloats * kLineFloats;
+      return taken;
+    };
+    query_ = take(pitch_ * shape.dim);
+    key_ = take(kTileTokens * kKeyPitch);
+    logits_ = take(kChunkTokens * pitch_);
+    values_ = take(kChunkTokens * kValueVectors * lanes);
+    sums_ = take(shape.group * shape.value_dim);
+    max_ = take(pitch_);
+    total_ = take(pitch_);
+    before_ = take(pitch_);
+  }
+
+  // Begins a row: query [group, dim].
+  void Begin(const uint16_t* query) {
+    const DF df;
+    const size_t lanes = hn::Lanes(df);
+    for (size_t h = 0; h < shape_.group; ++h, query += shape_.dim) {
+      if (along_dim_) {
+        Convert(query, shape_.dim, query_ + h * shape_.dim);
+        continue;
+      }
+      Convert(query, shape_.dim, key_);
+      float* const to = query_ + h / lanes * shape_.dim * lanes + h % lanes;
+      for (size_t d = 0; d < shape_.dim; ++d) to[d * lanes] = key_[d];
+    }
+    if (!along_dim_) {
+      for (size_t h = shape_.group; h < pitch_; ++h) {
+        float* const to = query_ + h / lanes * shape_.dim * lanes + h % lanes;
+        for (size_t d = 0; d < shape_.dim; ++d) to[d * lanes] = 0;
+      }
+    }
+    std::fill_n(logits_, along_dim_ ? kChunkTokens * pitch_ : 0, 0.0f);
+    std::fill_n(max_, pitch_, kMaskedLogit);
+    std::fill_n(total_, pitch_, 0.0f);
+    std::fill_n(sums_, shape_.group * shape_.value_dim, 0.0f);
+    tiles_ = 0;
+    empty_ = true;
+  }
+
+  // `masked`: every logit of the row is kMaskedLogit.
+  void Add(const AttentionTile& tile, bool masked) {
+    chunk_[tiles_++] = tile;
+    if (tiles_ == kChunkTiles) Take(masked);
+  }
+
+  // Ends a row: output [group, value_dim]. A row without any token is 0.
+  void Finish(bool masked, uint16_t* output) {
+    if (tiles_ > 0) Take(masked);
+    const DF df;
+    const size_t lanes = hn::Lanes(df);
+    for (size_t h = 0; h < shape_.group; ++h) {
+      const VF total = hn::Set(df, empty_ ? 1.0f : total_[h]);
+      for (size_t d = 0; d < shape_.value_dim; d += lanes) {
+        const VF sum = hn::LoadU(df, sums_ + h * shape_.value_dim + d);
+        hn::StoreU(T::Narrow(hn::Div(sum, total)), DH(), output + h * shape_.value_dim + d);
+      }
+    }
+  }
+
+ private:
+  static HWY_INLINE void Convert(const uint16_t* from, size_t size, float* to) {
+    const DF df;
+    for (size_t i = 0; i < size; i += hn::Lanes(df)) hn::StoreU(T::Load(from + i), df, to + i);
+  }
+
+  void Take(bool masked) {
+    size_t tokens = 0;
+    for (size_t i = 0; i < tiles_; ++i) {
+      const AttentionTile& tile = chunk_[i];
+      if (!masked) TakeKeys(tile, logits_ + tokens * pitch_);
+      tokens += tile.tokens;
+    }
+    if (masked) std::fill_n(logits_, tokens * pitch_, kMaskedLogit);
+    TakeWeights(tokens, masked ? 1.0f : shape_.scale);
+    const size_t vectors = shape_.value_dim / hn::Lanes(DF());
+    size_t v = 0;
+    for (; v + kValueVectors <= vectors; v += kValueVectors) TakeValues<kValueVectors>(v, tokens);
+    if constexpr (kValueVectors > 2) {
+      for (; v + 2 <= vectors; v += 2) TakeValues<2>(v, tokens);
+    }
+    for (; v < vectors; ++v) TakeValues<1>(v, tokens);
+    tiles_ = 0;
+    empty_ = false;
+  }
+
+  HWY_NOINLINE void TakeKeys(const AttentionTile& tile, float* to) {
+    for (size_t j = 0; j < tile.tokens; ++j) {
+      Convert(tile.key + j * shape_.key_pitch, shape_.dim, key_ + j * kKeyPitch);
+    }
+    if (along_dim_) {
+      for (size_t j = 0; j < tile.tokens; j += 8) {
+        for (size_t h = 0; h < shape_.group; ++h) {
+          LogitsOfHead(query_ + h * shape_.dim, key_ + j * kKeyPitch, shape_.dim,
+                       to + j * pitch_ + h, pitch_);
+        }
+      }
+      return;
+    }
+    size_t v = 0;
+    for (; v + 4 <= vectors_; v += 4) TakeHeads<4>(v, tile.tokens, to);
+    for (; v + 2 <= vectors_; v += 2) TakeHeads<2>(v, tile.tokens, to);
+    if (v < vectors_) TakeHeads<1>(v, tile.tokens, to);
+  }
+
+  // Beyond `tokens` there is room in `key_` and `to`.
+  template <int kVectors>
+  HWY_INLINE void TakeHeads(size_t vector, size_t tokens, float* to) {
+    constexpr int kTokens = kSums / kVectors;
+    const size_t lanes = hn::Lanes(DF());
+    const float* const query = query_ + vector * shape_.dim * lanes;
+    for (size_t j = 0; j < tokens; j += kTokens) {
+      Logits<kTokens, kVectors>(query, key_ + j * kKeyPitch, shape_.dim,
+                                to + j * pitch_ + vector * lanes, pitch_);
+    }
+  }
+
+  // Logits become weights.
+  HWY_NOINLINE void TakeWeights(size_t tokens, float scale_value) {
+    const DF df;
+    const VF scale = hn::Set(df, scale_value);
+    for (size_t h = 0; h < pitch_; h += hn::Lanes(df)) {
+      float* const logits = logits_ + h;
+      const VF old_max = hn::LoadU(df, max_ + h);
+      VF max = old_max;
+      for (size_t j = 0; j < tokens; ++j) {
+        const VF logit = hn::Mul(hn::LoadU(df, logits + j * pitch_), scale);
+        hn::StoreU(logit, df, logits + j * pitch_);
+        max = hn::IfThenElse(hn::Gt(logit, max), logit, max);
+      }
+      const VF before = ExpOfNegative(hn::Sub(old_max, max));
+      VF total = hn::Mul(hn::LoadU(df, total_ + h), before);
+      for (size_t j = 0; j < tokens; ++j) {
+        const VF weight = ExpOfNegative(hn::Sub(hn::LoadU(df, logits + j * pitch_), max));
+        hn::StoreU(weight, df, logits + j * pitch_);
+        total = hn::Add(total, weight);
+      }
+      hn::StoreU(max, df, max_ + h);
+      hn::StoreU(before, df, before_ + h);
+      hn::StoreU(total, df, total_ + h);
+    }
+  }
+
+  template <int kVectors>
+  HWY_NOINLINE void TakeValues(size_t vector, size_t tokens) {
+    const size_t width = kVectors * hn::Lanes(DF()), first = vector * hn::Lanes(DF());
+    float* to = values_;
+    for (size_t i = 0; i < tiles_; ++i) {
+      const uint16_t* value = chunk_[i].value + first;
+      for (size_t j = 0; j < chunk_[i].tokens; ++j, value += shape_.value_pitch, to += width) {
+        Convert(value, width, to);
+      }
+    }
+    const size_t sums_pitch = shape_.value_dim;
+    float* sums = sums_ + first;
+    size_t h = 0;
+    for (; h + 4 <= shape_.group; h += 4) {
+      AddValues<4, kVectors>(before_ + h, logits_ + h, pitch_, values_, width, tokens,
+                             sums + h * sums_pitch, sums_pitch);
+    }
+    for (; h < shape_.group; ++h) {
+      AddValues<1, kVectors>(before_ + h, logits_ + h, pitch_, values_, width, tokens,
+                             sums + h * sums_pitch, sums_pitch);
+    }
+  }
+
+  const AttentionShape shape_;
+  size_t vectors_;   // of heads
+  size_t pitch_;     // heads, rounded up to whole vectors
+  bool along_dim_;   // lanes are elements of D, not heads
+  float* query_;     // [vectors, dim, lanes], or [group, dim]
+  float* key_;       // [kTileTokens, kKeyPitch]
+  float* logits_;    // [kChunkTokens, pitch]
+  float* values_;    // [kChunkTokens, width of a step]
+  float* sums_;      // [group, value_dim]
+  float* max_;       // [pitch] and so on
+  float* total_;
+  float* before_;
+  AttentionTile chunk_[kChunkTiles];
+  size_t tiles_ = 0;
+  bool empty_ = true;
+};
+
+}  // namespace nsa::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // the toggle

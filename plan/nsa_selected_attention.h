@@ -1,0 +1,35 @@
+// What a call of NsaSelectedAttention reads, worked out and checked on the host.
+//
+// The C++ side of nsa_onnx/operators/nsa_selected_attention/contract.py: the same checks in the
+// same order and words (the messages come from the generated nsa_spec.h). A check returns the
+// message of the first violation, or an empty string. Where a function has a twin there of another
+// name, a comment says which.
+#ifndef NSA_ONNX_PLAN_NSA_SELECTED_ATTENTION_H_
+#define NSA_ONNX_PLAN_NSA_SELECTED_ATTENTION_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "nsa_spec.h"
+#include "plan/caller.h"
+
+namespace nsa::selected_attention {
+
+// A sequence: its rows first_row .. first_row + rows - 1 of query, its tokens of key and value.
+struct Sequence {
+  int64_t first_row;
+  int64_t rows;
+  int64_t first_token;
+  int64_t tokens;
+};
+
+// The sequences that have rows, in order, and topk_indices as they were checked.
+struct Plan {
+  std::vector<Sequence> sequences;
+  std::vector<int32_t> blocks;  // [T1, N2, k]; -1: none
+};
+
+}  // namespace nsa::selected_attention
+
+#endif  // NSA_ONNX_PLAN_NSA_SELECTED_ATTENTION_H_

@@ -63,9 +63,10 @@ HWY_INLINE VF PickOfFour(VF v0, VF v1, VF v2, VF v3) {
 }
 
 // The dot products of kTokens tokens of a tile and kVectors vectors of heads.
-// query: [kVectors, dim, lanes]; to: [kTokens, pitch].
+// query: [kVectors, dim, lanes]; to: [kTokens, pitch]; ahead: [dim], what is read next.
 template <int kTokens, int kVectors>
-void Logits(const float* query, const float* key, size_t dim, float* to, size_t pitch) {
+void Logits(const float* query, const float* key, size_t dim, float* to, size_t pitch,
+            const uint16_t* const* ahead) {
   static_assert(kTokens * kVectors <= 16 && kVectors <= 4);
   const DF df;
   const size_t lanes = hn::Lanes(df), vector_pitch = dim * lanes;
@@ -73,6 +74,7 @@ void Logits(const float* query, const float* key, size_t dim, float* to, size_t 
   NSA_EACH_SUM(NSA_ZERO);
 #undef NSA_ZERO
   for (size_t d = 0; d < dim; ++d) {
+    PrefetchToSecondLevel(ahead[d]);
     // Sum i is of token i / kVectors, vector i % kVectors.
     const VF q0 = hn::LoadU(df, query);
     const VF q1 = kVectors > 1 ? hn::LoadU(df, query + vector_pitch) : q0;
@@ -204,27 +206,62 @@ class RowAttention {
         for (size_t d = 0; d < shape_.dim; ++d) to[d * lanes] = 0;
       }
     }
-    std::fill_n(logits_, along_dim_ ? kChunkTokens * pitch_ : 0, 0.0f);
+    // What no head fills must be numbers: other kinds can be slow.
+    if (along_dim_) std::fill_n(logits_, kChunkTokens * pitch_, 0.0f);
     std::fill_n(max_, pitch_, kMaskedLogit);
     std::fill_n(total_, pitch_, 0.0f);
     std::fill_n(sums_, shape_.group * shape_.value_dim, 0.0f);
     tiles_ = 0;
-    empty_ = true;
   }
 
   // `masked`: every logit of the row is kMaskedLogit.
   void Add(const AttentionTile& tile, bool masked) {
     chunk_[tiles_++] = tile;
-    if (tiles_ == kChunkTiles) Take(masked);
+    if (tiles_ <= kChunkTiles) return;
+    Take(kChunkTiles, masked);
+    chunk_[0] = tile;
+    tiles_ = 1;
   }
 
-  // Ends a row: output [group, value_dim]. A row without any token is 0.
-  void Finish(bool masked, uint16_t* output) {
-    if (tiles_ > 0) Take(masked);
+  // Call it when all tiles of the row, or of a part of it, have been added.
+  void End(bool masked) {
+    if (tiles_ > 0) Take(tiles_, masked);
+  }
+
+  // The sums of a part of a row, and back: AttentionPartSize elements. A part without a token adds
+  // nothing.
+  void StorePart(float* to) const {
+    std::copy_n(sums_, shape_.group * shape_.value_dim, to);
+    to += shape_.group * shape_.value_dim;
+    std::copy_n(max_, shape_.group, to);
+    std::copy_n(total_, shape_.group, to + shape_.group);
+  }
+  void AddPart(const float* from) {
+    const DF df;
+    const float* const maxima = from + shape_.group * shape_.value_dim;
+    const float* const totals = maxima + shape_.group;
+    for (size_t h = 0; h < shape_.group; ++h, from += shape_.value_dim) {
+      const float max = maxima[h] > max_[h] ? maxima[h] : max_[h];
+      const VF before = ExpOfNegative(hn::Set(df, max_[h] - max));
+      const VF now = ExpOfNegative(hn::Set(df, maxima[h] - max));
+      const auto add = [&](VF sum, VF part) HWY_ATTR {
+        return hn::MulAdd(part, now, hn::Mul(sum, before));
+      };
+      max_[h] = max;
+      total_[h] = hn::GetLane(add(hn::Set(df, total_[h]), hn::Set(df, totals[h])));
+      float* const sums = sums_ + h * shape_.value_dim;
+      for (size_t d = 0; d < shape_.value_dim; d += hn::Lanes(df)) {
+        hn::StoreU(add(hn::LoadU(df, sums + d), hn::LoadU(df, from + d)), df, sums + d);
+      }
+    }
+  }
+
+  // The result of a row: output [group, value_dim]. Of no token it is 0.
+  void Finish(bool empty, uint16_t* output) const {
     const DF df;
     const size_t lanes = hn::Lanes(df);
     for (size_t h = 0; h < shape_.group; ++h) {
-      const VF total = hn::Set(df, empty_ ? 1.0f : total_[h]);
+      const VF total = hn::Set(df, empty ? 1.0f : total_[h]);
       for (size_t d = 0; d < shape_.value_dim; d += lanes) {
         const VF sum = hn::LoadU(df, sums_ + h * shape_.value_dim + d);
         hn::StoreU(T::Narrow(hn::Div(sum, total)), DH(), output + h * shape_.value_dim + d);
@@ -238,29 +275,49 @@ class RowAttention {
     for (size_t i = 0; i < size; i += hn::Lanes(df)) hn::StoreU(T::Load(from + i), df, to + i);
   }
 
-  void Take(bool masked) {
+  // The first `tiles` tiles of the chunk.
+  void Take(size_t tiles, bool masked) {
     size_t tokens = 0;
-    for (size_t i = 0; i < tiles_; ++i) {
+    for (size_t i = 0; i < tiles; ++i) {
       const AttentionTile& tile = chunk_[i];
-      if (!masked) TakeKeys(tile, logits_ + tokens * pitch_);
+      if (!masked) {
+        LookAhead(chunk_[std::min(i + 1, tiles_ - 1)]);
+        TakeKeys(tile, logits_ + tokens * pitch_);
+      }
       tokens += tile.tokens;
     }
     if (masked) std::fill_n(logits_, tokens * pitch_, kMaskedLogit);
     TakeWeights(tokens, masked ? 1.0f : shape_.scale);
     const size_t vectors = shape_.value_dim / hn::Lanes(DF());
     size_t v = 0;
-    for (; v + kValueVectors <= vectors; v += kValueVectors) TakeValues<kValueVectors>(v, tokens);
+    for (; v + kValueVectors <= vectors; v += kValueVectors) TakeValues<kValueVectors>(v, tiles, tokens);
     if constexpr (kValueVectors > 2) {
-      for (; v + 2 <= vectors; v += 2) TakeValues<2>(v, tokens);
+      for (; v + 2 <= vectors; v += 2) TakeValues<2>(v, tiles, tokens);
     }
-    for (; v < vectors; ++v) TakeValues<1>(v, tokens);
-    tiles_ = 0;
-    empty_ = false;
+    for (; v < vectors; ++v) TakeValues<1>(v, tiles, tokens);
+  }
+
+  // Lists the cache lines of a tile that is read later, as many as a step of the logits fetches.
+  void LookAhead(const AttentionTile& tile) {
+    constexpr size_t kLine = 64 / sizeof(uint16_t);
+    size_t lines = 0;
+    const auto list = [&](const uint16_t* token, size_t pitch, size_t size) {
+      for (size_t j = 0; j < tile.tokens; ++j, token += pitch) {
+        for (size_t i = 0; i < size && lines < shape_.dim; i += kLine) ahead_[lines++] = token + i;
+      }
+    };
+    list(tile.key, shape_.key_pitch, shape_.dim);
+    list(tile.value, shape_.value_pitch, shape_.value_dim);
+    while (lines < shape_.dim) ahead_[lines++] = tile.key;
   }
 
   HWY_NOINLINE void TakeKeys(const AttentionTile& tile, float* to) {
     for (size_t j = 0; j < tile.tokens; ++j) {
       Convert(tile.key + j * shape_.key_pitch, shape_.dim, key_ + j * kKeyPitch);
+      if (!along_dim_) continue;
+      // The heads are too few for their work to hide that more is read: fetch it now.
+      const size_t lines = shape_.dim / kTileTokens;
+      for (size_t i = 0; i < lines; ++i) PrefetchToSecondLevel(ahead_[j * lines + i]);
     }
     if (along_dim_) {
       for (size_t j = 0; j < tile.tokens; j += 8) {
@@ -285,7 +342,7 @@ class RowAttention {
     const float* const query = query_ + vector * shape_.dim * lanes;
     for (size_t j = 0; j < tokens; j += kTokens) {
       Logits<kTokens, kVectors>(query, key_ + j * kKeyPitch, shape_.dim,
-                                to + j * pitch_ + vector * lanes, pitch_);
+                                to + j * pitch_ + vector * lanes, pitch_, ahead_);
     }
   }
 
@@ -316,10 +373,10 @@ class RowAttention {
   }
 
   template <int kVectors>
-  HWY_NOINLINE void TakeValues(size_t vector, size_t tokens) {
+  HWY_NOINLINE void TakeValues(size_t vector, size_t tiles, size_t tokens) {
     const size_t width = kVectors * hn::Lanes(DF()), first = vector * hn::Lanes(DF());
     float* to = values_;
-    for (size_t i = 0; i < tiles_; ++i) {
+    for (size_t i = 0; i < tiles; ++i) {
       const uint16_t* value = chunk_[i].value + first;
       for (size_t j = 0; j < chunk_[i].tokens; ++j, value += shape_.value_pitch, to += width) {
         Convert(value, width, to);
@@ -350,9 +407,9 @@ class RowAttention {
   float* max_;       // [pitch] and so on
   float* total_;
   float* before_;
-  AttentionTile chunk_[kChunkTiles];
+  AttentionTile chunk_[kChunkTiles + 1];  // the last one is of the next chunk
+  const uint16_t* ahead_[kMostDim];
   size_t tiles_ = 0;
-  bool empty_ = true;
 };
 
 }  // namespace nsa::cpu::HWY_NAMESPACE

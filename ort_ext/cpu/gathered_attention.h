@@ -54,6 +54,11 @@ inline size_t AttentionScratchSize(const AttentionShape& shape) {
          kUnalignedFloats;
 }
 
+// Of the sums of a part of a row, in float32 elements.
+inline size_t AttentionPartSize(const AttentionShape& shape) {
+  return shape.group * (shape.value_dim + 2);
+}
+
 namespace scalar {
 
 // Attention of one query head, token by token, in double.

@@ -50,6 +50,9 @@ class RowTokens {
   }
 
   bool masked() const { return masked_; }
+  bool empty() const {
+    return std::all_of(blocks_, blocks_ + data_.count, [](int32_t block) { return block < 0; });
+  }
 
   template <class Take>
   void ForEachTile(Take take) const {
@@ -103,7 +106,8 @@ void Attend(const KernelData& data, int64_t first, int64_t last, float* scratch)
     attention.Begin(data.query + first_head * data.dim);
     tokens.ForEachTile(
         [&](const cpu::AttentionTile& tile) { attention.Add(tile, tokens.masked()); });
-    attention.Finish(tokens.masked(), data.output + first_head * data.value_dim);
+    attention.End(tokens.masked());
+    attention.Finish(tokens.empty(), data.output + first_head * data.value_dim);
   });
 }
 

@@ -12,9 +12,23 @@
 #include <vector>
 
 #include "nsa_spec.h"
+#include "plan/attention.h"
 #include "plan/caller.h"
 
 namespace nsa::selected_attention {
+
+// One call, without its data: query [T1, N1, D], key [T2, N2, D], value [T2, N2, Dv], topk_indices
+// [T1, N2, k].
+struct Call {
+  Shape query;
+  Shape key;
+  Shape value;
+  Shape topk_shape;
+  AttentionAttributes attributes;
+  const int32_t* topk_indices;
+  Lengths actual_seq_qlen;
+  Lengths actual_seq_kvlen;
+};
 
 // A sequence: its rows first_row .. first_row + rows - 1 of query, its tokens of key and value.
 struct Sequence {
@@ -24,11 +38,15 @@ struct Sequence {
   int64_t tokens;
 };
 
-// The sequences that have rows, in order, and topk_indices as they were checked.
+// The sequences, in order, and topk_indices as they were checked.
 struct Plan {
   std::vector<Sequence> sequences;
   std::vector<int32_t> blocks;  // [T1, N2, k]; -1: none
 };
+
+// Checks the whole call, then fills the plan. `plan` is untouched when the call is refused. Each
+// index is read once.
+std::string MakePlan(const Call& call, Plan* plan);
 
 }  // namespace nsa::selected_attention
 

@@ -13,9 +13,24 @@
 #include <vector>
 
 #include "nsa_spec.h"
+#include "plan/attention.h"
 #include "plan/caller.h"
 
 namespace nsa::selected_attention_decode {
+
+// One call, without its data: query [B, N1, D], key [block_num, page, N2, D], value [block_num,
+// page, N2, Dv], topk_indices [B, N2, k], block_table [B, P], lengths [B].
+struct Call {
+  Shape query;
+  Shape key;
+  Shape value;
+  Shape topk_shape;
+  Shape table_shape;
+  AttentionAttributes attributes;
+  const int32_t* topk_indices;
+  const int32_t* block_table;
+  Lengths actual_seq_kvlen;
+};
 
 // `tokens` consecutive tokens of the pages, from token `first` on: page * page_block_size + offset.
 struct TokenRun {
@@ -28,6 +43,10 @@ struct Plan {
   std::vector<TokenRun> runs;
   std::vector<int64_t> ends;  // [B, N2, k]: the end of a block's runs, where the next one's begin
 };
+
+// Checks the whole call, then fills the plan. `plan` is untouched when the call is refused. Each
+// index is read once; of block_table only what the plan needs.
+std::string MakePlan(const Call& call, Plan* plan);
 
 }  // namespace nsa::selected_attention_decode
 

@@ -1,0 +1,47 @@
+// See op.h.
+#include "operators/nsa_selected_attention_infer/op.h"
+
+namespace nsa::selected_attention_decode {
+
+// [B, N1, Dv]: the shape of query, but for the last dim.
+void Operator::InferShape(OrtShapeInferContext* context) {
+  ort::InferredType type = ort::InputType(context, Index::kQuery, 3);
+  const ort::InferredType value = ort::InputType(context, Index::kValue, 4);
+  type.dims[2] = value.dims[3];
+  type.symbols[2] = value.symbols[3];
+  ort::SetOutputType(context, type);
+}
+
+Node::Node(const OrtKernelInfo* info) {
+  const auto number = [&](const char* name) {
+    return ort::IntAttribute(info, Operator::kName, name);
+  };
+  attributes.scale = ort::FloatAttribute(info, Operator::kName, "scale_value");
+  attributes.heads = number("head_num");
+  attributes.kv_heads = number("key_value_head_num");
+  attributes.select_block = number("select_block_size");
+  attributes.select_count = number("select_block_count");
+  attributes.page = number("page_block_size");
+  ort::RequireValidNode(Operator::kName, CheckAttributes(attributes));
+}
+
+Inputs::Inputs(OrtKernelContext* context, const Node& node)
+    : query(ort::Input(context, Index::kQuery)),
+      key(ort::Input(context, Index::kKey)),
+      value(ort::Input(context, Index::kValue)) {
+  const ort::Tensor topk = ort::Input(context, Index::kTopkIndices);
+  const ort::Tensor lengths = ort::Input(context, Index::kActualSeqKvlen);
+  const ort::Tensor table = ort::Input(context, Index::kBlockTable);
+  ort::RequireValid(MakePlan({query.shape(),
+                              key.shape(),
+                              value.shape(),
+                              topk.shape(),
+                              table.shape(),
+                              node.attributes,
+                              topk.as<int32_t>(),
+                              table.as<int32_t>(),
+                              Lengths::Of(lengths.as<int64_t>(), lengths.shape())},
+                             &plan));
+}
+
+}  // namespace nsa::selected_attention_decode

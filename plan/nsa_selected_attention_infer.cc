@@ -1,0 +1,135 @@
+// See nsa_selected_attention_infer.h.
+#include "plan/nsa_selected_attention_infer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "plan/message.h"
+
+namespace nsa::selected_attention_decode {
+namespace {
+
+namespace row = spec::nsa_selected_attention_infer::row;
+
+std::string CheckRanks(const Call& call) {
+  return nsa::CheckRanks({
+      {row::kQueryRank, 3, call.query.rank, 4, spec::hint::kOneToken},
+      {row::kKeyRank, 4, call.key.rank, 3, spec::hint::kSplitHeads},
+      {row::kValueRank, 4, call.value.rank, 3, spec::hint::kSplitHeads},
+      {row::kTopkIndicesRank, 3, call.topk_shape.rank},
+      {row::kBlockTableRank, 2, call.table_shape.rank},
+      {row::kActualSeqKvlenRank, 1, call.actual_seq_kvlen.rank},
+  });
+}
+
+std::string CheckDims(const Call& call) {
+  const AttentionAttributes& attributes = call.attributes;
+  const int64_t batch = call.query[0];
+  std::string error = nsa::CheckDims({
+      {row::kQueryN1, attributes.heads, call.query[1]},
+      {row::kKeyPage, *attributes.page, call.key[1]},
+      {row::kKeyN2, *attributes.kv_heads, call.key[2]},
+      {row::kKeyD, call.query[2], call.key[3]},
+      {row::kValueBlockNum, call.key[0], call.value[0]},
+      {row::kValuePage, *attributes.page, call.value[1]},
+      {row::kValueN2, *attributes.kv_heads, call.value[2]},
+      {row::kTopkIndicesB, batch, call.topk_shape[0]},
+      {row::kTopkIndicesN2, *attributes.kv_heads, call.topk_shape[1]},
+      {row::kTopkIndicesK, attributes.select_count, call.topk_shape[2]},
+      {row::kBlockTableB, batch, call.table_shape[0]},
+  });
+  if (error.empty()) error = CheckHeadDims(call.query[2], call.value[3]);
+  return error;
+}
+
+// topk_indices, copied and checked (block_violations).
+std::string ReadBlocks(const Call& call, const std::vector<int64_t>& lengths,
+                       std::vector<int32_t>* copy) {
+  const int64_t heads = call.topk_shape[1], count = call.topk_shape[2];
+  copy->resize(lengths.size() * static_cast<size_t>(heads * count));
+  for (size_t i = 0; i < copy->size(); ++i) {
+    const int64_t at = static_cast<int64_t>(i), b = at / count / heads;
+    const int64_t length = lengths[static_cast<size_t>(b)];
+    const int64_t blocks = (length + call.attributes.select_block - 1) / call.attributes.select_block;
+    const int32_t block = ReadOnce(call.topk_indices, at);
+    if (block < -1 || block >= blocks) {
+      return Message(row::kTopkRange, {b, at / count % heads, at % count, blocks, block});
+    }
+    (*copy)[i] = block;
+  }
+  return {};
+}
+
+// Where the pages of sequence b lie, of those that its blocks need, ascending (table_violations).
+std::string ReadTable(const Call& call, int64_t b, int64_t length, const int32_t* blocks,
+                      int64_t block_count, std::vector<int64_t>* pages) {
+  pages->assign(static_cast<size_t>(call.table_shape[1]), -1);
+  const int64_t page = *call.attributes.page, size = call.attributes.select_block;
+  constexpr int64_t kNeeded = -2;
+  for (int64_t i = 0; i < block_count; ++i) {
+    if (blocks[i] < 0) continue;
+    const int64_t end = std::min((blocks[i] + 1) * size, length);
+    for (int64_t p = blocks[i] * size / page; p <= (end - 1) / page; ++p) {
+      (*pages)[static_cast<size_t>(p)] = kNeeded;
+    }
+  }
+  for (int64_t p = 0; p < call.table_shape[1]; ++p) {
+    int64_t& place = (*pages)[static_cast<size_t>(p)];
+    if (place != kNeeded) continue;
+    std::string error =
+        ReadPage(call.block_table, call.table_shape[1], b, p, call.key[0], &place);
+    if (!error.empty()) return error;
+  }
+  return {};
+}
+
+// The runs of one block.
+void AddBlock(const AttentionAttributes& attributes, int64_t block, int64_t length,
+              const std::vector<int64_t>& pages, Plan* plan) {
+  const int64_t page = *attributes.page, size = attributes.select_block;
+  const int64_t end = block < 0 ? 0 : std::min((block + 1) * size, length);
+  for (int64_t token = block * size; token < end;) {
+    const int64_t offset = token % page, tokens = std::min(page - offset, end - token);
+    plan->runs.push_back({pages[static_cast<size_t>(token / page)] * page + offset, tokens});
+    token += tokens;
+  }
+  plan->ends.push_back(static_cast<int64_t>(plan->runs.size()));
+}
+
+std::string PlanRuns(const Call& call, const std::vector<int64_t>& lengths, Plan* plan) {
+  std::vector<int32_t> blocks;
+  std::string error = ReadBlocks(call, lengths, &blocks);
+  if (!error.empty()) return error;
+  plan->ends.reserve(blocks.size());
+  const int64_t count = call.topk_shape[1] * call.topk_shape[2];  // of a sequence
+  std::vector<int64_t> pages;
+  const int32_t* next = blocks.data();
+  for (size_t b = 0; b < lengths.size(); ++b, next += count) {
+    error = ReadTable(call, static_cast<int64_t>(b), lengths[b], next, count, &pages);
+    if (!error.empty()) return error;
+    for (int64_t i = 0; i < count; ++i) {
+      AddBlock(call.attributes, next[i], lengths[b], pages, plan);
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string MakePlan(const Call& call, Plan* plan) {
+  std::string error = CheckRanks(call);
+  if (error.empty()) error = CheckAttributes(call.attributes);
+  if (error.empty()) error = CheckDims(call);
+  if (error.empty()) error = CheckCount(length_rows::kKey, call.actual_seq_kvlen, call.query[0]);
+  std::vector<int64_t> lengths;
+  if (error.empty()) {
+    error = ReadLengths(length_rows::kKey, call.actual_seq_kvlen, call.table_shape[1],
+                        *call.attributes.page, &lengths);
+  }
+  Plan made;
+  if (error.empty()) error = PlanRuns(call, lengths, &made);
+  if (error.empty()) *plan = std::move(made);
+  return error;
+}
+
+}  // namespace nsa::selected_attention_decode

@@ -39,8 +39,8 @@ std::string CheckDims(const Call& call) {
 
 // Where the sequences lie.
 std::string ReadSequences(const Call& call, std::vector<Sequence>* sequences) {
-  std::string error = CheckCounts({{length_rows::kQuery, call.actual_seq_qlen},
-                                   {length_rows::kKey, call.actual_seq_kvlen}});
+  std::string error = CheckCounts(
+      {{length_rows::kQuery, call.actual_seq_qlen}, {length_rows::kKey, call.actual_seq_kvlen}});
   std::vector<int64_t> rows, tokens;
   if (error.empty()) {
     error = ReadPrefixSums(length_rows::kQuery, call.actual_seq_qlen, call.query[0], &rows);

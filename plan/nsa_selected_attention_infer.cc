@@ -50,7 +50,8 @@ std::string ReadBlocks(const Call& call, const std::vector<int64_t>& lengths,
   for (size_t i = 0; i < copy->size(); ++i) {
     const int64_t at = static_cast<int64_t>(i), b = at / count / heads;
     const int64_t length = lengths[static_cast<size_t>(b)];
-    const int64_t blocks = (length + call.attributes.select_block - 1) / call.attributes.select_block;
+    const int64_t blocks =
+        (length + call.attributes.select_block - 1) / call.attributes.select_block;
     const int32_t block = ReadOnce(call.topk_indices, at);
     if (block < -1 || block >= blocks) {
       return Message(row::kTopkRange, {b, at / count % heads, at % count, blocks, block});
@@ -76,8 +77,7 @@ std::string ReadTable(const Call& call, int64_t b, int64_t length, const int32_t
   for (int64_t p = 0; p < call.table_shape[1]; ++p) {
     int64_t& place = (*pages)[static_cast<size_t>(p)];
     if (place != kNeeded) continue;
-    std::string error =
-        ReadPage(call.block_table, call.table_shape[1], b, p, call.key[0], &place);
+    std::string error = ReadPage(call.block_table, call.table_shape[1], b, p, call.key[0], &place);
     if (!error.empty()) return error;
   }
   return {};

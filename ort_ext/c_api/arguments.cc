@@ -46,12 +46,38 @@ std::string ReadArray(const char* name, const NsaArray* given, int64_t rank, int
 }
 
 std::string CheckCommon(int dtype, int64_t threads, const int64_t* seq, int64_t count) {
+  std::string message = CheckCommon(dtype, threads);
+  return message.empty() ? CheckLengths("actual_seq_len", seq, count) : message;
+}
+
+std::string CheckCommon(int dtype, int64_t threads) {
   if (dtype != NSA_FLOAT16 && dtype != NSA_BFLOAT16) {
     return "dtype must be 0 (float16) or 1 (bfloat16), got " + std::to_string(dtype);
   }
   if (threads < 1) return "threads must be >= 1, got " + std::to_string(threads);
-  if (count > 0 && seq == nullptr) return "actual_seq_len has no data";
-  return CheckAligned("actual_seq_len", seq, sizeof *seq);
+  return {};
+}
+
+std::string CheckLengths(const char* name, const int64_t* seq, int64_t count) {
+  if (count > 0 && seq == nullptr) return Describe(name, "has no data");
+  return CheckAligned(name, seq, sizeof *seq);
+}
+
+std::string CheckShape(const char* name, const Array& array, std::initializer_list<int64_t> dims) {
+  const auto rank = static_cast<int64_t>(dims.size());
+  if (array.rank != rank) {
+    return Describe(name, "must have rank " + std::to_string(rank) + ", got rank " +
+                              std::to_string(array.rank));
+  }
+  size_t axis = 0;
+  for (const int64_t dim : dims) {
+    if (array.dims[axis] != dim) {
+      return std::string(name) + ".shape[" + std::to_string(axis) + "] must equal " +
+             std::to_string(dim) + ", got " + std::to_string(array.dims[axis]);
+    }
+    ++axis;
+  }
+  return {};
 }
 
 std::string FirstOf(std::initializer_list<std::string> messages) {

@@ -46,8 +46,13 @@ struct Array {
 std::string ReadArray(const char* name, const NsaArray* given, int64_t rank, int64_t item_size,
                       Array* array);
 
-// dtype, threads and lengths, which all operators have.
+// dtype and threads, which all operators have, and lengths under the name that most give them.
 std::string CheckCommon(int dtype, int64_t threads, const int64_t* seq, int64_t count);
+std::string CheckCommon(int dtype, int64_t threads);
+std::string CheckLengths(const char* name, const int64_t* seq, int64_t count);
+
+// An array that the function writes: it has these dims.
+std::string CheckShape(const char* name, const Array& array, std::initializer_list<int64_t> dims);
 
 // The first that is not empty.
 std::string FirstOf(std::initializer_list<std::string> messages);

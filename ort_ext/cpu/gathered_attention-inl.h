@@ -23,7 +23,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/attention-inl.h"
 #include "cpu/gathered_attention.h"
+#include "cpu/scratch.h"
 #include "cpu/vectors-inl.h"
 #include "cpu/window_step-inl.h"
 
@@ -33,29 +35,6 @@ namespace nsa::cpu::HWY_NAMESPACE {
 // From one token of a tile to the next. Known when compiled, so that a token needs no register; a
 // cache line more than the largest D, so that the tokens' lines do not compete for the same places.
 constexpr size_t kKeyPitch = kMostDim + kLineFloats;
-
-// e^x for x <= 0, NaN for NaN. Below -87 it is 0: the sum has a term of 1, and float32 ends there.
-HWY_INLINE VF ExpOfNegative(VF x) {
-  const DF df;
-  const hn::Rebind<int32_t, DF> di;
-  // x = n ln 2 + r, |r| <= ln 2 / 2. The upper part of ln 2 has 15 bits: n times it is exact.
-  const VF n = hn::Round(hn::Mul(x, hn::Set(df, 1.44269504f)));
-  VF r = hn::NegMulAdd(n, hn::Set(df, 0x1.62e4p-1f), x);
-  r = hn::NegMulAdd(n, hn::Set(df, 0x1.7f7d1cp-20f), r);
-  // The series up to r^7 / 7!; what is left out is below 2^-27.
-  VF p = hn::Set(df, 1.0f / 5040);
-  p = hn::MulAdd(p, r, hn::Set(df, 1.0f / 720));
-  p = hn::MulAdd(p, r, hn::Set(df, 1.0f / 120));
-  p = hn::MulAdd(p, r, hn::Set(df, 1.0f / 24));
-  p = hn::MulAdd(p, r, hn::Set(df, 1.0f / 6));
-  p = hn::MulAdd(p, r, hn::Set(df, 0.5f));
-  p = hn::MulAdd(hn::Mul(r, r), p, r);
-  p = hn::Add(p, hn::Set(df, 1.0f));
-  const VF scaled = hn::BitCast(
-      df, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::ConvertTo(di, n))));
-  const VF result = hn::IfThenZeroElse(hn::Lt(x, hn::Set(df, -87.0f)), scaled);
-  return hn::IfThenElse(hn::IsNaN(x), x, result);
-}
 
 template <int kIndex>
 HWY_INLINE VF PickOfFour(VF v0, VF v1, VF v2, VF v3) {
@@ -80,10 +59,10 @@ void Logits(const float* query, const float* key, size_t dim, float* to, size_t 
     const VF q1 = kVectors > 1 ? hn::LoadU(df, query + vector_pitch) : q0;
     const VF q2 = kVectors > 2 ? hn::LoadU(df, query + 2 * vector_pitch) : q0;
     const VF q3 = kVectors > 3 ? hn::LoadU(df, query + 3 * vector_pitch) : q0;
-#define NSA_ADD(i)                                                                     \
-  if constexpr (i < kTokens * kVectors) {                                              \
-    const VF k = hn::Set(df, key[i / kVectors * kKeyPitch]);                           \
-    s##i = hn::MulAdd(PickOfFour<i % kVectors>(q0, q1, q2, q3), k, s##i);              \
+#define NSA_ADD(i)                                                        \
+  if constexpr (i < kTokens * kVectors) {                                 \
+    const VF k = hn::Set(df, key[i / kVectors * kKeyPitch]);              \
+    s##i = hn::MulAdd(PickOfFour<i % kVectors>(q0, q1, q2, q3), k, s##i); \
   }
     NSA_EACH_SUM(NSA_ADD);
 #undef NSA_ADD
@@ -126,10 +105,10 @@ void AddValues(const float* before, const float* weight, size_t pitch, const flo
   const DF df;
   const size_t lanes = hn::Lanes(df);
   // Sum i is of head i / kVectors, vector i % kVectors.
-#define NSA_LOAD(i)                                                                      \
-  VF s##i = hn::Zero(df);                                                                \
-  if constexpr (i < kHeads * kVectors) {                                                 \
-    s##i = hn::Mul(hn::Set(df, before[i / kVectors]),                                    \
+#define NSA_LOAD(i)                                                                         \
+  VF s##i = hn::Zero(df);                                                                   \
+  if constexpr (i < kHeads * kVectors) {                                                    \
+    s##i = hn::Mul(hn::Set(df, before[i / kVectors]),                                       \
                    hn::LoadU(df, sums + i / kVectors * sums_pitch + i % kVectors * lanes)); \
   }
   NSA_EACH_SUM(NSA_LOAD);
@@ -139,18 +118,18 @@ void AddValues(const float* before, const float* weight, size_t pitch, const flo
     const VF v1 = kVectors > 1 ? hn::LoadU(df, value + lanes) : v0;
     const VF v2 = kVectors > 2 ? hn::LoadU(df, value + 2 * lanes) : v0;
     const VF v3 = kVectors > 3 ? hn::LoadU(df, value + 3 * lanes) : v0;
-#define NSA_ADD(i)                                                                   \
-  if constexpr (i < kHeads * kVectors) {                                             \
-    const VF w = hn::Set(df, weight[i / kVectors]);                                  \
-    s##i = hn::MulAdd(PickOfFour<i % kVectors>(v0, v1, v2, v3), w, s##i);            \
+#define NSA_ADD(i)                                                        \
+  if constexpr (i < kHeads * kVectors) {                                  \
+    const VF w = hn::Set(df, weight[i / kVectors]);                       \
+    s##i = hn::MulAdd(PickOfFour<i % kVectors>(v0, v1, v2, v3), w, s##i); \
   }
     NSA_EACH_SUM(NSA_ADD);
 #undef NSA_ADD
     weight += pitch;
     value += value_pitch;
   }
-#define NSA_STORE(i)                                                              \
-  if constexpr (i < kHeads * kVectors) {                                          \
+#define NSA_STORE(i)                                                               \
+  if constexpr (i < kHeads * kVectors) {                                           \
     hn::StoreU(s##i, df, sums + i / kVectors * sums_pitch + i % kVectors * lanes); \
   }
   NSA_EACH_SUM(NSA_STORE);
@@ -165,7 +144,7 @@ constexpr int kValueVectors = kSums / 4;
 template <class T>
 class RowAttention {
  public:
-  RowAttention(const AttentionShape& shape, float* scratch) : shape_(shape) {
+  RowAttention(const GatherShape& shape, float* scratch) : shape_(shape) {
     const size_t lanes = hn::Lanes(DF());
     vectors_ = (shape.group + lanes - 1) / lanes;
     pitch_ = vectors_ * lanes;
@@ -178,9 +157,9 @@ class RowAttention {
       return taken;
     };
     query_ = take(pitch_ * shape.dim);
-    key_ = take(kTileTokens * kKeyPitch);
-    logits_ = take(kChunkTokens * pitch_);
-    values_ = take(kChunkTokens * kValueVectors * lanes);
+    key_ = take(kGatherTokens * kKeyPitch);
+    logits_ = take(kGatherChunk * pitch_);
+    values_ = take(kGatherChunk * kValueVectors * lanes);
     sums_ = take(shape.group * shape.value_dim);
     max_ = take(pitch_);
     total_ = take(pitch_);
@@ -193,10 +172,10 @@ class RowAttention {
     const size_t lanes = hn::Lanes(df);
     for (size_t h = 0; h < shape_.group; ++h, query += shape_.dim) {
       if (along_dim_) {
-        Convert(query, shape_.dim, query_ + h * shape_.dim);
+        Convert<T>(query, shape_.dim, query_ + h * shape_.dim);
         continue;
       }
-      Convert(query, shape_.dim, key_);
+      Convert<T>(query, shape_.dim, key_);
       float* const to = query_ + h / lanes * shape_.dim * lanes + h % lanes;
       for (size_t d = 0; d < shape_.dim; ++d) to[d * lanes] = key_[d];
     }
@@ -207,18 +186,18 @@ class RowAttention {
       }
     }
     // What no head fills must be numbers: other kinds can be slow.
-    if (along_dim_) std::fill_n(logits_, kChunkTokens * pitch_, 0.0f);
-    std::fill_n(max_, pitch_, kMaskedLogit);
+    if (along_dim_) std::fill_n(logits_, kGatherChunk * pitch_, 0.0f);
+    std::fill_n(max_, pitch_, kHidden);
     std::fill_n(total_, pitch_, 0.0f);
     std::fill_n(sums_, shape_.group * shape_.value_dim, 0.0f);
     tiles_ = 0;
   }
 
-  // `masked`: every logit of the row is kMaskedLogit.
-  void Add(const AttentionTile& tile, bool masked) {
+  // `masked`: every logit of the row is kHidden.
+  void Add(const GatheredTokens& tile, bool masked) {
     chunk_[tiles_++] = tile;
-    if (tiles_ <= kChunkTiles) return;
-    Take(kChunkTiles, masked);
+    if (tiles_ <= kGatherTiles) return;
+    Take(kGatherTiles, masked);
     chunk_[0] = tile;
     tiles_ = 1;
   }
@@ -228,7 +207,7 @@ class RowAttention {
     if (tiles_ > 0) Take(tiles_, masked);
   }
 
-  // The sums of a part of a row, and back: AttentionPartSize elements. A part without a token adds
+  // The sums of a part of a row, and back: GatherPartSize elements. A part without a token adds
   // nothing.
   void StorePart(float* to) const {
     std::copy_n(sums_, shape_.group * shape_.value_dim, to);
@@ -242,11 +221,10 @@ class RowAttention {
     const float* const totals = maxima + shape_.group;
     for (size_t h = 0; h < shape_.group; ++h, from += shape_.value_dim) {
       const float max = maxima[h] > max_[h] ? maxima[h] : max_[h];
-      const VF before = ExpOfNegative(hn::Set(df, max_[h] - max));
-      const VF now = ExpOfNegative(hn::Set(df, maxima[h] - max));
-      const auto add = [&](VF sum, VF part) HWY_ATTR {
-        return hn::MulAdd(part, now, hn::Mul(sum, before));
-      };
+      const VF before = Exp(hn::Set(df, max_[h] - max));
+      const VF now = Exp(hn::Set(df, maxima[h] - max));
+      const auto add = [&](VF sum, VF part)
+                           HWY_ATTR { return hn::MulAdd(part, now, hn::Mul(sum, before)); };
       max_[h] = max;
       total_[h] = hn::GetLane(add(hn::Set(df, total_[h]), hn::Set(df, totals[h])));
       float* const sums = sums_ + h * shape_.value_dim;
@@ -270,27 +248,23 @@ class RowAttention {
   }
 
  private:
-  static HWY_INLINE void Convert(const uint16_t* from, size_t size, float* to) {
-    const DF df;
-    for (size_t i = 0; i < size; i += hn::Lanes(df)) hn::StoreU(T::Load(from + i), df, to + i);
-  }
-
   // The first `tiles` tiles of the chunk.
   void Take(size_t tiles, bool masked) {
     size_t tokens = 0;
     for (size_t i = 0; i < tiles; ++i) {
-      const AttentionTile& tile = chunk_[i];
+      const GatheredTokens& tile = chunk_[i];
       if (!masked) {
         LookAhead(chunk_[std::min(i + 1, tiles_ - 1)]);
         TakeKeys(tile, logits_ + tokens * pitch_);
       }
-      tokens += tile.tokens;
+      tokens += tile.count;
     }
-    if (masked) std::fill_n(logits_, tokens * pitch_, kMaskedLogit);
+    if (masked) std::fill_n(logits_, tokens * pitch_, kHidden);
     TakeWeights(tokens, masked ? 1.0f : shape_.scale);
     const size_t vectors = shape_.value_dim / hn::Lanes(DF());
     size_t v = 0;
-    for (; v + kValueVectors <= vectors; v += kValueVectors) TakeValues<kValueVectors>(v, tiles, tokens);
+    for (; v + kValueVectors <= vectors; v += kValueVectors)
+      TakeValues<kValueVectors>(v, tiles, tokens);
     if constexpr (kValueVectors > 2) {
       for (; v + 2 <= vectors; v += 2) TakeValues<2>(v, tiles, tokens);
     }
@@ -298,11 +272,11 @@ class RowAttention {
   }
 
   // Lists the cache lines of a tile that is read later, as many as a step of the logits fetches.
-  void LookAhead(const AttentionTile& tile) {
+  void LookAhead(const GatheredTokens& tile) {
     constexpr size_t kLine = 64 / sizeof(uint16_t);
     size_t lines = 0;
     const auto list = [&](const uint16_t* token, size_t pitch, size_t size) {
-      for (size_t j = 0; j < tile.tokens; ++j, token += pitch) {
+      for (size_t j = 0; j < tile.count; ++j, token += pitch) {
         for (size_t i = 0; i < size && lines < shape_.dim; i += kLine) ahead_[lines++] = token + i;
       }
     };
@@ -311,16 +285,16 @@ class RowAttention {
     while (lines < shape_.dim) ahead_[lines++] = tile.key;
   }
 
-  HWY_NOINLINE void TakeKeys(const AttentionTile& tile, float* to) {
-    for (size_t j = 0; j < tile.tokens; ++j) {
-      Convert(tile.key + j * shape_.key_pitch, shape_.dim, key_ + j * kKeyPitch);
+  HWY_NOINLINE void TakeKeys(const GatheredTokens& tile, float* to) {
+    for (size_t j = 0; j < tile.count; ++j) {
+      Convert<T>(tile.key + j * shape_.key_pitch, shape_.dim, key_ + j * kKeyPitch);
       if (!along_dim_) continue;
       // The heads are too few for their work to hide that more is read: fetch it now.
-      const size_t lines = shape_.dim / kTileTokens;
+      const size_t lines = shape_.dim / kGatherTokens;
       for (size_t i = 0; i < lines; ++i) PrefetchToSecondLevel(ahead_[j * lines + i]);
     }
     if (along_dim_) {
-      for (size_t j = 0; j < tile.tokens; j += 8) {
+      for (size_t j = 0; j < tile.count; j += 8) {
         for (size_t h = 0; h < shape_.group; ++h) {
           LogitsOfHead(query_ + h * shape_.dim, key_ + j * kKeyPitch, shape_.dim,
                        to + j * pitch_ + h, pitch_);
@@ -329,9 +303,9 @@ class RowAttention {
       return;
     }
     size_t v = 0;
-    for (; v + 4 <= vectors_; v += 4) TakeHeads<4>(v, tile.tokens, to);
-    for (; v + 2 <= vectors_; v += 2) TakeHeads<2>(v, tile.tokens, to);
-    if (v < vectors_) TakeHeads<1>(v, tile.tokens, to);
+    for (; v + 4 <= vectors_; v += 4) TakeHeads<4>(v, tile.count, to);
+    for (; v + 2 <= vectors_; v += 2) TakeHeads<2>(v, tile.count, to);
+    if (v < vectors_) TakeHeads<1>(v, tile.count, to);
   }
 
   // Beyond `tokens` there is room in `key_` and `to`.
@@ -359,10 +333,10 @@ class RowAttention {
         hn::StoreU(logit, df, logits + j * pitch_);
         max = hn::IfThenElse(hn::Gt(logit, max), logit, max);
       }
-      const VF before = ExpOfNegative(hn::Sub(old_max, max));
+      const VF before = Exp(hn::Sub(old_max, max));
       VF total = hn::Mul(hn::LoadU(df, total_ + h), before);
       for (size_t j = 0; j < tokens; ++j) {
-        const VF weight = ExpOfNegative(hn::Sub(hn::LoadU(df, logits + j * pitch_), max));
+        const VF weight = Exp(hn::Sub(hn::LoadU(df, logits + j * pitch_), max));
         hn::StoreU(weight, df, logits + j * pitch_);
         total = hn::Add(total, weight);
       }
@@ -378,8 +352,8 @@ class RowAttention {
     float* to = values_;
     for (size_t i = 0; i < tiles; ++i) {
       const uint16_t* value = chunk_[i].value + first;
-      for (size_t j = 0; j < chunk_[i].tokens; ++j, value += shape_.value_pitch, to += width) {
-        Convert(value, width, to);
+      for (size_t j = 0; j < chunk_[i].count; ++j, value += shape_.value_pitch, to += width) {
+        Convert<T>(value, width, to);
       }
     }
     const size_t sums_pitch = shape_.value_dim;
@@ -395,19 +369,19 @@ class RowAttention {
     }
   }
 
-  const AttentionShape shape_;
-  size_t vectors_;   // of heads
-  size_t pitch_;     // heads, rounded up to whole vectors
-  bool along_dim_;   // lanes are elements of D, not heads
-  float* query_;     // [vectors, dim, lanes], or [group, dim]
-  float* key_;       // [kTileTokens, kKeyPitch]
-  float* logits_;    // [kChunkTokens, pitch]
-  float* values_;    // [kChunkTokens, width of a step]
-  float* sums_;      // [group, value_dim]
-  float* max_;       // [pitch] and so on
+  const GatherShape shape_;
+  size_t vectors_;  // of heads
+  size_t pitch_;    // heads, rounded up to whole vectors
+  bool along_dim_;  // lanes are elements of D, not heads
+  float* query_;    // [vectors, dim, lanes], or [group, dim]
+  float* key_;      // [kGatherTokens, kKeyPitch]
+  float* logits_;   // [kGatherChunk, pitch]
+  float* values_;   // [kGatherChunk, width of a step]
+  float* sums_;     // [group, value_dim]
+  float* max_;      // [pitch] and so on
   float* total_;
   float* before_;
-  AttentionTile chunk_[kChunkTiles + 1];  // the last one is of the next chunk
+  GatheredTokens chunk_[kGatherTiles + 1];  // the last one is of the next chunk
   const uint16_t* ahead_[kMostDim];
   size_t tiles_ = 0;
 };

@@ -6,10 +6,13 @@
 
 #include "operators/nsa_compress/op.h"
 #include "operators/nsa_compress_infer/op.h"
+#include "operators/nsa_selected_attention/op.h"
+#include "operators/nsa_selected_attention_infer/op.h"
 
 namespace nsa {
 
-using Operators = std::tuple<compress::Operator, compress_decode::Operator>;
+using Operators = std::tuple<compress::Operator, compress_decode::Operator,
+                             selected_attention::Operator, selected_attention_decode::Operator>;
 
 }  // namespace nsa
 

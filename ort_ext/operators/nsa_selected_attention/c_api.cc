@@ -15,7 +15,8 @@ std::string Run(int dtype, const Call& call, const Array& query, const Array& ke
   Plan plan;
   std::string error = MakePlan(call, &plan);
   if (error.empty()) {
-    error = c_api::CheckShape("attention_out", output, {query.dims[0], query.dims[1], value.dims[2]});
+    error =
+        c_api::CheckShape("attention_out", output, {query.dims[0], query.dims[1], value.dims[2]});
   }
   if (!error.empty()) return error;
   const KernelData data{static_cast<const uint16_t*>(query.data),

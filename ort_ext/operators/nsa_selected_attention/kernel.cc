@@ -23,7 +23,7 @@
 #define NSA_ONNX_ORT_EXT_OPERATORS_NSA_SELECTED_ATTENTION_ROWS_
 namespace nsa::selected_attention {
 
-inline cpu::AttentionShape ShapeOf(const KernelData& data) {
+inline cpu::GatherShape ShapeOf(const KernelData& data) {
   return {static_cast<size_t>(data.group),
           static_cast<size_t>(data.dim),
           static_cast<size_t>(data.value_dim),
@@ -60,10 +60,10 @@ class RowTokens {
       if (blocks_[i] < 0) continue;
       const int64_t first = blocks_[i] * data_.block;
       const int64_t end = std::min(first + data_.block, end_);
-      for (int64_t token = first; token < end; token += int64_t{cpu::kTileTokens}) {
-        take(cpu::AttentionTile{
+      for (int64_t token = first; token < end; token += int64_t{cpu::kGatherTokens}) {
+        take(cpu::GatheredTokens{
             key_ + token * data_.heads * data_.dim, value_ + token * data_.heads * data_.value_dim,
-            static_cast<size_t>(std::min(end - token, int64_t{cpu::kTileTokens}))});
+            static_cast<size_t>(std::min(end - token, int64_t{cpu::kGatherTokens}))});
       }
     }
   }
@@ -105,7 +105,7 @@ void Attend(const KernelData& data, int64_t first, int64_t last, float* scratch)
     const int64_t first_head = (row * data.heads + head) * data.group;
     attention.Begin(data.query + first_head * data.dim);
     tokens.ForEachTile(
-        [&](const cpu::AttentionTile& tile) { attention.Add(tile, tokens.masked()); });
+        [&](const cpu::GatheredTokens& tile) { attention.Add(tile, tokens.masked()); });
     attention.End(tokens.masked());
     attention.Finish(tokens.empty(), data.output + first_head * data.value_dim);
   });
@@ -127,13 +127,13 @@ namespace {
 template <class T>
 void Attend(const KernelData& data, int64_t first, int64_t last, float*) {
   const cpu::FloatEnvironment environment;
-  const cpu::AttentionShape shape = ShapeOf(data);
+  const cpu::GatherShape shape = ShapeOf(data);
   ForEachUnit(data, first, last, [&](int64_t row, int64_t head, const RowTokens& tokens) {
     for (int64_t h = 0; h < data.group; ++h) {
       const int64_t query_head = (row * data.heads + head) * data.group + h;
       cpu::scalar::HeadAttention<T> attention(shape, data.query + query_head * data.dim);
       tokens.ForEachTile(
-          [&](const cpu::AttentionTile& tile) { attention.Add(tile, tokens.masked()); });
+          [&](const cpu::GatheredTokens& tile) { attention.Add(tile, tokens.masked()); });
       attention.Finish(data.output + query_head * data.value_dim);
     }
   });
@@ -149,7 +149,7 @@ Kernel ActiveKernel(DType dtype) {
   return cpu::ChooseKernel(dtype, kScalar, [] { return HWY_DYNAMIC_POINTER(VectorKernels)(); });
 }
 
-size_t ScratchSize(const KernelData& data) { return cpu::AttentionScratchSize(ShapeOf(data)); }
+size_t ScratchSize(const KernelData& data) { return cpu::GatherScratchSize(ShapeOf(data)); }
 
 void RunKernel(DType dtype, const KernelData& data, const cpu::Parallel& parallel) {
   // What a unit reads: keys and values of all its blocks, though others read them as well.

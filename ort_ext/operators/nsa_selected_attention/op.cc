@@ -31,15 +31,11 @@ Inputs::Inputs(OrtKernelContext* context, const Node& node)
   const ort::Tensor topk = ort::Input(context, Index::kTopkIndices);
   const ort::Tensor query_ends = ort::Input(context, Index::kActualSeqQlen);
   const ort::Tensor key_ends = ort::Input(context, Index::kActualSeqKvlen);
-  ort::RequireValid(MakePlan({query.shape(),
-                              key.shape(),
-                              value.shape(),
-                              topk.shape(),
-                              node.attributes,
-                              topk.as<int32_t>(),
-                              Lengths::Of(query_ends.as<int64_t>(), query_ends.shape()),
-                              Lengths::Of(key_ends.as<int64_t>(), key_ends.shape())},
-                             &plan));
+  ort::RequireValid(
+      MakePlan({query.shape(), key.shape(), value.shape(), topk.shape(), node.attributes,
+                topk.as<int32_t>(), Lengths::Of(query_ends.as<int64_t>(), query_ends.shape()),
+                Lengths::Of(key_ends.as<int64_t>(), key_ends.shape())},
+               &plan));
 }
 
 }  // namespace nsa::selected_attention

@@ -22,7 +22,7 @@
 #define NSA_ONNX_ORT_EXT_OPERATORS_NSA_SELECTED_ATTENTION_INFER_TOKENS_
 namespace nsa::selected_attention_decode {
 
-inline cpu::AttentionShape ShapeOf(const KernelData& data) {
+inline cpu::GatherShape ShapeOf(const KernelData& data) {
   return {static_cast<size_t>(data.group),
           static_cast<size_t>(data.dim),
           static_cast<size_t>(data.value_dim),
@@ -44,7 +44,8 @@ class Runs {
 
  private:
   static const TokenRun* Begin(const KernelData& data, int64_t block) {
-    return data.plan->runs.data() + (block == 0 ? 0 : data.plan->ends[static_cast<size_t>(block - 1)]);
+    return data.plan->runs.data() +
+           (block == 0 ? 0 : data.plan->ends[static_cast<size_t>(block - 1)]);
   }
 
   const TokenRun* begin_;
@@ -55,11 +56,11 @@ template <class Take>
 void ForEachTile(const KernelData& data, int64_t sequence_head, const Runs& runs, Take take) {
   const int64_t head = sequence_head % data.heads;
   for (const TokenRun& run : runs) {
-    for (int64_t i = 0; i < run.tokens; i += int64_t{cpu::kTileTokens}) {
+    for (int64_t i = 0; i < run.tokens; i += int64_t{cpu::kGatherTokens}) {
       const int64_t place = (run.first + i) * data.heads + head;
-      take(cpu::AttentionTile{
+      take(cpu::GatheredTokens{
           data.key + place * data.dim, data.value + place * data.value_dim,
-          static_cast<size_t>(std::min(run.tokens - i, int64_t{cpu::kTileTokens}))});
+          static_cast<size_t>(std::min(run.tokens - i, int64_t{cpu::kGatherTokens}))});
     }
   }
 }
@@ -75,8 +76,8 @@ using namespace cpu::HWY_NAMESPACE;
 template <class T>
 void Attend(const KernelData& data, int64_t first, int64_t last, float* scratch) {
   const cpu::FloatEnvironment environment;
-  const cpu::AttentionShape shape = ShapeOf(data);
-  const size_t part_size = cpu::AttentionPartSize(shape);
+  const cpu::GatherShape shape = ShapeOf(data);
+  const size_t part_size = cpu::GatherPartSize(shape);
   const int64_t parts = PartCount(data);
   RowAttention<T> attention(shape, scratch);
   for (int64_t unit = first; unit < last; ++unit) {
@@ -85,7 +86,7 @@ void Attend(const KernelData& data, int64_t first, int64_t last, float* scratch)
                     cpu::PartBegin(data.count, parts, part + 1));
     attention.Begin(data.query + at * data.group * data.dim);
     ForEachTile(data, at, runs,
-                [&](const cpu::AttentionTile& tile) { attention.Add(tile, false); });
+                [&](const cpu::GatheredTokens& tile) { attention.Add(tile, false); });
     attention.End(false);
     if (parts == 1) {
       attention.Finish(runs.empty(), data.output + at * data.group * data.value_dim);
@@ -98,8 +99,8 @@ void Attend(const KernelData& data, int64_t first, int64_t last, float* scratch)
 template <class T>
 void Combine(const KernelData& data, int64_t first, int64_t last, float* scratch) {
   const cpu::FloatEnvironment environment;
-  const cpu::AttentionShape shape = ShapeOf(data);
-  const size_t part_size = cpu::AttentionPartSize(shape);
+  const cpu::GatherShape shape = ShapeOf(data);
+  const size_t part_size = cpu::GatherPartSize(shape);
   const size_t parts = static_cast<size_t>(PartCount(data));
   RowAttention<T> attention(shape, scratch);
   for (int64_t at = first; at < last; ++at) {
@@ -129,7 +130,7 @@ namespace {
 template <class T>
 void Attend(const KernelData& data, int64_t first, int64_t last, float*) {
   const cpu::FloatEnvironment environment;
-  const cpu::AttentionShape shape = ShapeOf(data);
+  const cpu::GatherShape shape = ShapeOf(data);
   const int64_t parts = PartCount(data);
   for (int64_t unit = first; unit < last; ++unit) {
     if (unit % parts != 0) continue;
@@ -138,7 +139,7 @@ void Attend(const KernelData& data, int64_t first, int64_t last, float*) {
     for (int64_t h = at * data.group; h < (at + 1) * data.group; ++h) {
       cpu::scalar::HeadAttention<T> attention(shape, data.query + h * data.dim);
       ForEachTile(data, at, runs,
-                  [&](const cpu::AttentionTile& tile) { attention.Add(tile, false); });
+                  [&](const cpu::GatheredTokens& tile) { attention.Add(tile, false); });
       attention.Finish(data.output + h * data.value_dim);
     }
   }
@@ -169,11 +170,10 @@ int64_t PartCount(const KernelData& data) {
 size_t PartsSize(const KernelData& data) {
   const int64_t parts = PartCount(data);
   if (parts == 1) return 0;
-  return static_cast<size_t>(data.batch * data.heads * parts) *
-         cpu::AttentionPartSize(ShapeOf(data));
+  return static_cast<size_t>(data.batch * data.heads * parts) * cpu::GatherPartSize(ShapeOf(data));
 }
 
-size_t ScratchSize(const KernelData& data) { return cpu::AttentionScratchSize(ShapeOf(data)); }
+size_t ScratchSize(const KernelData& data) { return cpu::GatherScratchSize(ShapeOf(data)); }
 
 void RunKernel(DType dtype, KernelData data, const cpu::Parallel& parallel) {
   const Kernels kernels = ActiveKernels(dtype);

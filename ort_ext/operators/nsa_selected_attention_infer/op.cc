@@ -32,16 +32,11 @@ Inputs::Inputs(OrtKernelContext* context, const Node& node)
   const ort::Tensor topk = ort::Input(context, Index::kTopkIndices);
   const ort::Tensor lengths = ort::Input(context, Index::kActualSeqKvlen);
   const ort::Tensor table = ort::Input(context, Index::kBlockTable);
-  ort::RequireValid(MakePlan({query.shape(),
-                              key.shape(),
-                              value.shape(),
-                              topk.shape(),
-                              table.shape(),
-                              node.attributes,
-                              topk.as<int32_t>(),
-                              table.as<int32_t>(),
-                              Lengths::Of(lengths.as<int64_t>(), lengths.shape())},
-                             &plan));
+  ort::RequireValid(
+      MakePlan({query.shape(), key.shape(), value.shape(), topk.shape(), table.shape(),
+                node.attributes, topk.as<int32_t>(), table.as<int32_t>(),
+                Lengths::Of(lengths.as<int64_t>(), lengths.shape())},
+               &plan));
 }
 
 }  // namespace nsa::selected_attention_decode

@@ -12,8 +12,8 @@ export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 # A build downloads only if it is asked to (cmake/dependencies.cmake); those of this file are.
 export NSA_ONNX_FETCH ?= 1
 
-.PHONY: help env build demo test test-aarch64 test-browser test-tools test-oldest test-wheels wheels coverage \
-  bench bench-quick lint format clean
+.PHONY: help env build demo test test-aarch64 test-sanitize test-browser test-tools test-oldest test-wheels wheels \
+  coverage bench bench-quick lint format clean
 
 # Stamps: an empty file for each thing that is made. It is made again when what it depends on is newer than its stamp.
 ENV := .venv/.stamp-env
@@ -33,6 +33,7 @@ help:
 	@echo "make demo           export a small model, serve README.md with it, compare with PyTorch (torch is downloaded)"
 	@echo "make test           the tests that need no further packages"
 	@echo "make test-aarch64   the CPU kernels on an emulated aarch64 (g++-aarch64-linux-gnu, qemu-user)"
+	@echo "make test-sanitize  the C++ code under sanitizers, with random calls (NSA_FUZZ_SECONDS=600: for longer)"
 	@echo "make test-browser   the page of nsa-onnx explain in a browser (chromium, chromium-driver)"
 	@echo "make test-tools     what other ONNX tools do to NSA nodes (downloads the tools)"
 	@echo "make test-oldest    the oldest supported versions (Python 3.10)"
@@ -121,6 +122,10 @@ coverage: test
 # Needs g++-aarch64-linux-gnu and qemu-user as well.
 test-aarch64: $(ENV)
 	tests/cpu/aarch64.sh
+
+# Random calls of the C interface, with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+test-sanitize: $(ENV)
+	tests/cpu/sanitize.sh
 
 # The page of `nsa-onnx explain` in headless Chromium: apt install chromium chromium-driver
 test-browser: $(ENV) $(BUILD)

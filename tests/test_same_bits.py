@@ -1,4 +1,4 @@
-"""The kernels' test program (tests/cpu) on this machine: the same bits for every instruction set, split and thread."""
+"""The kernels' test programs (tests/cpu) on this machine: same bits for every instruction set, split and thread."""
 
 import subprocess
 import sys
@@ -21,20 +21,34 @@ def same_bits():
     options = ["-D", "NSA_ONNX_TESTS=ON", "-D", f"CMAKE_MAKE_PROGRAM={tool('ninja')}", "--log-level=WARNING"]
     for command in (
         [tool("cmake"), "-S", str(ROOT), "-B", str(FOLDER), "-G", "Ninja", *options],
-        [tool("cmake"), "--build", str(FOLDER), "--target", "same_bits"],
+        [tool("cmake"), "--build", str(FOLDER), "--target", "same_bits", "fuzz"],
     ):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
         assert done.returncode == 0, done.stdout
     return FOLDER / "tests" / "cpu" / "same_bits"
 
 
-def test_every_cpu_kernel_has_its_cases():
-    kernels = {path.parent.name for path in (ROOT / "ort_ext" / "operators").glob("*/kernel.cc")}
-    assert kernels == {path.stem for path in (ROOT / "tests" / "cpu" / "operators").glob("*.cc")} != set()
+@pytest.mark.parametrize(("cases", "sources"), [("operators", "kernel.cc"), ("fuzz", "c_api.cc")])
+def test_every_operator_has_its_cases(cases, sources):
+    operators = {path.parent.name for path in (ROOT / "ort_ext" / "operators").glob(f"*/{sources}")}
+    assert operators == {path.stem for path in (ROOT / "tests" / "cpu" / cases).glob("*.cc")} != set()
 
 
-def run(same_bits, *targets):
-    return subprocess.run([same_bits, *targets], capture_output=True, text=True, timeout=300)
+def run(program, *arguments):
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300)
+
+
+def test_random_calls_give_an_oracles_bits_on_every_instruction_set(same_bits):
+    """`make test-sanitize` does this for longer, on fewer instruction sets, under sanitizers."""
+    done = run(same_bits.with_name("fuzz"), "3", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    targets = [TARGETS[-1], *TARGETS[:-1]]  # the scalar kernel first
+    assert done.stdout.startswith(f"fuzz: nothing found with seed 1 on {' '.join(targets)} in ")
+
+
+def test_an_operator_that_the_fuzzer_does_not_have_fails(same_bits):
+    done = run(same_bits.with_name("fuzz"), "0", "1", "nsa_unknown")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "fuzz: no operator nsa_unknown\n")
 
 
 def test_every_instruction_set_of_this_machine_gives_the_same_bits(same_bits):

@@ -9,8 +9,11 @@
 namespace nsa::cpu {
 namespace {
 
-// To start a thread takes some 50 us.
-constexpr int64_t kBytesWorthAThread = int64_t{1} << 20;
+// To start a thread takes some 50 us. Builds with sanitizers have less: their calls are small.
+#ifndef NSA_ONNX_BYTES_WORTH_A_THREAD
+#define NSA_ONNX_BYTES_WORTH_A_THREAD (int64_t{1} << 20)
+#endif
+constexpr int64_t kBytesWorthAThread = NSA_ONNX_BYTES_WORTH_A_THREAD;
 
 // More threads than this are a mistake, and memory bandwidth is used up long before.
 constexpr int64_t kMostThreads = 256;

@@ -4,10 +4,6 @@
 #ifndef NSA_ONNX_TESTS_CPU_TESTER_H_
 #define NSA_ONNX_TESTS_CPU_TESTER_H_
 
-#if defined(__SSE2__)
-#include <xmmintrin.h>
-#endif
-
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -19,6 +15,7 @@
 
 #include "c_api/c_api.h"
 #include "cpu/targets.h"
+#include "float_mode.h"
 #include "guarded.h"
 #include "plan/dtype.h"
 #include "values.h"
@@ -68,28 +65,6 @@ std::string Joined(const std::vector<int64_t>& numbers);
 
 // --------------------------------------------------------------------------------------------------
 // The floating point mode of the host's thread.
-
-#if defined(__SSE2__)
-using Mode = uint32_t;
-constexpr Mode kModes[] = {0x1F80, 0x1F80 | 0x8040 | 0x4000};  // flush to zero, round up
-constexpr Mode kStatus = 0x3F;                                 // exceptions that have happened
-inline Mode GetMode() { return _mm_getcsr() & ~kStatus; }
-inline void SetMode(Mode mode) { _mm_setcsr(mode); }
-#elif defined(__aarch64__)
-using Mode = uint64_t;
-constexpr Mode kModes[] = {0, 1u << 25 | 1u << 24 | 1u << 22 | 1u << 19};  // default NaN as well
-inline Mode GetMode() {
-  Mode mode;
-  asm volatile("mrs %0, fpcr" : "=r"(mode));
-  return mode;
-}
-inline void SetMode(Mode mode) { asm volatile("msr fpcr, %0" : : "r"(mode) : "memory"); }
-#else
-using Mode = int;
-constexpr Mode kModes[] = {0, 0};
-inline Mode GetMode() { return 0; }
-inline void SetMode(Mode) {}
-#endif
 
 // Calls `kernel` in the `index`th mode, which it must leave as it was.
 template <class Call>

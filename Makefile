@@ -187,8 +187,7 @@ lint: $(ENV)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/shellcheck .ci/run $(shell git ls-files '*.sh')
-	@if command -v actionlint; then actionlint; \
-	  else echo "actionlint is not installed: make test compares the workflows with their schema only"; fi
+	$(BIN)/actionlint -shellcheck=$(BIN)/shellcheck -pyflakes= $(shell git ls-files '.github/workflows/*.yml')
 
 format: $(ENV)
 	$(BIN)/ruff check --fix .

@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     fuse_command.add_arguments(fusing)
     explaining = command("explain", _explain, "Draw a model's NSA nodes, windows to scale, as one page of HTML.")
     explaining.add_argument("model", metavar="MODEL", help="an ONNX file")
-    explaining.add_argument("--html", metavar="OUT", required=True, help="the page")
+    explaining.add_argument("--html", metavar="OUT", required=True, type=_file, help="the page")
     explaining.add_argument("--target", choices=TARGETS, default="cpu", help="what the model is meant for")
     explaining.add_argument(
         "--lengths", metavar="L,L,...", type=_lengths, help="sequences to draw where the model does not fix them"
@@ -151,7 +151,9 @@ def _help(parser: argparse.ArgumentParser) -> int:
 def _add_files(parser: argparse.ArgumentParser) -> None:
     """What every command takes that writes a model."""
     parser.add_argument("model", metavar="MODEL", help="an ONNX file")
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="where the result goes; may be MODEL")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", required=True, type=_file, help="where the result goes; may be MODEL"
+    )
     _add_quiet(parser)
 
 
@@ -237,6 +239,12 @@ def _explain(arguments: argparse.Namespace) -> int:
     replace_file(target, page.encode())
     speaker(arguments.quiet)(f"wrote {target}: {plural(len(seen.nodes), 'NSA node')} of {source}")
     return OK
+
+
+def _file(text: str) -> str:
+    if text == "-":  # many programs' word for standard output, where these print what they did
+        raise argparse.ArgumentTypeError("must be a file, not standard output; a file of that name is ./-")
+    return text
 
 
 def _lengths(text: str) -> list[int]:

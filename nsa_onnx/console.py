@@ -13,9 +13,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 PROGRAM = "nsa-onnx"
 
@@ -116,12 +116,40 @@ def progress(line: str, shown: bool) -> Iterator[None]:
 class Parser(argparse.ArgumentParser):
     """A parser that does not repeat a command line's control characters, and suggests what may have been meant."""
 
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = tuple(sys.argv[1:] if args is None else args)
+        known, unknown = super().parse_known_args(args, namespace)
+        if (
+            unknown and self.prog != PROGRAM
+        ):  # here its options are known; the program's own parser would refuse it, too
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
+
     def error(self, message: str) -> NoReturn:
         with suppress(OSError):
             self.print_usage(sys.stderr)
-        message += _suggestion(message)
+        message += _suggestion(message) or self._suggested_option(message)
         tell(message if self.prog == PROGRAM else f"{self.prog.removeprefix(PROGRAM).strip()}: {message}")
         raise SystemExit(2)
+
+    def _suggested_option(self, message: str) -> str:
+        """The option that comes close to a mistyped one, also where the message is that the right one is missing."""
+        for word in self._given:
+            name = word.partition("=")[0]
+            if name == "--":
+                break
+            if not name.startswith("--") or len(name) > 64 or any(one.startswith(name) for one in self._options):
+                continue
+            close = difflib.get_close_matches(name, self._options, n=1)
+            if close:
+                return f"; did you mean {close[0]!r}{'' if word in message else f', not {name!r}'}?"
+        return ""
+
+    @property
+    def _options(self) -> list[str]:
+        return [name for name in self._option_string_actions if name.startswith("--")]
 
 
 def _suggestion(message: str) -> str:

@@ -360,6 +360,12 @@ def test_notes_tell_what_may_still_stop_the_converter():
     assert "bfloat16" in notes(models.compress(SEQ, models.BFLOAT16))
     assert "not constant" in notes(models.compress())
     assert "checks no length" in notes(models.infer())
+    several = models.compress()
+    for number in range(1, 4):
+        several.graph.node.add().CopyFrom(several.graph.node[0])
+        several.graph.node[-1].name, several.graph.node[-1].output[0] = f"nsa{number}", f"out{number}"
+    (note,) = prepare_atc(several).notes
+    assert note.startswith("node 'nsa' (NsaCompress) and 3 more nodes: actual_seq_len is not constant; ")
     assert "version 21" in notes(of_opset(21))
     assert "start and end of Shape" in notes(CASES["expanded infer"][0])
     assert "plugin for domain 'com.other'" in notes(with_other_domain())

@@ -184,7 +184,7 @@ def test_the_good_calls_of_the_next_tests_are_good():
         ({"w": array(None, (32, 2))}, "weight has no data"),
         ({"out": array(None, (3, 2, 16))}, "output has no data"),
         ({"x": native._Array(ADDRESS, None, 3)}, "input has no shape"),
-        ({"x": native._Array(ADDRESS, None, -1)}, "input has rank -1"),
+        ({"x": native._Array(ADDRESS, None, -1)}, "input must have a rank >= 0, got -1"),
         ({"x": native._Array(ADDRESS, None, MAX)}, f"input must have rank 3 [T, N, D], got rank {MAX}"),
         ({"x": array(ADDRESS, (-1, 2, 16))}, "input.shape[0] must be >= 0, got -1"),
         ({"x": array(ADDRESS, (64, 2, -16))}, "input.shape[2] must be >= 0, got -16"),

@@ -81,6 +81,10 @@ def test_a_bare_command_is_wrong_usage_and_prints_the_help(capsys):
         (["check", "m", "--target", "cann-acl"], "cann-aclnn"),
         (["check", "m", "--format", "jsn"], "json"),
         (["nothing-like-it"], None),
+        (["expand", "m", "-o", "x", "--quite"], "--quiet"),
+        (["check", "m", "--fail_on=error"], "--fail-on"),
+        (["check", "m", "--nothing-like-it"], None),
+        (["check", "m", "--quite-another-thing-that-is-much-longer-than-all-options-there-are"], None),
     ],
 )
 def test_what_was_mistyped_gets_a_suggestion(line, meant, capsys):
@@ -89,6 +93,29 @@ def test_what_was_mistyped_gets_a_suggestion(line, meant, capsys):
     last = capsys.readouterr().err.splitlines()[-1]
     assert caught.value.code == 2
     assert last.endswith(f"; did you mean {meant!r}?") if meant else "did you mean" not in last
+
+
+def test_a_mistyped_option_is_told_where_the_right_one_is_missed(capsys):
+    with pytest.raises(SystemExit):
+        main(["prepare", "m", "-o", "x", "--traget", "atc"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == (
+        "nsa-onnx: prepare: the following arguments are required: --target; did you mean '--target', not '--traget'?"
+    )
+
+
+@pytest.mark.parametrize("name", ["expand", "infer-shapes", "fuse", "prepare", "explain"])
+def test_an_output_is_a_file_and_not_standard_output(name, capsys, good, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    option = "--html" if name == "explain" else "-o"
+    more = ["--target", "atc"] if name == "prepare" else []
+    with pytest.raises(SystemExit) as caught:
+        main([name, str(good), option, "-", *more])
+    assert caught.value.code == 2
+    assert "must be a file, not standard output; a file of that name is ./-" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [good.name]
+    assert run(capsys, name, good, option, "./-", *more)[0] == 0
+    assert (tmp_path / "-").is_file()
 
 
 @pytest.mark.parametrize("name", ["expand", "infer-shapes", "fuse", "prepare", "explain"])

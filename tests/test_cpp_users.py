@@ -176,6 +176,86 @@ def test_a_project_in_cmake_finds_version_and_path(tmp_path, package):
         assert (build / "found.txt").read_text().endswith(" 0")
 
 
+def refused(*command):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode != 0, done.stdout
+    return " ".join(done.stderr.split())
+
+
+def test_a_project_in_cmake_is_told_that_the_library_is_missing(tmp_path, package):
+    copy = shutil.copytree(package, tmp_path / "nsa_onnx")
+    (copy / "libnsa_onnx_ort.so").unlink()
+    project = tmp_path / "user" / "CMakeLists.txt"
+    project.parent.mkdir()
+    project.write_text("cmake_minimum_required(VERSION 3.16)\nproject(user NONE)\nfind_package(nsa_onnx REQUIRED)\n")
+    command = [BIN / "cmake", "-S", project.parent, "-B", tmp_path / "build", f"-Dnsa_onnx_DIR={copy / 'cmake'}"]
+    assert f"{copy}/libnsa_onnx_ort.so is missing: nsa-onnx doctor says why" in refused(*command)
+    project.write_text(project.read_text().replace(" REQUIRED", "") + 'message(STATUS "found: ${nsa_onnx_FOUND}")\n')
+    assert "-- found: 0" in run(*command).replace("FALSE", "0")
+
+
+@pytest.mark.parametrize(
+    "include", ['#include "c_api/c_api.h"\n', '#include "c_api/c_api.h"\n\n#include "plan/dtype.h"\n']
+)
+def test_a_header_that_cannot_be_joined_stops_the_build(tmp_path, include):
+    """nsa_onnx.h would include a file that users do not have."""
+    shutil.copytree(ROOT / "cmake", tmp_path / "cmake")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(ROOT / "ort_ext", tmp_path / "ort_ext")
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.25)\nproject(joined NONE)\ninclude(cmake/package.cmake)\n"
+    )
+    command = [BIN / "cmake", "-S", tmp_path, "-B", tmp_path / "build"]
+    run(*command)
+    header = sorted(tmp_path.glob("ort_ext/operators/*/c_api.h"))[0]
+    header.write_text(header.read_text().replace('#include "c_api/c_api.h"\n\n', include))
+    assert f'{header} must include "c_api/c_api.h", nothing else of ours' in refused(*command)
+
+
+# --------------------------------------------------------------------------------------------------
+# What onnxruntime hands over, from a node that only a stand-in for it can have
+
+ATTRIBUTE = r"""
+#include <cstdio>
+#include <limits>
+
+#include "ort/common.h"
+
+float given;
+OrtStatus* Give(const OrtKernelInfo*, const char*, float* value) noexcept { *value = given; return nullptr; }
+
+int main() {
+  using Limits = std::numeric_limits<float>;
+  OrtApi api{};
+  api.KernelInfoGetAttribute_float = Give;
+  api.ReleaseStatus = [](OrtStatus*) noexcept {};
+  Ort::InitApi(&api);
+  for (float value : {0.125f, Limits::quiet_NaN(), Limits::infinity(), -Limits::infinity(), Limits::max()}) {
+    given = value;
+    try {
+      std::printf("%g\n", static_cast<double>(nsa::ort::FloatAttribute(nullptr, "NsaAny", "scale")));
+    } catch (const Ort::Exception& error) {
+      std::printf("%s\n", error.what());
+    }
+  }
+}
+"""
+
+
+def test_a_float_attribute_is_finite(tmp_path, onnxruntime_headers):
+    (tmp_path / "attribute.cc").write_text(ATTRIBUTE)
+    headers = ["-isystem", onnxruntime_headers] if onnxruntime_headers else []
+    includes = ["-I", ROOT, "-I", ROOT / "ort_ext", *headers]
+    run(
+        *("g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", *includes),
+        *(tmp_path / "attribute.cc", ROOT / "ort_ext/ort/common.cc", "-pthread", "-o", tmp_path / "attribute"),
+    )
+    refusal = "NsaAny: scale must be a finite float32, got "
+    assert run(tmp_path / "attribute").splitlines() == [
+        *("0.125", f"{refusal}nan", f"{refusal}inf", f"{refusal}-inf", "3.40282e+38")
+    ]
+
+
 # --------------------------------------------------------------------------------------------------
 # The command, the page
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import re
 import stat
+from pathlib import Path
 
 import explain_models
 import nsa_models as models
@@ -162,13 +163,15 @@ def test_findings_about_no_node_are_told_apart():
     assert "nothing to draw" in html
 
 
-def test_a_model_without_nodes_is_told_what_fuse_would_find(tmp_path):
-    path = tmp_path / "my model.onnx"
+def test_a_model_without_nodes_is_told_what_fuse_would_find(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("models") / "my model.onnx"
+    path.parent.mkdir()
     onnx.save(explain_models.decomposed(), path)
     page = Page(explain(path))
     assert "1 value in it is computed in standard operators" in page.text
     assert page.named("p", "command")
-    assert "nsa-onnx fuse 'my model.onnx' -o fused.onnx" in page.text
+    assert "nsa-onnx fuse 'models/my model.onnx' -o fused.onnx" in page.text
     shown = [text for _, attributes, text in page.elements if "data-label" in attributes]
     assert shown == ["NsaCompress", "16 / 16 tokens", "1 segment", "windows times weight, summed"]
     (fusable,) = candidates(path)

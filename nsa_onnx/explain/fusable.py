@@ -11,14 +11,15 @@ from .markup import NOTHING, Html, brief, code, count, join, number, tag
 from .parts import crumbs
 
 _MAX_CANDIDATES = 100
+_LONGEST_PATH = 4096
 _COLUMNS = ("value", "would be", "window / stride", "segments", "written as")
 
 
-def fusable(model: Analysis, file: str) -> Html:
+def fusable(model: Analysis) -> Html:
     """What would become NSA nodes, what only looks like one and why, and the command for the model's file."""
     found = model.candidates(allow_rounding=True)
     proven, left = [one for one in found if not one.reason], [one for one in found if one.reason]
-    parts: list[Html | None] = [_verdict(proven, shlex.quote(file))]
+    parts: list[Html | None] = [_verdict(proven, shlex.quote(brief(model.path or "model.onnx", _LONGEST_PATH)))]
     if proven:
         rows = [_row(one) for one in proven[:_MAX_CANDIDATES]]
         head = tag("tr", *(tag("th", name, scope="col") for name in _COLUMNS))

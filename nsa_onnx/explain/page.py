@@ -36,7 +36,7 @@ def render(
     main = tag(
         "main",
         _summary(report, found),
-        _overview(report, found) if found else fusable(model, title if model.path else "model.onnx"),
+        _overview(report, found) if found else fusable(model),
         _general(others),
         _where(places(model, found)),
         node_by_node(found, len(report.nodes)) if found else None,

@@ -21,7 +21,7 @@ from ..graph.bounds import MAX_FUNCTION_CALLS, function_calls
 from ..graph.outline import Outline
 from ..graph.walk import standard_opset, subgraphs
 from ..operators import OPERATORS
-from ..operators.contract import DOMAIN, OPSET_VERSION, Violations
+from ..operators.contract import DOMAIN, OPSET_VERSION, Violations, plural
 from ..operators.expand import DEFAULT_OPSET
 from . import vendor
 from .atc_constants import plain_constants, raw_tensors
@@ -318,6 +318,7 @@ def _add_notes(work: _Work, seen: Analysis) -> None:
         work.notes.append("plugins of older converters pass over start and end of Shape: results would differ")
     for domain in sorted({step.op[0] for step in steps} - {"", DOMAIN}):
         work.notes.append(f"the converter needs a parser plugin for domain {domain!r}")
+    variable: dict[str, list[NodeProto]] = {}
     for node in seen.nodes:
         if node.facts is None:
             continue
@@ -326,9 +327,12 @@ def _add_notes(work: _Work, seen: Analysis) -> None:
             work.notes.append("the parser of older converters knows no bfloat16")
         for name in vendor.vendors(node.op_type).valued:
             if name not in node.facts.constants:
-                work.notes.append(
-                    f"{label(node.proto)}: {name} is not constant; the vendor's shape inference fails without its "
-                    "values: if the converter rejects it, export with constant lengths"
-                )
+                variable.setdefault(name, []).append(node.proto)
         if operator.ascend_note:
             work.notes.append(operator.ascend_note)
+    for name, (first, *others) in variable.items():
+        more = f" and {plural(len(others), 'more node')}" if others else ""
+        work.notes.append(
+            f"{label(first)}{more}: {name} is not constant; the vendor's shape inference fails without its "
+            "values: if the converter rejects it, export with constant lengths"
+        )

@@ -26,7 +26,9 @@ std::string ReadArray(const char* name, const NsaArray* given, int64_t rank, int
   if (given == nullptr) return Describe(name, "must not be null");
   const NsaArray copy = *given;
   *array = {copy.data, copy.rank, {}};
-  if (copy.rank < 0) return Describe(name, "has rank " + std::to_string(copy.rank));
+  if (copy.rank < 0) {
+    return Describe(name, "must have a rank >= 0, got " + std::to_string(copy.rank));
+  }
   if (copy.rank != rank) return {};
   if (rank > 0 && copy.shape == nullptr) return Describe(name, "has no shape");
   int64_t bytes = item_size;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <thread>
@@ -68,6 +69,10 @@ float FloatAttribute(const OrtKernelInfo* info, const char* op, const char* name
   float value = 0;
   const Ort::Status status(Ort::GetApi().KernelInfoGetAttribute_float(info, name, &value));
   if (!status.IsOK()) RequireValidNode(op, name + std::string(" must be a float, got none"));
+  if (!std::isfinite(value)) {
+    const char* const got = std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
+    RequireValidNode(op, name + std::string(" must be a finite float32, got ") + got);
+  }
   return value;
 }
 

@@ -59,7 +59,7 @@ void RequireValidNode(const char* op, const std::string& message);
 // An int attribute of the node; INVALID_ARGUMENT if it is missing or of another type.
 int64_t IntAttribute(const OrtKernelInfo* info, const char* op, const char* name);
 
-// The same for a float attribute.
+// The same for a float attribute, which must be finite as well.
 float FloatAttribute(const OrtKernelInfo* info, const char* op, const char* name);
 
 ONNXTensorElementDataType OnnxType(DType dtype);

@@ -29,7 +29,7 @@ from nsa_onnx.operators.contract import DOMAIN, OPSET_VERSION
 from . import private
 from .mistakes import LOST_UPDATE
 from .operators import OPERATORS
-from .operators.base import NAMESPACE, TorchOperator, find_op
+from .operators.base import NAMESPACE, Op, TorchOperator, find_op
 
 # onnxscript reads these as annotations: they are inputs, an int is an attribute. It knows Optional and Union, not their
 # shorter spelling.
@@ -46,22 +46,38 @@ def _translation(operator: TorchOperator) -> Any:
     node = operator.node
 
     def translate(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
         for name in operator.lengths:
             if given.get(name) is None:
                 raise TypeError(f"{name} is missing: {node.op_type} needs it; pass it in the model")
         schema.register()
         opset = onnxscript.values.Opset(DOMAIN, OPSET_VERSION)
         op = onnxscript.values.Op(opset, node.op_type, onnx.defs.get_schema(node.op_type, OPSET_VERSION, DOMAIN))
-        attributes = {name: given[name] for name in node.attribute_names}
+        kinds = {one.name: float if one.is_float else int for one in node.attributes}
+        attributes = {name: kind(given[name]) for name, kind in kinds.items()}  # a bool is an int in a node
         return op(*(given.get(name) for name in node.input_names), **attributes)
 
     signature = _signature(operator)
-    translate.__name__ = operator.name
-    translate.__signature__ = signature  # type: ignore[attr-defined]
+    return _callable(translate, operator.name, signature)
+
+
+def _refusal(operator: TorchOperator, op: Op) -> Any:
+    """Stands for the translation of an op that no graph can have, and says why."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(op.not_in_graphs)
+
+    return _callable(refuse, op.name, _signature(operator))
+
+
+def _callable(function: Callable[..., Any], name: str, signature: inspect.Signature) -> Any:
+    function.__name__ = name
+    function.__signature__ = signature  # type: ignore[attr-defined]
     hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    translate.__annotations__ = {**hints, "return": signature.return_annotation}
-    return private.translation(translate, DOMAIN, OPSET_VERSION)
+    function.__annotations__ = {**hints, "return": signature.return_annotation}
+    return private.translation(function, DOMAIN, OPSET_VERSION)
 
 
 def _signature(operator: TorchOperator) -> inspect.Signature:
@@ -84,13 +100,18 @@ _TRANSLATIONS = {operator.name: _translation(operator) for operator in OPERATORS
 
 
 def _translations() -> dict[str, Callable[..., Any]]:
-    """By each op of torch that the operator is written as."""
-    return {
-        op: _TRANSLATIONS[operator.name]
-        for operator in OPERATORS
-        for op in (*(f"{NAMESPACE}::{name}" for name in operator.op.schemas), operator.npu_op)
-        if op
-    }
+    """By each op of torch that the operator is written as, and by those that no graph can have.
+
+    Of torch_npu's ops those of a form of their own are not here: they become ours before (`private.decompose`).
+    """
+    table = {}
+    for operator in OPERATORS:
+        names = [f"{NAMESPACE}::{name}" for name in operator.op.schemas]
+        names += [operator.npu_op] if operator.npu_op and operator.npu_form is None else []
+        table |= dict.fromkeys(names, _TRANSLATIONS[operator.name])
+        for op in (op for op in operator.more if op.not_in_graphs):
+            table |= {f"{NAMESPACE}::{name}": _refusal(operator, op) for name in op.schemas}
+    return table
 
 
 def onnx_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -287,6 +287,14 @@ def register_translation(translated: Any, op: str) -> None:
         registration.default_registry.register(translated, op)
 
 
+def decompose(op: Any, function: Callable[..., Any]) -> None:
+    """Have ONNX exports replace an op by what ``function`` computes with other ops. torch.compile does not.
+
+    The public tables (torch.export.default_decompositions) are copies: torch.onnx.export takes none of the caller's.
+    """
+    torch._decomp.decomposition_table[op] = function
+
+
 # --------------------------------------------------------------------------------------------------
 # Trees: nested containers with tensors as leaves. torch.export counts a model's arguments as the leaves of one, and
 # has no public name for taking it apart.

@@ -21,7 +21,7 @@ from nsa_onnx.runtime.imports import when_imported
 
 from . import ops, private, torchscript
 from .operators import OPERATORS
-from .operators.base import Op, TorchOperator, find_op
+from .operators.base import Op, TorchOperator, fake_kernel, find_op, kernel
 from .operators.tensors import fresh
 
 Kernel = Callable[..., Any]
@@ -49,6 +49,10 @@ _COMPOSITE = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
 
 def _attach(library: torch.library.Library, operator: TorchOperator) -> None:
     op, name = operator.in_place or operator.op, operator.npu_op.removeprefix("npu::")
+    form = operator.npu_form
+    run, fake = op.kernel, op.fake
+    if form is not None:
+        run, fake = kernel(form.call, form.run), fake_kernel(form.call, form.run)
 
     def lacks(*keys: str) -> bool:
         return not private.has_kernel(operator.npu_op, *keys)
@@ -58,10 +62,9 @@ def _attach(library: torch.library.Library, operator: TorchOperator) -> None:
         return functools.wraps(kernel)(functools.partial(kernel, **dict.fromkeys(operator.lengths)))
 
     if lacks("CPU", *_COMPOSITE):
-        kernel = _counting_versions(op.kernel) if op.in_place else op.kernel
-        library.impl(name, with_optional_lengths(kernel), "CPU")
+        library.impl(name, with_optional_lengths(_counting_versions(run) if op.in_place else run), "CPU")
     if lacks("Meta", *_COMPOSITE):
-        torch.library.register_fake(operator.npu_op, with_optional_lengths(_fake(operator, op)), lib=library)
+        torch.library.register_fake(operator.npu_op, with_optional_lengths(_fake(operator, fake)), lib=library)
     if op.gradient and lacks("Autograd", "AutogradCPU", "CompositeImplicitAutograd"):
         # "Autograd" stands for the backends that have no autograd kernel: NPU tensors keep torch_npu's. A decode step
         # on an NPU, which has no gradient, shall not take the way through Python at all.
@@ -70,6 +73,10 @@ def _attach(library: torch.library.Library, operator: TorchOperator) -> None:
         ops.install_functionalize(library, name, operator)
     if op.in_place and lacks("Tracer", "CompositeImplicitAutograd"):
         torchscript.install_tracer(library, name, operator)
+    if form is not None:
+        private.decompose(find_op(operator.npu_op), _fake(operator, fake))
+        if lacks("Tracer", "CompositeImplicitAutograd"):
+            torchscript.install_converter(library, name, operator, fake)
 
 
 def _counting_versions(kernel: Kernel) -> Kernel:
@@ -81,13 +88,13 @@ def _counting_versions(kernel: Kernel) -> Kernel:
     return counting
 
 
-def _fake(operator: TorchOperator, op: Op) -> Kernel:
-    @functools.wraps(op.fake)
-    def fake(*args: Any, **kwargs: Any) -> Any:
-        _refuse_dynamic(operator, dict(zip(operator.parameters, args, strict=False)) | kwargs)
-        return op.fake(*args, **kwargs)
+def _fake(operator: TorchOperator, fake: Kernel) -> Kernel:
+    @functools.wraps(fake)
+    def refusing(*args: Any, **kwargs: Any) -> Any:
+        _refuse_dynamic(operator, dict(zip(operator.npu_parameters, args, strict=False)) | kwargs)
+        return fake(*args, **kwargs)
 
-    return fake
+    return refusing
 
 
 def _refuse_dynamic(operator: TorchOperator, given: dict[str, Any]) -> None:
@@ -132,12 +139,15 @@ def npu_kernel(operator: TorchOperator, op: Op) -> Kernel:
     """A kernel of ``op`` that calls torch_npu's, which takes lists only: a tensor of lengths is waited for."""
     npu_op = find_op(operator.npu_op)
 
-    def kernel(*args: Any, **kwargs: Any) -> Any:
+    def on_npu(*args: Any, **kwargs: Any) -> Any:
         if operator.in_place and not op.in_place:
             kwargs["cache"] = fresh(kwargs["cache"])
-        return npu_op(*args, **(kwargs | {name: _int_list(kwargs[name]) for name in operator.lengths}))
+        kwargs |= {name: _int_list(kwargs[name]) for name in operator.lengths}
+        if operator.npu_form is not None:
+            return operator.npu_form.on_npu(operator.call(*args, **kwargs))
+        return npu_op(*args, **kwargs)
 
-    return kernel
+    return on_npu
 
 
 def _int_list(lengths: Sequence[int] | Tensor) -> list[int]:

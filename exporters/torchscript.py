@@ -67,6 +67,18 @@ def install_tracer(library: torch.library.Library, name: str, operator: TorchOpe
     library.impl(name, trace, "Tracer")
 
 
+def install_converter(library: torch.library.Library, name: str, operator: TorchOperator, run: Any) -> None:
+    """Have traces record what torch_npu's op ``name`` is made of, by ``run``."""
+
+    def trace(*args: Any, **kwargs: Any) -> Any:
+        operator.check_lengths(kwargs)
+        if torch.onnx.is_in_onnx_export() and _has_unused_int():
+            _warn_of_frozen_lengths(operator, kwargs)
+        return run(*args, **kwargs)
+
+    library.impl(name, trace, "Tracer")
+
+
 def _cache_operand(update: Any) -> Any:
     return list(update.inputs())[-1]
 
@@ -162,9 +174,18 @@ for _operator in _UPDATES.values():
 def register() -> None:
     """Make ``torch.onnx.export(dynamo=False)`` know our ops and torch_npu's. Idempotent."""
     for operator in OPERATORS:
-        npu = [f"npu::{operator.npu_function}"] if operator.npu_op else []
+        npu = [f"npu::{operator.npu_function}"] if operator.npu_op and operator.npu_form is None else []
         for op in (f"{NAMESPACE}::{operator.name}", *npu):
             utils.register_custom_op_symbolic(op, _symbolic(operator), _OPSET)
+        for one in (one for one in operator.more if one.not_in_graphs):
+            utils.register_custom_op_symbolic(f"{NAMESPACE}::{one.name}", _refusal(one.not_in_graphs), _OPSET)
+
+
+def _refusal(message: str) -> Any:
+    def refuse(g: Any, *arguments: Any) -> Any:
+        raise RuntimeError(message)
+
+    return refuse
 
 
 def _symbolic(operator: TorchOperator) -> Any:

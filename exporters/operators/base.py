@@ -34,7 +34,16 @@ Call = TypeVar("Call")
 
 # A list is a constant of the exported program, or computed from shapes; a tensor is an input or computed from data.
 _LENGTHS_TYPES = {"": "SymInt[]", ".tensor": "Tensor"}
-_TORCH_TYPES = {"Tensor": "Tensor", "Tensor | None": "Tensor?", "int": "int", "float": "float", "Lengths": "{lengths}"}
+_TORCH_TYPES = {
+    "Tensor": "Tensor",
+    "Tensor | None": "Tensor?",
+    "int": "int",
+    "float": "float",
+    "bool": "bool",
+    "str": "str",
+    "Lengths": "{lengths}",
+    "Lengths | None": "int[]?",  # torch_npu's ops alone let them out, and take lists only
+}
 
 
 class Gradient(NamedTuple):
@@ -54,6 +63,7 @@ class Op:
         kernel, fake: with the arguments of the schema; ``kernel`` is for the dispatch key ``key``.
         gradient: None for an op that no tensor which wants a gradient reaches.
         in_place: it updates its last argument, the keyword ``cache``, and returns it.
+        not_in_graphs: for an op that no ONNX graph can have: why, and what to do.
     """
 
     name: str
@@ -63,6 +73,7 @@ class Op:
     gradient: Gradient | None = None
     key: str = "CPU"
     in_place: bool = False
+    not_in_graphs: str = ""
 
     @property
     def schemas(self) -> dict[str, str]:
@@ -114,6 +125,21 @@ class Tie:
 
 
 @dataclass(frozen=True)
+class NpuForm:
+    """torch_npu's op of an operator, where its arguments, layouts or results are not ours.
+
+    Attributes:
+        call: a dataclass of its arguments.
+        run: torch_npu's op out of our ops. It is a kernel, what traces record, and what the op becomes in a graph.
+        on_npu: our op on NPU tensors, out of torch_npu's; lengths are lists of ints. It is given the call of our op.
+    """
+
+    call: type[Any]
+    run: Callable[[Any], Any]
+    on_npu: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
 class TorchOperator:
     """One operator.
 
@@ -127,6 +153,7 @@ class TorchOperator:
         more: further ops: of the gradient.
         ties: dims that constant lengths fix.
         npu_schema: torch_npu's op, as its kernels here are written for; empty if torch_npu has none.
+        npu_form: what torch_npu's op is made of; None if it has our op's arguments and results.
     """
 
     node: Operator
@@ -136,6 +163,7 @@ class TorchOperator:
     op: Op
     ties: tuple[Tie, ...]
     npu_schema: str = ""
+    npu_form: NpuForm | None = None
     in_place: Op | None = None
     more: tuple[Op, ...] = ()
 
@@ -167,6 +195,11 @@ class TorchOperator:
         """The arguments of the op, in torch's order."""
         return inspect.signature(self.call).parameters
 
+    @cached_property
+    def npu_parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The arguments of torch_npu's op."""
+        return inspect.signature(self.npu_form.call).parameters if self.npu_form else self.parameters
+
     def check_lengths(self, arguments: Mapping[str, Any]) -> None:
         """Lengths are there, and a tensor of them is int64 of rank 1."""
         for name in self.lengths:
@@ -186,8 +219,16 @@ class TorchOperator:
         kwargs |= {name: _traced(kwargs[name]) for name in self.lengths}
         in_tensors = {name: () for name in self.lengths if isinstance(kwargs[name], Tensor)}
         self.check_kinds(self.call(*args, **(kwargs | in_tensors)))
+        if in_tensors:  # an overload takes lengths of one kind
+            kwargs |= {name: _in_tensor(kwargs[name]) for name in self.lengths}
         op = self.overload(self.in_place or self.op, kwargs)
         return op(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
+
+    def apply(self, call: Any) -> Any:
+        """Our op on a call, whose lengths are all of one kind. TypeError where they are missing."""
+        arguments = {name: getattr(call, name) for name in self.parameters}
+        self.check_lengths(arguments)
+        return self.overload(self.op, arguments)(**arguments)
 
     def require_ties(self, call: Any) -> None:
         """In a fake kernel: tie the dims to the lengths, as far as these are known."""
@@ -214,7 +255,9 @@ def arguments(call: type[Any]) -> str:
     for parameter in inspect.signature(call).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in texts:
             texts.append("*")
-        default = "" if parameter.default is parameter.empty else f"={parameter.default}"
+        given = parameter.default
+        quoted = f'"{given}"' if isinstance(given, str) else given
+        default = "" if given is parameter.empty else f"={quoted}"
         texts.append(f"{_TORCH_TYPES[parameter.annotation]} {parameter.name}{default}")
     return ", ".join(texts)
 
@@ -244,8 +287,15 @@ def _traced(lengths: Any) -> Any:
     """As given; in a trace (legacy exporter), where sizes are 0-dim tensors, one tensor that stays computed."""
     if not private.is_tracing() or not isinstance(lengths, (tuple, list)):
         return lengths
-    if not any(isinstance(one, Tensor) for one in lengths):
+    return _in_tensor(lengths) if any(isinstance(one, Tensor) for one in lengths) else lengths
+
+
+def _in_tensor(lengths: Lengths) -> Tensor:
+    """Lengths of either kind, whose elements may be SymInts or 0-dim tensors, as a tensor on the host."""
+    if isinstance(lengths, Tensor):
         return lengths
+    if all(isinstance(one, int) for one in lengths):
+        return torch.tensor(lengths, dtype=torch.int64)
     scalars = (one if isinstance(one, Tensor) else torch.full((), one) for one in lengths)
     return torch.stack([scalar.to(torch.int64) for scalar in scalars])
 

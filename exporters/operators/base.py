@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nsa_onnx.operators.base import Lengths as Kind
 from nsa_onnx.operators.base import Operator
-from nsa_onnx.operators.contract import Violation, raise_first
+from nsa_onnx.operators.contract import Violation, is_float, raise_first
 
 from .. import private
 from ..mistakes import says_where
@@ -224,11 +224,15 @@ class TorchOperator:
         op = self.overload(self.in_place or self.op, kwargs)
         return op(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
 
-    def apply(self, call: Any) -> Any:
-        """Our op on a call, whose lengths are all of one kind. TypeError where they are missing."""
-        arguments = {name: getattr(call, name) for name in self.parameters}
-        self.check_lengths(arguments)
-        return self.overload(self.op, arguments)(**arguments)
+    def apply(self, op: Op, **arguments: Any) -> Any:
+        """An op with the arguments of a call; others among them are left out. Lengths are all of one kind.
+
+        TypeError where the kind of an argument is wrong.
+        """
+        given = {name: arguments[name] for name in self.parameters}
+        self.check_lengths(given)
+        self.check_kinds(self.call(**(given | dict.fromkeys(self.lengths, ()))))
+        return self.overload(op, given)(**given)
 
     def require_ties(self, call: Any) -> None:
         """In a fake kernel: tie the dims to the lengths, as far as these are known."""
@@ -304,4 +308,8 @@ def _plain(value: Any) -> Any:
     """Python's ints for NumPy's, in lists as well; a SymInt, which Dynamo takes for an int, stays what it is."""
     if isinstance(value, (tuple, list)):
         return [_plain(one) for one in value]
-    return value if value is None or isinstance(value, (int, float, Tensor, torch.SymInt)) else operator.index(value)
+    if isinstance(value, bool):
+        return int(value)
+    if value is None or isinstance(value, (int, float, Tensor, torch.SymInt)):
+        return value
+    return float(value) if is_float(value) else operator.index(value)

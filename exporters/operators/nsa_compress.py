@@ -79,7 +79,7 @@ def _check(call: _Call) -> None:
     _check_kinds(replace(call, actual_seq_len=()))
     OPERATOR.check_lengths(vars(call))
     raise_first(contract.shape_violations(array(call.input).shape, array(call.weight).shape, *call.window))
-    require_one_device(call.input, {"weight": call.weight}, {SEQ: call.actual_seq_len})
+    require_one_device({"input": call.input, "weight": call.weight}, {SEQ: call.actual_seq_len})
 
 
 def _run(call: _Call) -> Tensor:

@@ -95,7 +95,7 @@ def _check(call: _Call) -> None:
     table = None if call.block_table is None else array(call.block_table).shape
     raise_first(contract.shape_violations(x, w, slots, *call.sizes, table, sequences, cache))
     indices = {"slot_mapping": call.slot_mapping, "block_table": call.block_table, SEQ: lengths}
-    require_one_device(call.input, {"weight": call.weight, "cache": call.cache}, indices)
+    require_one_device({"input": call.input, "weight": call.weight, "cache": call.cache}, indices)
 
 
 def _update(call: _Call) -> Tensor:

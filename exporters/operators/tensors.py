@@ -24,17 +24,19 @@ def dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def require_one_device(input: Tensor, computed: Mapping[str, Tensor], indices: Mapping[str, Any]) -> None:
-    """One device for all that is computed with; indices may be on the host.
+def require_one_device(computed: Mapping[str, Tensor | None], indices: Mapping[str, Any]) -> None:
+    """All that is computed with is where the first of it is; indices may be on the host.
 
     Asked of a meta tensor, too: torch gives a call with one among others to the fake kernel, whose result would be
     memory that nobody has written.
     """
+    first, *_ = computed
+    device = computed[first].device  # type: ignore[union-attr]
     for name, value in {**computed, **indices}.items():
-        if not isinstance(value, Tensor) or value.device == input.device:
+        if not isinstance(value, Tensor) or value.device == device:
             continue
         if name in computed or value.device.type != "cpu":
-            raise RuntimeError(f"{name} must be on the device of input, {input.device}, got {value.device}")
+            raise RuntimeError(f"{name} must be on the device of {first}, {device}, got {value.device}")
 
 
 def host_lengths(lengths: Sequence[int] | Tensor) -> npt.NDArray[np.int64]:

@@ -1,0 +1,264 @@
+"""What the attention stages have in common in torch: checks, kernels, fake kernels, and torch_npu's layouts.
+
+Each stage is an op that returns new tensors, in the node's form. torch_npu's op takes other layouts and returns more;
+the modules of the stages say how it is made of ours.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from nsa_onnx.operators.arrays import described
+from nsa_onnx.operators.attention import (
+    COUNT,
+    SCALE,
+    Stage,
+    attribute_violations,
+    count_violations,
+    dim_violations,
+    length_violations,
+    prefix_sum_violations,
+    rank_violations,
+    type_violations,
+)
+from nsa_onnx.operators.base import Lengths as Kind
+from nsa_onnx.operators.base import Operator
+from nsa_onnx.operators.contract import Rows, Violations, raise_first
+
+from .. import private
+from .base import NpuForm, Op, Tie, TorchOperator, arguments, fake_kernel, kernel
+from .gradients import without_gradient
+from .tensors import array, buffer, dense, dtype, host_lengths, require_one_device
+
+def attention_operator(
+    node: Operator,
+    stage: Stage,
+    function: Callable[..., Any],
+    call: type[Any],
+    native_kernel: Callable[..., None],
+    *,
+    no_gradient: str,
+    npu_results: int,
+    npu_form: NpuForm,
+    more: tuple[Op, ...] = (),
+) -> TorchOperator:
+    """An attention stage.
+
+    Args:
+        function: what a model calls, named as the op.
+        call: a dataclass of the op's arguments.
+        native_kernel: of the operator's room.
+        no_gradient: why there is no gradient, and what to do.
+        npu_results: how many tensors torch_npu's op returns.
+        more: further ops.
+    """
+    name = function.__name__
+    results = "Tensor" if len(node.outputs) == 1 else f"({', '.join(['Tensor'] * len(node.outputs))})"
+    raises, gradient = without_gradient(name, no_gradient)
+    checks = _Checks(stage, node.contract.rows)
+
+    def run(call: Any) -> Any:
+        operator.check_lengths(vars(call))
+        checks.check(call)
+        return _run(call, node, native_kernel)
+
+    def fake(call: Any) -> Any:
+        operator.check_lengths(vars(call))
+        checks.check(call)
+        operator.require_ties(call)
+        return _outputs(call, node)
+
+    npu_results_text = "Tensor" if npu_results == 1 else f"({', '.join(['Tensor'] * npu_results)})"
+    operator = TorchOperator(
+        node=node,
+        function=function,
+        call=call,
+        check_kinds=checks.check_kinds,
+        op=Op(name, f"({arguments(call)}) -> {results}", kernel(call, run), fake_kernel(call, fake), gradient),
+        npu_schema=f"npu::npu_{name}({arguments(npu_form.call)}) -> {npu_results_text}",
+        npu_form=npu_form,
+        ties=_ties(stage),
+        more=(raises, *more),
+    )
+    return operator
+
+
+def _ties(stage: Stage) -> tuple[Tie, ...]:
+    """The dims that lengths fix: those that a prefix sum ends in, and B."""
+    first = {dims[0]: name for name, dims in reversed(stage.arrays.items())}
+    sums = [Tie(dim, first[dim], name, Kind.PREFIX_SUMS) for name, dim in stage.prefix_sums.items() if dim]
+    return (*sums, *(Tie("B", first["B"], name, Kind.LENGTHS) for name in stage.lengths))
+
+
+# --------------------------------------------------------------------------------------------------
+# Checks
+
+
+class _Checks:
+    """What a call of a stage may break, masks and indices left to the kernel, which looks at their data."""
+
+    def __init__(self, stage: Stage, rows: Rows) -> None:
+        self._stage, self._rows = stage, rows
+
+    def check_kinds(self, call: Any) -> None:
+        """The TypeErrors."""
+        stage = self._stage
+        arrays = {name: described(getattr(call, name)) for name in stage.arrays}
+        numbers = {name: getattr(call, name) for name in (SCALE, *stage.attributes)}
+        lengths = {name: getattr(call, name) for name in stage.all_lengths}
+        raise_first(type_violations(stage, self._rows, arrays, numbers, lengths))
+
+    def check(self, call: Any) -> None:
+        """Lengths have been looked at for their kind alone."""
+        stage = self._stage
+        self.check_kinds(replace(call, **dict.fromkeys(stage.all_lengths, ())))
+        raise_first(self._violations(call))
+        tensors = {name: getattr(call, name) for name in (*stage.arrays, *stage.all_lengths)}
+        indices = {name: tensors.pop(name) for name in ("block_table", *stage.all_lengths) if name in tensors}
+        require_one_device(tensors, indices)
+
+    def _violations(self, call: Any) -> Violations:
+        stage, rows = self._stage, self._rows
+        given = {name: getattr(call, name) for name in stage.arrays}
+        shapes = {name: array(tensor).shape for name, tensor in given.items() if tensor is not None}
+        numbers = {name: getattr(call, name) for name in (SCALE, *stage.attributes)}
+        yield from rank_violations(stage, rows, {name: len(shape) for name, shape in shapes.items()})
+        yield from attribute_violations(rows, numbers)
+        yield from dim_violations(stage, rows, shapes, numbers)
+        lengths = {name: getattr(call, name) for name in stage.all_lengths}
+        counts = {name: _count(one) for name, one in lengths.items()}
+        yield from count_violations(stage, rows, counts, shapes["query"][0] if stage.lengths else None)
+        known = {name: ends for name, one in lengths.items() if (ends := _known(one)) is not None}
+        sizes = {dims[0]: shapes[name][0] for name, dims in stage.arrays.items() if name in shapes}
+        for name, ends in known.items():
+            if name in stage.lengths:
+                pages, page = shapes["block_table"][1], call.page_block_size
+                yield from length_violations(rows, name, ends, None if pages is None else pages * page)
+            else:
+                dim = stage.prefix_sums[name]
+                yield from prefix_sum_violations(rows, name, ends, sizes.get(str(dim)), dim is not None)
+
+
+def _count(lengths: Any) -> int | None:
+    count = lengths.shape[0] if isinstance(lengths, Tensor) else len(lengths)
+    return count if isinstance(count, int) else None
+
+
+def _known(lengths: Any) -> Sequence[int] | None:
+    """Lengths that are no expressions; those in a tensor are for the kernel."""
+    if isinstance(lengths, Tensor) or not all(isinstance(one, int) for one in lengths):
+        return None
+    return cast(Sequence[int], lengths)
+
+
+# --------------------------------------------------------------------------------------------------
+# Kernels
+
+
+def _outputs(call: Any, node: Operator) -> Any:
+    """Where the results go: attention_out ``[.., N1, Dv]``, and topk_indices ``[.., N2, k]``."""
+    query, key, value = call.query, call.key, call.value
+    out = query.new_empty((*query.shape[:2], value.shape[-1]))
+    if len(node.outputs) == 1:
+        return out
+    sizes = query.shape[0], key.shape[-2], getattr(call, COUNT)
+    return out, query.new_empty(sizes, dtype=torch.int32)
+
+
+def _run(call: Any, node: Operator, native_kernel: Callable[..., None]) -> Any:
+    """On CPU tensors of any strides. The kernel takes the arguments in their order, then what it writes to."""
+    results = _outputs(call, node)
+    held, operands = [], []  # what is dense must outlive the call
+    for name in inspect.signature(type(call)).parameters:
+        value = getattr(call, name)
+        if name in node.input_names and _is_lengths(node, name):
+            value = host_lengths(value)
+        elif isinstance(value, Tensor):
+            held.append(dense(value))
+            value = buffer(held[-1])
+        operands.append(float(value) if name == SCALE else value)
+    written = [buffer(result) for result in (results if isinstance(results, tuple) else (results,))]
+    native_kernel(dtype(call.query), *operands, *written, torch.get_num_threads())
+    return results
+
+
+def _is_lengths(node: Operator, name: str) -> bool:
+    return any(one.name == name and one.lengths for one in node.inputs)
+
+
+# --------------------------------------------------------------------------------------------------
+# torch_npu's layouts
+
+
+def boolean(mask: Tensor | None) -> Tensor | None:
+    """A mask as torch_npu takes it: its uint8 as well, in which all but 0 is true."""
+    return mask.to(torch.bool) if mask is not None and mask.dtype == torch.uint8 else mask
+
+
+def refuse_given(function: str, **values: object) -> None:
+    """Arguments of torch_npu's op that its operator does not support, either."""
+    for name, value in values.items():
+        if value is not None:
+            raise RuntimeError(f"{name} must be None: {function} does not support it, on an NPU neither")
+
+
+def refuse_several_tokens(query_lengths: Sequence[int] | None) -> None:
+    """The vendor's case of 2 to 4 query tokens a sequence."""
+    for b, length in enumerate(query_lengths or ()):
+        if length != 1:
+            raise RuntimeError(
+                f"actual_seq_qlen[{b}] must be 1, got {length}: a decode step takes one query token of each sequence"
+            )
+
+
+def decode_query(query: Tensor, layout: str, layouts: Mapping[str, int], heads: int) -> Tensor:
+    """``[B, N1, D]`` of a query in a layout; ``layouts`` has the rank of each that the op takes."""
+    rank = layouts.get(layout)
+    if rank is None:
+        raise RuntimeError(f"layout must be {' or '.join(layouts)}, got {layout}")
+    if query.dim() != rank:
+        raise RuntimeError(f"query must have rank {rank} in layout {layout}, got rank {query.dim()}")
+    if layout == "TND":
+        return query
+    if layout == "BSH":
+        query = query.reshape(*query.shape[:2], heads, _head_dim(query, "query", heads))
+    return one_token(query, "query")
+
+
+def one_token(tensor: Tensor, name: str) -> Tensor:
+    """``[B, N, ..]`` of a tensor ``[B, 1, N, ..]``; others as they are."""
+    if tensor.dim() != 4:
+        return tensor
+    batch, tokens, *rest = tensor.shape
+    private.require(
+        tokens == 1, lambda: f"{name}.shape[1] must be 1, got {tokens}: a decode step takes one query token a sequence"
+    )
+    return tensor.reshape(batch, *rest)
+
+
+def split_pages(pages: Tensor, name: str, kv_heads: int) -> Tensor:
+    """``[block_num, page, N2, D]`` of pages ``[block_num, page, N2 * D]``; others as they are."""
+    if pages.dim() != 3:
+        return pages
+    return pages.reshape(*pages.shape[:2], kv_heads, _head_dim(pages, name, kv_heads))
+
+
+def _head_dim(tensor: Tensor, name: str, heads: int) -> Any:
+    size = tensor.shape[2]
+    if heads < 1 or (isinstance(size, int) and size % heads):
+        raise RuntimeError(f"{name}.shape[2] must be a multiple of the number of its heads, {heads}, got {size}")
+    return size // heads
+
+
+def in_layout(result: Tensor, layout: str) -> Tensor:
+    """A decode step's result ``[B, N, ..]`` in torch_npu's layout."""
+    if layout == "TND":
+        return result
+    batch, heads, size = result.shape
+    return result.reshape(batch, 1, heads * size) if layout == "BSH" else result.reshape(batch, 1, heads, size)

@@ -1,0 +1,137 @@
+"""NsaSelectedAttention in torch: ``nsa_select_attention``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.nsa_selected_attention import contract
+from nsa_onnx.operators.nsa_selected_attention.call import kernel as native_kernel
+
+from .attention import attention_operator
+from .base import Lengths, NpuForm, find_op
+from .softmax import LOWEST, by_head, check_blocks, expanded, positions, products, row_tiles, sequences, softmax_op
+
+
+@dataclass(frozen=True)
+class _Call:
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    topk_indices: Tensor
+    scale_value: float
+    head_num: int
+    select_block_size: int
+    select_block_count: int
+    _: KW_ONLY
+    causal: int = 0
+    actual_seq_qlen: Lengths
+    actual_seq_kvlen: Lengths
+
+
+def nsa_select_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    topk_indices: Tensor,
+    scale_value: float,
+    head_num: int,
+    select_block_size: int,
+    select_block_count: int,
+    *,
+    causal: bool = False,
+    actual_seq_qlen: Lengths,
+    actual_seq_kvlen: Lengths,
+) -> Tensor:
+    """`nsa_onnx.nsa_select_attention` for torch tensors, with lengths that may be known at run time only.
+
+    Args:
+        query, key, value, topk_indices: as `nsa_onnx.nsa_select_attention`, torch tensors of any strides.
+        scale_value, head_num, select_block_size, select_block_count, causal: as there.
+        actual_seq_qlen, actual_seq_kvlen: prefix sums, each a list or tuple of ints or SymInts, or an int64 tensor
+            ``[B]`` (exported as an input).
+
+    Returns:
+        attention_out ``[T1, N1, Dv]``.
+
+    Raises:
+        TypeError, RuntimeError: as `nsa_onnx.nsa_select_attention`. NotImplementedError in a backward pass.
+    """
+    result = OPERATOR.run(
+        *(query, key, value, topk_indices, scale_value, head_num, select_block_size, select_block_count),
+        causal=causal,
+        actual_seq_qlen=actual_seq_qlen,
+        actual_seq_kvlen=actual_seq_kvlen,
+    )
+    return cast(Tensor, result)
+
+
+def _logits(call: _Call) -> Iterator[tuple[slice, Tensor]]:
+    for rows, tokens in sequences(call.actual_seq_qlen, call.actual_seq_kvlen):
+        key = by_head(call.key[tokens])
+        kv_heads, count, dim = key.shape
+        groups = torch.arange(kv_heads, device=key.device)[:, None]
+        for tile in row_tiles(rows, call.select_block_count * call.select_block_size * kv_heads * dim):
+            blocks = call.topk_indices[tile]
+            check_blocks(blocks, call.select_block_size, count)
+            places, there = positions(blocks, call.select_block_size, count)
+            if not count:
+                places = places[..., :0]
+                there = there[..., :0]
+            logits = products(call.query[tile], key[groups, places.where(there, 0)], call.scale_value)
+            if call.causal:
+                own = torch.arange(tile.start - rows.start, tile.stop - rows.start, device=key.device)
+                logits = logits.masked_fill(expanded(places > own[:, None, None], call.head_num), LOWEST)
+            yield tile, logits.masked_fill(expanded(~there, call.head_num), -torch.inf)
+
+
+# --------------------------------------------------------------------------------------------------
+# torch_npu
+
+
+@dataclass(frozen=True)
+class _NpuCall:
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    topk_indices: Tensor
+    scale_value: float
+    head_num: int
+    select_block_size: int
+    select_block_count: int
+    _: KW_ONLY
+    atten_mask: Tensor | None = None
+    actual_seq_qlen: Lengths | None = None
+    actual_seq_kvlen: Lengths | None = None
+
+
+def _npu(call: _NpuCall) -> tuple[Tensor, ...]:
+    """That there is a mask means causal (sparse_mode 2); what is in it is never read."""
+    ours = vars(call) | {"causal": int(call.atten_mask is not None)}
+    return OPERATOR.apply(OPERATOR.op, **ours), *OPERATOR.apply(_SOFTMAX, **ours)
+
+
+def _on_npu(call: _Call) -> Tensor:
+    given = dict(vars(call))
+    if given.pop("causal"):
+        given["atten_mask"] = call.query.new_ones((1, 1), dtype=torch.bool)
+    return find_op(OPERATOR.npu_op)(**given)[0]  # type: ignore[no-any-return]
+
+
+_SOFTMAX = softmax_op(nsa_select_attention.__name__, _Call, _logits)
+OPERATOR = attention_operator(
+    OPERATORS[contract.OP_TYPE],
+    contract.STAGE,
+    nsa_select_attention,
+    _Call,
+    native_kernel,
+    no_gradient="call it under torch.no_grad(), or train on an NPU, where torch_npu has one",
+    npu_results=3,
+    npu_form=NpuForm(_NpuCall, _npu, _on_npu),
+    more=(_SOFTMAX,),
+)

@@ -1,0 +1,135 @@
+"""NsaSelectedAttentionInfer in torch: ``nsa_select_attention_infer``, one decode step."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import cast
+
+from torch import Tensor
+
+from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.nsa_selected_attention_infer import contract
+from nsa_onnx.operators.nsa_selected_attention_infer.call import kernel as native_kernel
+
+from .attention import (
+    attention_operator,
+    decode_query,
+    in_layout,
+    one_token,
+    refuse_given,
+    refuse_several_tokens,
+    split_pages,
+)
+from .base import Lengths, NpuForm, find_op
+
+_LAYOUTS = {"BSND": 4, "BSH": 3, "TND": 3}
+
+
+@dataclass(frozen=True)
+class _Call:
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    topk_indices: Tensor
+    scale_value: float
+    head_num: int
+    key_value_head_num: int
+    select_block_size: int
+    select_block_count: int
+    page_block_size: int
+    _: KW_ONLY
+    block_table: Tensor
+    actual_seq_kvlen: Lengths
+
+
+def nsa_select_attention_infer(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    topk_indices: Tensor,
+    scale_value: float,
+    head_num: int,
+    key_value_head_num: int,
+    select_block_size: int,
+    select_block_count: int,
+    page_block_size: int,
+    *,
+    block_table: Tensor,
+    actual_seq_kvlen: Lengths,
+) -> Tensor:
+    """`nsa_onnx.nsa_select_attention_infer` for torch tensors, with lengths that may be known at run time only.
+
+    Args:
+        query, key, value, topk_indices, block_table: as `nsa_onnx.nsa_select_attention_infer`, torch tensors of any
+            strides.
+        scale_value, head_num, key_value_head_num, select_block_size, select_block_count, page_block_size: as there.
+        actual_seq_kvlen: B lengths in tokens: a list or tuple of ints or SymInts, or an int64 tensor ``[B]`` (the way
+            to export a decode step: lengths change from step to step).
+
+    Returns:
+        attention_out ``[B, N1, Dv]``.
+
+    Raises:
+        TypeError, RuntimeError: as `nsa_onnx.nsa_select_attention_infer`. NotImplementedError in a backward pass.
+    """
+    result = OPERATOR.run(
+        *(query, key, value, topk_indices, scale_value, head_num, key_value_head_num),
+        *(select_block_size, select_block_count, page_block_size),
+        block_table=block_table,
+        actual_seq_kvlen=actual_seq_kvlen,
+    )
+    return cast(Tensor, result)
+
+
+# --------------------------------------------------------------------------------------------------
+# torch_npu
+
+
+@dataclass(frozen=True)
+class _NpuCall:
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    topk_indices: Tensor
+    scale_value: float
+    head_num: int
+    key_value_head_num: int
+    select_block_size: int
+    select_block_count: int
+    page_block_size: int
+    _: KW_ONLY
+    layout: str = "BSND"
+    atten_mask: Tensor | None = None
+    block_table: Tensor | None = None
+    actual_seq_qlen: Lengths | None = None
+    actual_seq_kvlen: Lengths | None = None
+
+
+def _npu(call: _NpuCall) -> Tensor:
+    refuse_given(OPERATOR.npu_function, atten_mask=call.atten_mask)
+    refuse_several_tokens(call.actual_seq_qlen)
+    ours = vars(call) | {
+        "query": decode_query(call.query, call.layout, _LAYOUTS, call.head_num),
+        "key": split_pages(call.key, "key", call.key_value_head_num),
+        "value": split_pages(call.value, "value", call.key_value_head_num),
+        "topk_indices": one_token(call.topk_indices, "topk_indices"),
+    }
+    return in_layout(OPERATOR.apply(OPERATOR.op, **ours), call.layout)
+
+
+def _on_npu(call: _Call) -> Tensor:
+    pages = {"key": call.key.flatten(2), "value": call.value.flatten(2)}
+    given = vars(call) | pages | {"layout": "TND", "actual_seq_qlen": [1] * len(call.actual_seq_kvlen)}
+    return find_op(OPERATOR.npu_op)(**given)  # type: ignore[no-any-return]
+
+
+OPERATOR = attention_operator(
+    OPERATORS[contract.OP_TYPE],
+    contract.STAGE,
+    nsa_select_attention_infer,
+    _Call,
+    native_kernel,
+    no_gradient="it is a decode step. Call it under torch.no_grad()",
+    npu_results=1,
+    npu_form=NpuForm(_NpuCall, _npu, _on_npu),
+)

@@ -7,6 +7,7 @@ the modules of the stages say how it is made of ours.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -172,9 +173,9 @@ def _outputs(call: Any, node: Operator) -> Any:
 
 
 def _run(call: Any, node: Operator, native_kernel: Callable[..., None]) -> Any:
-    """On CPU tensors of any strides. The kernel takes the arguments in their order, then what it writes to."""
+    """On CPU tensors of any strides."""
     results = _outputs(call, node)
-    held, operands = [], []  # what is dense must outlive the call
+    held, operands = [], {}  # what is dense must outlive the call
     for name in inspect.signature(type(call)).parameters:
         value = getattr(call, name)
         if name in node.input_names and _is_lengths(node, name):
@@ -182,9 +183,10 @@ def _run(call: Any, node: Operator, native_kernel: Callable[..., None]) -> Any:
         elif isinstance(value, Tensor):
             held.append(dense(value))
             value = buffer(held[-1])
-        operands.append(float(value) if name == SCALE else value)
-    written = [buffer(result) for result in (results if isinstance(results, tuple) else (results,))]
-    native_kernel(dtype(call.query), *operands, *written, torch.get_num_threads())
+        operands[name] = float(value) if name == SCALE else value
+    written = results if isinstance(results, tuple) else (results,)
+    operands |= {one.name: buffer(result) for one, result in zip(node.outputs, written, strict=True)}
+    native_kernel(dtype=dtype(call.query), **operands, threads=torch.get_num_threads())
     return results
 
 
@@ -235,7 +237,8 @@ def one_token(tensor: Tensor, name: str) -> Tensor:
     """``[B, N, ..]`` of a tensor ``[B, 1, N, ..]``; others as they are."""
     if tensor.dim() != 4:
         return tensor
-    batch, tokens, *rest = tensor.shape
+    batch, _, *rest = tensor.shape
+    tokens = _size(tensor, 1)
     private.require(
         tokens == 1, lambda: f"{name}.shape[1] must be 1, got {tokens}: a decode step takes one query token a sequence"
     )
@@ -250,10 +253,20 @@ def split_pages(pages: Tensor, name: str, kv_heads: int) -> Tensor:
 
 
 def _head_dim(tensor: Tensor, name: str, heads: int) -> Any:
-    size = tensor.shape[2]
+    size = _size(tensor, 2)
     if heads < 1 or (isinstance(size, int) and size % heads):
         raise RuntimeError(f"{name}.shape[2] must be a multiple of the number of its heads, {heads}, got {size}")
     return size // heads
+
+
+def _size(tensor: Tensor, axis: int) -> Any:
+    """Of an axis that a trace, where sizes are tensors, may take for constant."""
+    size: Any = tensor.shape[axis]
+    if not isinstance(size, Tensor):
+        return size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return int(size)
 
 
 def in_layout(result: Tensor, layout: str) -> Tensor:

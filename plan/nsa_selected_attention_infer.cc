@@ -87,8 +87,8 @@ std::string ReadTable(const Call& call, int64_t b, int64_t length, const int32_t
 void AddBlock(const AttentionAttributes& attributes, int64_t block, int64_t length,
               const std::vector<int64_t>& pages, Plan* plan) {
   const int64_t page = *attributes.page, size = attributes.select_block;
-  const int64_t end = block < 0 ? 0 : std::min((block + 1) * size, length);
-  for (int64_t token = block * size; token < end;) {
+  const int64_t end = std::min((block + 1) * size, length);
+  for (int64_t token = block * size; block >= 0 && token < end;) {
     const int64_t offset = token % page, tokens = std::min(page - offset, end - token);
     plan->runs.push_back({pages[static_cast<size_t>(token / page)] * page + offset, tokens});
     token += tokens;

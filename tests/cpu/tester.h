@@ -1,10 +1,12 @@
 // What the test of the CPU kernels does for every operator: run a case on all instruction sets and
-// in all splits, compare the bits, watch the memory around. operators/*.cc has each operator's
-// cases, same_bits.cc says what the test promises.
+// in all splits, compare the bits, watch the memory around. Where an operator promises the same
+// bits in all splits, but only nearly the same on two instruction sets, its cases go through
+// CompareNear. operators/*.cc has each operator's cases, same_bits.cc says what the test promises.
 #ifndef NSA_ONNX_TESTS_CPU_TESTER_H_
 #define NSA_ONNX_TESTS_CPU_TESTER_H_
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -14,6 +16,7 @@
 #include <vector>
 
 #include "c_api/c_api.h"
+#include "cpu/float16.h"
 #include "cpu/targets.h"
 #include "float_mode.h"
 #include "guarded.h"
@@ -123,6 +126,10 @@ struct Case {
   }
 };
 
+inline float ToFloat(uint16_t bits, DType dtype) {
+  return dtype == DType::kFloat16 ? Float16::ToFloat(bits) : BFloat16::ToFloat(bits);
+}
+
 class Tester {
  public:
   explicit Tester(std::vector<std::string> targets) : targets_(std::move(targets)) {}
@@ -161,13 +168,54 @@ class Tester {
     }
   }
 
+  // The same for an operator whose targets agree within an error: each target's result is the same
+  // in all splits, and differs from the scalar one by a rounding and `slack` at most. It is
+  // [rows, heads, dim]; finish(scratch) ends a computation of all units.
+  template <class Data, class Kernel, class Finish>
+  void CompareNear(const std::string& what, DType dtype, const Data& data, Array* array,
+                   int64_t units, int64_t heads, int64_t dim, float slack, Kernel kernel,
+                   Finish finish, Random* random) {
+    ++cases_;
+    const auto run = [&](const std::string& target, const std::vector<int64_t>& borders) {
+      std::memset(array->data(), 0xFF, array->size() * sizeof(uint16_t));  // no kernel gives it
+      Doing(what, target + ", ranges between " + Joined(borders));
+      SetTarget(target.c_str());
+      RunParts(data, kernel(), borders, random);
+      finish();
+      if (!array->SurroundingsUntouched()) Fail("wrote outside of the result");
+      return std::vector<uint16_t>(array->data(), array->data() + array->size());
+    };
+    const std::vector<uint16_t> expected = run("scalar", {0, units});
+    for (const uint16_t bits : expected) digest_ = (digest_ ^ bits) * 0x100000001B3u;
+    for (const std::string& target : targets_) {
+      const std::vector<uint16_t> whole = run(target, {0, units});
+      ExpectNear(expected, whole, dtype, slack);
+      run(target, RandomSplit(units, random));
+      ExpectSame(whole, *array, heads, dim);
+    }
+  }
+
+  // Every result is one rounding and `slack` from the expected one at most; NaN is near NaN alone.
+  static void ExpectNear(const std::vector<uint16_t>& expected, const std::vector<uint16_t>& result,
+                         DType dtype, float slack) {
+    const bool half = dtype == DType::kFloat16;
+    const float place = half ? 0x1p-10f : 0x1p-7f, least = half ? 0x1p-24f : 0x1p-133f;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const float a = ToFloat(expected[i], dtype), b = ToFloat(result[i], dtype);
+      const float most = std::max(std::abs(a), std::abs(b)) * place + least + slack;
+      if ((std::isnan(a) && std::isnan(b)) || std::abs(a - b) <= most) continue;
+      Fail(Text("result[%d] is %g, the scalar kernel gives %g", static_cast<int>(i), b, a));
+      return;
+    }
+  }
+
   // `result` against `expected`, [rows, heads, dim].
   static void ExpectSame(const std::vector<uint16_t>& expected, Array& result, int64_t heads,
                          int64_t dim) {
     for (size_t i = 0; i < expected.size(); ++i) {
       if (result[i] == expected[i]) continue;
       const auto at = static_cast<int64_t>(i);
-      Fail(Text("result[%d, %d, %d] is 0x%04X, the scalar kernel gives 0x%04X",
+      Fail(Text("result[%d, %d, %d] is 0x%04X, expected is 0x%04X",
                 static_cast<int>(at / dim / heads), static_cast<int>(at / dim % heads),
                 static_cast<int>(at % dim), result[i], expected[i]));
       return;
@@ -209,14 +257,31 @@ inline void RandomHeads(int64_t most, int64_t most_heads, Random* random, Case* 
   } while (c->heads * c->dim > most || c->heads > most_heads);
 }
 
+// Multiples of 2^-8 in [-1, 1].
+inline void FillFractions(DType dtype, Array* array, Random* random) {
+  for (size_t i = 0; i < array->size(); ++i) {
+    const float value = static_cast<float>(random->Between(-256, 256)) * 0x1p-8f;
+    (*array)[i] = dtype == DType::kFloat16 ? Float16::FromFloat(value) : BFloat16::FromFloat(value);
+  }
+}
+
+// What two float32 computations of attention may differ by before they are rounded, with such
+// numbers: the errors of a logit change its weight in proportion, those of both sums add to it.
+inline float AttentionSlack(int64_t dim, int64_t tokens, float scale) {
+  const float place = 0x1p-24f, products = static_cast<float>(dim);
+  const float logit = place * (products + 2) * products * std::abs(scale);
+  return 2 * (2 * logit + place * static_cast<float>(2 * tokens + 20));
+}
+
 // --------------------------------------------------------------------------------------------------
 // The C interface, which starts threads of its own. The inputs are large enough for five of them
 // (kBytesWorthAThread in parallel.cc).
 
+// `across`: the targets give the same bits, too.
 template <class Call>
 void CompareThreads(const std::string& what, const std::vector<std::string>& targets, Array* result,
-                    const std::vector<uint16_t>& before, int64_t heads, int64_t dim, Call call) {
-  std::vector<uint16_t> expected;
+                    const std::vector<uint16_t>& before, int64_t heads, int64_t dim, Call call,
+                    bool across = true) {
   char error[512] = "";
   const auto run = [&](const std::string& target, int64_t threads) {
     std::memcpy(result->data(), before.data(), before.size() * sizeof(uint16_t));
@@ -226,10 +291,11 @@ void CompareThreads(const std::string& what, const std::vector<std::string>& tar
            [&] { failed = failed || call(threads, error, sizeof error); });
     if (failed) Fail(error);
     if (!result->SurroundingsUntouched()) Fail("wrote outside of the result");
+    return std::vector<uint16_t>(result->data(), result->data() + before.size());
   };
-  run("scalar", 1);
-  expected.assign(result->data(), result->data() + before.size());
+  std::vector<uint16_t> expected = run("scalar", 1);
   for (const std::string& target : targets) {
+    if (!across) expected = run(target, 1);
     for (int64_t threads = 1; threads <= 5; ++threads) {
       run(target, threads);
       Tester::ExpectSame(expected, *result, heads, dim);

@@ -153,7 +153,7 @@ class RowAttention {
     float* next = AlignedToLine(scratch);
     const auto take = [&next](size_t size) {
       float* const taken = next;
-      next += (size + kLineFloats - 1) / kLineFloats * kLineFloats;
+      next += RoundUp(size, kLineFloats);
       return taken;
     };
     query_ = take(pitch_ * shape.dim);

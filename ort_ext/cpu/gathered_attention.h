@@ -42,14 +42,11 @@ constexpr size_t kMostDim = static_cast<size_t>(spec::kAttentionLimits.max_head_
 
 // float32 elements of scratch that a row takes, whatever the instruction set.
 inline size_t GatherScratchSize(const GatherShape& shape) {
-  const auto lines = [](size_t size) {
-    return (size + kLineFloats - 1) / kLineFloats * kLineFloats;
-  };
-  const size_t heads = lines(shape.group);  // a vector has no more lanes than a line
+  const size_t heads = RoundUp(shape.group, kLineFloats);  // a vector has no more lanes than a line
   const size_t most_width = 4 * kLineFloats;
   return heads * shape.dim + kGatherTokens * (kMostDim + kLineFloats) + kGatherChunk * heads +
-         kGatherChunk * most_width + lines(shape.group * shape.value_dim) + 3 * heads +
-         kUnalignedFloats;
+         kGatherChunk * most_width + RoundUp(shape.group * shape.value_dim, kLineFloats) +
+         3 * heads + kUnalignedFloats;
 }
 
 // Of the sums of a part of a row, in float32 elements.
@@ -73,8 +70,11 @@ class HeadAttention {
       const float max = logit > max_ ? logit : max_;
       const float before = Exp(max_ - max), weight = Exp(logit - max);
       sum_ = sum_ * before + weight;
-      for (size_t d = 0; d < shape_.value_dim; ++d) results_[d] *= before;
-      AddValue<T>(weight, tokens.value + j * shape_.value_pitch, shape_.value_dim, results_);
+      const uint16_t* const value = tokens.value + j * shape_.value_pitch;
+      for (size_t d = 0; d < shape_.value_dim; ++d) {
+        const float product = weight * T::ToFloat(value[d]);
+        results_[d] = results_[d] * before + product;
+      }
       max_ = max;
       empty_ = false;
     }

@@ -1,8 +1,8 @@
 """Native Sparse Attention's operators in ONNX: export, run, check.
 
-``nsa_compress`` and the other functions of an operator's name compute on NumPy arrays and torch tensors. ``nsa_onnx.exporters`` (a
-separate import, which needs torch) exports models that use them. ``create_session`` runs the exported file with
-onnxruntime. ``check`` finds mistakes in it.
+``nsa_compress`` and the other functions of an operator's name compute on NumPy arrays and torch tensors.
+``nsa_onnx.exporters`` (a separate import, which needs torch) exports models that use them. ``create_session`` runs the
+exported file with onnxruntime. ``check`` finds mistakes in it.
 
 Each name here is imported when it is first used. pytest imports this package in every run wherever it is installed,
 because of the pytest plugin: such a run must not wait for onnx, nor fail where onnx does.

@@ -21,6 +21,15 @@ COMPRESS_INFER = (
     "input, weight, slot_mapping, compress_block_size, compress_stride, page_block_size, *, "
     "block_table=None, actual_seq_len, cache"
 )
+ATTENTION = (
+    "query, key, value, scale_value, head_num, compress_block_size, compress_stride, select_block_size, "
+    "select_block_count, *, topk_mask=None, atten_mask=None, actual_seq_qlen, actual_cmp_seq_kvlen, "
+    "actual_sel_seq_kvlen"
+)
+ATTENTION_INFER = (
+    "query, key, value, scale_value, head_num, key_value_head_num, select_block_size, select_block_count, "
+    "page_block_size, compress_block_size, compress_stride, *, block_table, actual_cmp_seq_kvlen"
+)
 SELECT = (
     "query, key, value, topk_indices, scale_value, head_num, select_block_size, select_block_count, *, causal=False, "
     "actual_seq_qlen, actual_seq_kvlen"
@@ -45,6 +54,8 @@ PUBLIC = {
         "from_ortvalue": "value",
         "get_library_path": "",
         "nsa_compress": COMPRESS,
+        "nsa_compress_attention": ATTENTION,
+        "nsa_compress_attention_infer": ATTENTION_INFER,
         "nsa_compress_infer": COMPRESS_INFER,
         "nsa_select_attention": SELECT,
         "nsa_select_attention_infer": SELECT_INFER,

@@ -223,10 +223,7 @@ def _attribute_rows(stage: Stage) -> Iterator[_Row]:
     yield "head_num_min", RuntimeError, HEADS, f"{HEADS} must be >= 1, got {{}}", "NSA010"
     if KV_HEADS in stage.attributes:
         yield "key_value_head_num_min", RuntimeError, KV_HEADS, f"{KV_HEADS} must be >= 1, got {{}}", "NSA010"
-    else:
-        yield "key_heads_min", RuntimeError, "key", "key: N2 must be >= 1, got {}", "NSA010"
-    yield "heads_divide", RuntimeError, HEADS, f"{HEADS} must be a multiple of N2 = {{}}, got {{}}", "NSA010"
-    yield "group_max", RuntimeError, HEADS, f"{HEADS} / N2 must be <= {{}}, got {{}}", "NSA010"
+        yield from _group_rows()
     yield "select_multiple", RuntimeError, SELECT, f"{SELECT} {multiple}", "NSA011"
     yield "select_range", RuntimeError, SELECT, f"{SELECT} must be in [{ALIGNMENT}, {{}}], got {{}}", "NSA011"
     if BLOCK in stage.attributes:
@@ -244,6 +241,11 @@ def _attribute_rows(stage: Stage) -> Iterator[_Row]:
         yield "page_range", RuntimeError, PAGE, f"{PAGE} must be in [{ALIGNMENT}, {{}}], got {{}}", "NSA012"
     if CAUSAL in stage.attributes:
         yield "causal_range", RuntimeError, CAUSAL, f"{CAUSAL} must be 0 or 1, got {{}}", "NSA005"
+
+
+def _group_rows() -> Iterator[_Row]:
+    yield "heads_divide", RuntimeError, HEADS, f"{HEADS} must be a multiple of N2 = {{}}, got {{}}", "NSA010"
+    yield "group_max", RuntimeError, HEADS, f"{HEADS} / N2 must be <= {{}}, got {{}}", "NSA010"
 
 
 def attribute_violations(table: Rows, numbers: Mapping[str, int | float | None]) -> Violations:
@@ -302,6 +304,9 @@ def _dim_rows(stage: Stage) -> Iterator[_Row]:
         rule = {"page": "NSA012", "D": "NSA009", "Dv": "NSA009", "N1": "NSA010", "N2": "NSA010", "B": "NSA014"}
         text = f"{name}.shape[{axis}] must equal {wanted} = {{}}, got {{}}"
         yield f"{name}_{dim.lower()}", RuntimeError, name, text, rule.get(dim, "NSA014")
+    if KV_HEADS not in stage.attributes:  # key tells N2
+        yield "key_heads_min", RuntimeError, "key", "key: N2 must be >= 1, got {}", "NSA010"
+        yield from _group_rows()
     multiple = f"must be a multiple of {ALIGNMENT}, got {{}}"
     yield "dim_multiple", RuntimeError, "query", f"query: D {multiple}", "NSA009"
     yield "dim_range", RuntimeError, "query", f"query: D must be in [{ALIGNMENT}, {{}}], got {{}}", "NSA009"

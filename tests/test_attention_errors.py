@@ -1,0 +1,386 @@
+"""Every row of the attention stages' error tables, which error wins where several apply, and the hints."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import pytest
+import selected_cases as cases
+
+import nsa_onnx
+from nsa_onnx.graph.tensors import TensorFacts
+from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.facts import NodeFacts
+from nsa_onnx.runtime import native
+
+F16, BF16 = np.float16, ml_dtypes.bfloat16
+
+
+@dataclass(frozen=True)
+class Node:
+    """What only a node can get wrong: an input's type or shape."""
+
+    name: str
+    dtype: str = "int64"
+    shape: tuple = (2,)
+
+
+def ones(*shape, dtype=F16):
+    return np.ones(shape, dtype)
+
+
+def topk(*shape, block=0, dtype=np.int32):
+    made = np.full(shape, block, dtype)
+    made.flat[-1] = -1
+    return made
+
+
+def select_call():
+    """Two sequences: 1 and 2 query tokens, 40 and 30 key tokens, so 2 blocks each."""
+    return {
+        "query": ones(3, 4, 32),
+        "key": ones(70, 2, 32),
+        "value": ones(70, 2, 16),
+        "topk_indices": topk(3, 2, 3),
+        "scale_value": 0.25,
+        "head_num": 4,
+        "select_block_size": 32,
+        "select_block_count": 3,
+        "causal": False,
+        "actual_seq_qlen": [1, 3],
+        "actual_seq_kvlen": [40, 70],
+    }
+
+
+def select_infer_call():
+    """Two sequences of 40 and 100 tokens on pages of 64."""
+    return {
+        "query": ones(2, 4, 32),
+        "key": ones(5, 64, 2, 32),
+        "value": ones(5, 64, 2, 16),
+        "topk_indices": topk(2, 2, 3),
+        "scale_value": 0.25,
+        "head_num": 4,
+        "key_value_head_num": 2,
+        "select_block_size": 32,
+        "select_block_count": 3,
+        "page_block_size": 64,
+        "block_table": np.array([[3, -1], [0, 4]], np.int32),
+        "actual_seq_kvlen": [40, 100],
+    }
+
+
+def blocks(*at, block, base):
+    made = base()["topk_indices"]
+    made[at] = block
+    return made
+
+
+# Row id -> the arguments that break it, and the words that must be in the message: argument, element, value, bound.
+KINDS = {
+    "query_kind": ({"query": None}, "query .*NumPy array or a torch tensor, got NoneType"),
+    "key_kind": ({"key": [1.0]}, "key .*got list"),
+    "value_kind": ({"value": "v"}, "value .*got str"),
+    "topk_indices_kind": ({"topk_indices": [[0]]}, "topk_indices .*got list"),
+}
+DTYPES = {
+    "key_dtype": ({"key": ones(70, 2, 32, dtype=BF16)}, "key must have the dtype of query, float16, got bfloat16"),
+    "value_dtype": (
+        {"value": ones(70, 2, 16, dtype=BF16)},
+        "value must have the dtype of query, float16, got bfloat16",
+    ),
+    "query_dtype": (
+        {"query": ones(3, 4, 32, dtype="f4"), "key": ones(70, 2, 32, dtype="f4"), "value": ones(70, 2, 16, dtype="f4")},
+        "query must be float16 or bfloat16, got float32 .*cast all",
+    ),
+    "topk_indices_dtype": (
+        {"topk_indices": topk(3, 2, 3, dtype=np.int64)},
+        "topk_indices must be int32, got int64 .*cast",
+    ),
+}
+NUMBER_KINDS = {
+    "scale_kind": ({"scale_value": "1"}, "scale_value must be a float or an int, got str"),
+    "head_num_kind": ({"head_num": 4.0}, "head_num must be an int, got float"),
+    "select_block_size_kind": ({"select_block_size": True}, "select_block_size must be an int, got bool"),
+    "select_block_count_kind": ({"select_block_count": None}, "select_block_count must be an int, got NoneType"),
+}
+NUMBERS = {
+    "scale_finite": ({"scale_value": 1e39}, r"scale_value must be a finite float32, got 1e\+39"),
+    "head_num_min": ({"head_num": 0}, "head_num must be >= 1, got 0"),
+}
+SIZES = {
+    "select_multiple": ({"select_block_size": 40}, "select_block_size must be a multiple of 16, got 40"),
+    "select_range": ({"select_block_size": 144}, r"select_block_size must be in \[16, 128\], got 144"),
+    "count_range": ({"select_block_count": 129}, r"select_block_count must be in \[1, 128\], got 129"),
+}
+SELECT_CASES = {
+    **KINDS,
+    **DTYPES,
+    **NUMBER_KINDS,
+    "causal_kind": ({"causal": 1.0}, "causal must be a bool or an int, got float"),
+    "actual_seq_qlen_kind": ({"actual_seq_qlen": np.array([1, 3])}, r"actual_seq_qlen .*ints, got ndarray .*\.tolist"),
+    "actual_seq_qlen_dtype": (Node("actual_seq_qlen", "int32"), "actual_seq_qlen must be int64, got int32 .*cast"),
+    "actual_seq_kvlen_kind": ({"actual_seq_kvlen": (40, "70")}, "actual_seq_kvlen .*ints, got str at index 1"),
+    "actual_seq_kvlen_dtype": (Node("actual_seq_kvlen", "int32"), "actual_seq_kvlen must be int64, got int32"),
+    "query_rank": (
+        {"query": ones(1, 3, 4, 32)},
+        r"query must have rank 3 \[T1, N1, D\], got rank 4 .*one after the other",
+    ),
+    "key_rank": ({"key": ones(70, 64)}, r"key must have rank 3 \[T2, N2, D\], got rank 2"),
+    "value_rank": ({"value": ones(70)}, r"value must have rank 3 \[T2, N2, Dv\], got rank 1"),
+    "topk_indices_rank": ({"topk_indices": topk(3, 6)}, r"topk_indices must have rank 3 \[T1, N2, k\], got rank 2"),
+    "actual_seq_qlen_rank": (
+        Node("actual_seq_qlen", shape=(1, 2)),
+        r"actual_seq_qlen must have rank 1 \[B\], got rank 2",
+    ),
+    "actual_seq_kvlen_rank": (
+        Node("actual_seq_kvlen", shape=()),
+        r"actual_seq_kvlen must have rank 1 \[B\], got rank 0",
+    ),
+    **NUMBERS,
+    **SIZES,
+    "causal_range": ({"causal": 2}, "causal must be 0 or 1, got 2"),
+    "query_n1": ({"query": ones(3, 6, 32)}, r"query.shape\[1\] must equal head_num = 4, got 6"),
+    "key_d": ({"key": ones(70, 2, 48)}, r"key.shape\[2\] must equal D = 32, got 48"),
+    "value_t2": ({"value": ones(69, 2, 16)}, r"value.shape\[0\] must equal T2 = 70, got 69"),
+    "value_n2": ({"value": ones(70, 1, 16)}, r"value.shape\[1\] must equal N2 = 2, got 1"),
+    "topk_indices_t1": ({"topk_indices": topk(4, 2, 3)}, r"topk_indices.shape\[0\] must equal T1 = 3, got 4"),
+    "topk_indices_n2": ({"topk_indices": topk(3, 1, 3)}, r"topk_indices.shape\[1\] must equal N2 = 2, got 1"),
+    "topk_indices_k": (
+        {"topk_indices": topk(3, 2, 2)},
+        r"topk_indices.shape\[2\] must equal select_block_count = 3, got 2",
+    ),
+    "key_heads_min": (
+        {"key": ones(70, 0, 32), "value": ones(70, 0, 16), "topk_indices": np.zeros((3, 0, 3), np.int32)},
+        "key: N2 must be >= 1, got 0",
+    ),
+    "heads_divide": (
+        {"key": ones(70, 5, 32), "value": ones(70, 5, 16), "topk_indices": topk(3, 5, 3)},
+        "head_num must be a multiple of N2 = 5, got 4",
+    ),
+    "group_max": ({"query": ones(3, 258, 32), "head_num": 258}, "head_num / N2 must be <= 128, got 129"),
+    "dim_multiple": ({"query": ones(3, 4, 24), "key": ones(70, 2, 24)}, "query: D must be a multiple of 16, got 24"),
+    "dim_range": ({"query": ones(3, 4, 528), "key": ones(70, 2, 528)}, r"query: D must be in \[16, 512\], got 528"),
+    "value_dim_multiple": ({"value": ones(70, 2, 20)}, "value: Dv must be a multiple of 16, got 20"),
+    "value_dim_range": ({"value": ones(70, 2, 48)}, r"value: Dv must be in \[16, D = 32\], got 48"),
+    "actual_seq_qlen_empty": ({"actual_seq_qlen": []}, "actual_seq_qlen must have at least 1 element, got 0"),
+    "actual_seq_kvlen_empty": ({"actual_seq_kvlen": ()}, "actual_seq_kvlen must have at least 1 element, got 0"),
+    "actual_seq_kvlen_b": ({"actual_seq_kvlen": [70]}, "actual_seq_kvlen must have B = 2 elements, got 1"),
+    "actual_seq_qlen_negative": ({"actual_seq_qlen": [-1, 3]}, r"actual_seq_qlen\[0\] must be >= 0, got -1"),
+    "actual_seq_kvlen_negative": ({"actual_seq_kvlen": [-5, 70]}, r"actual_seq_kvlen\[0\] must be >= 0, got -5"),
+    "actual_seq_qlen_decreasing": ({"actual_seq_qlen": [4, 3]}, r"actual_seq_qlen\[1\] must be >= .*4, got 3"),
+    "actual_seq_qlen_last": ({"actual_seq_qlen": [1, 2]}, r"actual_seq_qlen\[1\].*T1 = 3, got 2 .*accumulate"),
+    "actual_seq_kvlen_decreasing": (
+        {"actual_seq_kvlen": [40, 30]},
+        r"actual_seq_kvlen\[1\] must be >= .*40, got 30 .*accumulate",
+    ),
+    "actual_seq_kvlen_last": ({"actual_seq_kvlen": [40, 71]}, r"actual_seq_kvlen\[1\].*T2 = 70, got 71"),
+    "topk_range": (
+        {"topk_indices": blocks(2, 1, 0, block=1, base=select_call)},
+        r"topk_indices\[2, 1, 0\] must be in \[-1, 1\) .*got 1",
+    ),
+}
+
+PAGES = {"key": ones(5, 64, 2, 32, dtype=BF16), "value": ones(5, 64, 2, 16, dtype=BF16)}
+SELECT_INFER_CASES = {
+    **KINDS,
+    "block_table_kind": ({"block_table": None}, "block_table .*got NoneType"),
+    "key_dtype": ({"key": PAGES["key"]}, "key must have the dtype of query, float16, got bfloat16"),
+    "value_dtype": ({"value": PAGES["value"]}, "value must have the dtype of query, float16, got bfloat16"),
+    "query_dtype": (
+        {name: array.astype(np.float64) for name, array in (("query", ones(2, 4, 32)), *PAGES.items())},
+        "query must be float16 or bfloat16, got float64 .*cast all",
+    ),
+    "topk_indices_dtype": ({"topk_indices": topk(2, 2, 3).astype(np.int16)}, "topk_indices must be int32, got int16"),
+    "block_table_dtype": ({"block_table": np.zeros((2, 2), np.int64)}, "block_table must be int32, got int64 .*cast"),
+    **{row: NUMBER_KINDS[row] for row in ("scale_kind", "head_num_kind")},
+    "key_value_head_num_kind": ({"key_value_head_num": "2"}, "key_value_head_num must be an int, got str"),
+    **{row: NUMBER_KINDS[row] for row in ("select_block_size_kind", "select_block_count_kind")},
+    "page_block_size_kind": ({"page_block_size": 64.0}, "page_block_size must be an int, got float"),
+    "actual_seq_kvlen_kind": ({"actual_seq_kvlen": [40, 100.0]}, "actual_seq_kvlen .*ints, got float at index 1"),
+    "actual_seq_kvlen_dtype": (Node("actual_seq_kvlen", "int32"), "actual_seq_kvlen must be int64, got int32"),
+    "query_rank": ({"query": ones(2, 1, 4, 32)}, r"query must have rank 3 \[B, N1, D\], got rank 4 .*one query token"),
+    "key_rank": ({"key": ones(5, 64, 64)}, r"key must have rank 4 \[block_num, page, N2, D\], got rank 3 .*reshape"),
+    "value_rank": ({"value": ones(5, 64, 32)}, r"value must have rank 4 .*got rank 3 .*reshape"),
+    "topk_indices_rank": ({"topk_indices": topk(6)}, r"topk_indices must have rank 3 \[B, N2, k\], got rank 1"),
+    "block_table_rank": ({"block_table": np.zeros(2, np.int32)}, r"block_table must have rank 2 \[B, P\], got rank 1"),
+    "actual_seq_kvlen_rank": (
+        Node("actual_seq_kvlen", shape=(2, 1)),
+        r"actual_seq_kvlen must have rank 1 \[B\], got rank 2",
+    ),
+    **NUMBERS,
+    "key_value_head_num_min": ({"key_value_head_num": 0}, "key_value_head_num must be >= 1, got 0"),
+    "heads_divide": ({"key_value_head_num": 3}, "head_num must be a multiple of N2 = 3, got 4"),
+    "group_max": ({"head_num": 258}, "head_num / N2 must be <= 128, got 129"),
+    **SIZES,
+    "page_multiple": ({"page_block_size": 40}, "page_block_size must be a multiple of 16, got 40"),
+    "page_range": ({"page_block_size": 1040}, r"page_block_size must be in \[16, 1024\], got 1040"),
+    "query_n1": ({"query": ones(2, 6, 32)}, r"query.shape\[1\] must equal head_num = 4, got 6"),
+    "key_page": ({"key": ones(5, 32, 2, 32)}, r"key.shape\[1\] must equal page_block_size = 64, got 32"),
+    "key_n2": ({"key": ones(5, 64, 1, 32)}, r"key.shape\[2\] must equal key_value_head_num = 2, got 1"),
+    "key_d": ({"key": ones(5, 64, 2, 16)}, r"key.shape\[3\] must equal D = 32, got 16"),
+    "value_block_num": ({"value": ones(6, 64, 2, 16)}, r"value.shape\[0\] must equal block_num = 5, got 6"),
+    "value_page": ({"value": ones(5, 32, 2, 16)}, r"value.shape\[1\] must equal page_block_size = 64, got 32"),
+    "value_n2": ({"value": ones(5, 64, 4, 16)}, r"value.shape\[2\] must equal key_value_head_num = 2, got 4"),
+    "topk_indices_b": ({"topk_indices": topk(3, 2, 3)}, r"topk_indices.shape\[0\] must equal B = 2, got 3"),
+    "topk_indices_n2": (
+        {"topk_indices": topk(2, 1, 3)},
+        r"topk_indices.shape\[1\] must equal key_value_head_num = 2, got 1",
+    ),
+    "topk_indices_k": (
+        {"topk_indices": topk(2, 2, 4)},
+        r"topk_indices.shape\[2\] must equal select_block_count = 3, got 4",
+    ),
+    "block_table_b": ({"block_table": np.zeros((1, 2), np.int32)}, r"block_table.shape\[0\] must equal B = 2, got 1"),
+    "dim_multiple": ({"query": ones(2, 4, 24), "key": ones(5, 64, 2, 24)}, "query: D must be a multiple of 16, got 24"),
+    "dim_range": ({"query": ones(2, 4, 528), "key": ones(5, 64, 2, 528)}, r"query: D must be in \[16, 512\], got 528"),
+    "value_dim_multiple": ({"value": ones(5, 64, 2, 20)}, "value: Dv must be a multiple of 16, got 20"),
+    "value_dim_range": ({"value": ones(5, 64, 2, 0)}, r"value: Dv must be in \[16, D = 32\], got 0"),
+    "actual_seq_kvlen_b": ({"actual_seq_kvlen": [40]}, "actual_seq_kvlen must have B = 2 elements, got 1"),
+    "actual_seq_kvlen_negative": ({"actual_seq_kvlen": [40, -1]}, r"actual_seq_kvlen\[1\] must be >= 0, got -1"),
+    "actual_seq_kvlen_max": ({"actual_seq_kvlen": [129, 40]}, r"actual_seq_kvlen\[0\] must be <= 128 .*got 129"),
+    "topk_range": (
+        {"topk_indices": blocks(1, 0, 2, block=4, base=select_infer_call)},
+        r"topk_indices\[1, 0, 2\] must be in \[-1, 4\) .*got 4",
+    ),
+    "table_range": (
+        {
+            "topk_indices": blocks(1, 0, 2, block=3, base=select_infer_call),
+            "block_table": np.array([[3, -1], [0, 5]], "i4"),
+        },
+        r"block_table\[1, 1\] must be in \[0, 5\), got 5",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    call: object
+    base: object
+    cases: dict
+
+    def __call__(self, arguments, library="numpy"):
+        return self.call(**{name: to(library, value) for name, value in arguments.items()})
+
+
+STAGES = {
+    "NsaSelectedAttention": Stage(nsa_onnx.nsa_select_attention, select_call, SELECT_CASES),
+    "NsaSelectedAttentionInfer": Stage(nsa_onnx.nsa_select_attention_infer, select_infer_call, SELECT_INFER_CASES),
+}
+ALL_ROWS = [(op_type, row) for op_type, stage in STAGES.items() for row in stage.cases]
+CALL_ROWS = [(op_type, row) for op_type, row in ALL_ROWS if not isinstance(STAGES[op_type].cases[row][0], Node)]
+
+
+def to(library, value):
+    # An array of lengths is the error under test, not an array argument.
+    array = isinstance(value, np.ndarray) and (value.dtype.kind not in "i" or value.dtype == np.int32 or value.ndim > 1)
+    return cases.tensor(value) if library == "torch" and array else value
+
+
+def refused(op_type, changed, library="numpy"):
+    stage = STAGES[op_type]
+    with pytest.raises((TypeError, RuntimeError)) as raised:
+        stage({**stage.base(), **changed}, library)
+    return type(raised.value), str(raised.value)
+
+
+def broken(op_type, found):
+    """The message of the first row that a node breaks."""
+    operator, base = OPERATORS[op_type], STAGES[op_type].base()
+    inputs = {}
+    for name in operator.input_names:
+        value = np.asarray(base[name])
+        inputs[name] = TensorFacts(value.dtype.name, value.shape)
+    inputs[found.name] = TensorFacts(found.dtype, found.shape)
+    attributes = {name: base[name] for name in operator.attribute_names}
+    return next(operator.violations(NodeFacts(op_type, attributes, inputs)))
+
+
+@pytest.mark.parametrize("op_type", STAGES)
+def test_the_cases_cover_the_whole_table_in_its_order(op_type):
+    assert list(STAGES[op_type].cases) == list(OPERATORS[op_type].contract.rows)
+    STAGES[op_type](STAGES[op_type].base())
+
+
+@pytest.mark.parametrize(("op_type", "row"), ALL_ROWS, ids=lambda v: v)
+def test_each_row_raises_its_class_and_names_argument_value_and_bound(op_type, row):
+    changed, words = STAGES[op_type].cases[row]
+    wanted = OPERATORS[op_type].contract.rows[row]
+    if isinstance(changed, Node):
+        violation = broken(op_type, changed)
+        assert violation.row is wanted and re.search(words, violation.message)
+        return
+    for library in ("numpy", "torch"):
+        error, message = refused(op_type, changed, library)
+        assert error is wanted.error and re.search(words, message), message
+
+
+@pytest.mark.parametrize(("op_type", "row"), CALL_ROWS, ids=lambda v: v)
+def test_each_row_has_the_same_words_without_the_library(op_type, row, monkeypatch):
+    changed, _ = STAGES[op_type].cases[row]
+    wanted = refused(op_type, changed)
+    monkeypatch.setattr(native, "has", lambda _: False)
+    assert refused(op_type, changed) == wanted
+
+
+@pytest.mark.parametrize("op_type", STAGES)
+def test_where_two_rows_apply_the_earlier_one_of_the_table_wins(op_type):
+    table, found = OPERATORS[op_type].contract.rows, STAGES[op_type].cases
+    pairs = 0
+    for first, second in itertools.combinations([row for op, row in CALL_ROWS if op == op_type], 2):
+        changed, words = found[first]
+        other = found[second][0]
+        # Two breakages can be had together where they touch different arguments.
+        if changed.keys() & other.keys():
+            continue
+        pairs += 1
+        error, message = refused(op_type, {**other, **changed})
+        if error is table[first].error and re.search(words, message):
+            continue
+        # A pair can mean something else than its parts (another D or N2 makes other shapes legal): it must be an error
+        # of a row before the second one all the same.
+        assert not re.search(found[second][1], message) or table[second].argument == table[first].argument, (
+            first,
+            second,
+        )
+    assert pairs > 500
+
+
+@pytest.mark.parametrize(
+    ("op_type", "changed", "words"),
+    [
+        ("NsaSelectedAttention", {"actual_seq_kvlen": [40, 2**70]}, "T2 = 70, got 1180591620717411303424"),
+        ("NsaSelectedAttention", {"head_num": 2**70}, "must equal head_num = 1180591620717411303424, got 4"),
+        ("NsaSelectedAttention", {"scale_value": 10**400}, "scale_value must be a finite float32"),
+        ("NsaSelectedAttention", {"scale_value": float("nan")}, "scale_value must be a finite float32, got nan"),
+        ("NsaSelectedAttention", {"topk_indices": topk(3, 2, 3, block=-2)}, r"topk_indices\[0, 0, 0\] .*got -2"),
+        ("NsaSelectedAttention", {"topk_indices": topk(3, 2, 3, block=2**31 - 1)}, "got 2147483647"),
+        (
+            "NsaSelectedAttention",
+            {"actual_seq_kvlen": [70, 70]},
+            r"topk_indices\[1, 0, 0\] must be in \[-1, 0\).*got 0",
+        ),
+        ("NsaSelectedAttentionInfer", {"actual_seq_kvlen": [40, 2**63]}, r"must be <= 128 .*got 9223372036854775808"),
+        ("NsaSelectedAttentionInfer", {"actual_seq_kvlen": [40, 140]}, "got 140 .*look like prefix sums"),
+        ("NsaSelectedAttentionInfer", {"actual_seq_kvlen": [0, 100]}, r"topk_indices\[0, 0, 0\] must be in \[-1, 0\)"),
+        (
+            "NsaSelectedAttentionInfer",
+            {"block_table": np.array([[-1, 0], [0, 4]], "i4")},
+            r"block_table\[0, 0\] .*got -1",
+        ),
+    ],
+)
+def test_values_at_the_edges_are_named(op_type, changed, words):
+    _, message = refused(op_type, changed)
+    assert re.search(words, message), message
+
+
+def test_what_is_not_read_may_be_anything():
+    arguments = select_infer_call()
+    arguments["block_table"] = np.array([[3, 2**31 - 1], [0, -(2**31)]], np.int32)  # blocks 0 lie on the first pages
+    wanted = nsa_onnx.nsa_select_attention_infer(**select_infer_call())
+    assert np.array_equal(nsa_onnx.nsa_select_attention_infer(**arguments), wanted)

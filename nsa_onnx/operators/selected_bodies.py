@@ -63,7 +63,7 @@ SHAPES_FIT = f"""
 """
 
 # The blocks must be those of their sequence. Expects row_lengths [rows], the tokens of each row's sequence, checked;
-# gives topk, is_missing and begins, the first token of each block in its sequence, all [rows, N2, k].
+# gives topk and begins, the first token of each block in its sequence, both [rows, N2, k].
 BLOCKS_FIT = f"""
     pair_lengths = Unsqueeze (row_lengths, one_and_two)
     select_less = Sub (select, one)
@@ -77,7 +77,6 @@ BLOCKS_FIT = f"""
     {check("topk_indices", "wrong_blocks_row")}
     topk_inside = Add (topk_unchecked, check_topk_indices)
     topk = Add (topk_inside, check_shapes)
-    is_missing = Less (topk, zero)
     begins = Mul (topk, select)
 """
 
@@ -110,7 +109,6 @@ _LOOP = """
     tokens = Mul (units, unit_row)
     index_shape = Concat <axis = 0> (pairs, tokens)
     row_shape = Concat <axis = 0> (pairs, one_row, tokens)
-    column_shape = Concat <axis = 0> (pairs, tokens, one_row)
 
     no_value = Constant <value = float {0.0}> ()
     sums_turns = Loop (turns, always) <body = some_rows (int64 i, bool go)
@@ -168,6 +166,7 @@ ATTENTION_IN_PAGES = _LOOP.replace(
         weights = Slice (weights_more, zero_row, tokens, two_row)""",
 ).replace(
     "VALUES",
-    """is_read_column = Reshape <allowzero = 1> (is_read_units, column_shape)
+    """column_shape = Concat <axis = 0> (pairs, tokens, one_row)
+        is_read_column = Reshape <allowzero = 1> (is_read_units, column_shape)
         values_i = Where (is_read_column, values_32, no_value)""",
 )

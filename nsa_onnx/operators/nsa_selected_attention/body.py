@@ -48,6 +48,7 @@ BODY = f"""
     unit = Identity (select)
     until_end = Sub (pair_lengths, begins)
     sizes_there = Min (until_end, select)
+    is_missing = Less (topk, zero)
     sizes = Where (is_missing, zero, sizes_there)
     all_rows_scalar = Squeeze (all_rows, zero_row)
     row_numbers = Range (zero, all_rows_scalar, one)

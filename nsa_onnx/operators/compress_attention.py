@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from .attention import COUNT, SELECT
 from .base import Output
+from .windows import BLOCK, STRIDE
+
+WINDOW = (BLOCK, STRIDE)
+"""What a stage and the compression that made its keys and values agree in."""
 
 SCORES_TEXT = """    score[s] = sum over the heads of a group and i = 0 .. m + n - 2 of
                min(i + 1, n, m + n - 1 - i) * P[m * (s + 1) - i]
@@ -20,6 +25,7 @@ def topk_indices(rows: str, key_axis: int) -> Output:
         "tensor(int32)",
         f"`[{rows}, N2, k]`: for each query token and key/value head, the blocks of highest score.",
         dims=((("query", 0),), (("key", key_axis), ("value", key_axis)), ()),
+        agrees=(SELECT, COUNT),
     )
 
 

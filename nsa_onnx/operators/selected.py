@@ -29,7 +29,7 @@ def topk_input(rows: str) -> Input:
         f"`[{rows}, N2, select_block_count]`: the blocks of each row and key/value head, by their numbers in the row's "
         f"own sequence: `-1 .. ceil(L / select_block_size) - 1`. {HOST}"
     )
-    return Input("topk_indices", "tensor(int32)", text)
+    return Input("topk_indices", "tensor(int32)", text, agrees=(SELECT, COUNT))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from ...analysis import Analysis
 from ...rulebook.finding import Finding
 from ...rulebook.rule import Rule
 from ...targets import TARGETS
-from . import bodies, caches, contract, domain, empty, fusion, running, shapes, usage
+from . import bodies, caches, contract, domain, empty, fusion, running, shapes, stages, usage
 from .registry import REGISTERED, RULE_OF_ROW
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "run",
     "running",
     "shapes",
+    "stages",
     "usage",
 ]
 

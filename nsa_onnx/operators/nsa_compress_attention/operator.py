@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto
 
-from ..attention import BLOCK_LENGTHS, COMPRESSED_LENGTHS, QUERY_LENGTHS, SELECT
+from ...graph.tensors import Integers
+from .. import attention_picture
+from ..attention import BLOCK_LENGTHS, COMPRESSED_LENGTHS, QUERY_LENGTHS, SELECT, steps
 from ..attention_nodes import (
     MASKED_TEXT,
     NUMBERS_TEXT,
@@ -20,11 +23,12 @@ from ..attention_nodes import (
 )
 from ..base import Attributes, Exact, Input, Lengths, Ranked, Sample, T
 from ..bodies import inlined
-from ..compress_attention import SCORES_TEXT, topk_indices
+from ..compress_attention import SCORES_TEXT, WINDOW, topk_indices
 from ..compression import HOST
 from ..contract import Violations
 from ..facts import NodeFacts
-from ..windows import STRIDE
+from ..pictures import Attended
+from ..windows import BLOCK, STRIDE
 from . import contract, sample
 from .body import BODY, default_mask
 from .call import nsa_compress_attention
@@ -60,8 +64,8 @@ class NsaCompressAttention(AttentionOperator):
     doc = _DOC
     inputs = (
         query("T1", "the query tokens of all sequences, one sequence after the other."),
-        Input("key", T, "`[Tc, N2, D]`: the compressed keys of all sequences."),
-        Input("value", T, "`[Tc, N2, Dv]`: the compressed values."),
+        Input("key", T, "`[Tc, N2, D]`: the compressed keys of all sequences.", agrees=WINDOW),
+        Input("value", T, "`[Tc, N2, Dv]`: the compressed values.", agrees=WINDOW),
         Input(
             QUERY_LENGTHS,
             "tensor(int64)",
@@ -109,6 +113,32 @@ class NsaCompressAttention(AttentionOperator):
         shapes = {name: facts.tensor(name).dims(2) for name in _MASKS if name in facts.inputs}
         sizes = facts.integer(STRIDE), facts.integer(SELECT)
         return contract.value_violations(shapes, lengths, *sizes)
+
+    def looks_ahead(self, facts: NodeFacts) -> tuple[str, str] | None:
+        if "atten_mask" in facts.inputs:
+            return None
+        return "atten_mask", "without atten_mask every query token sees all compressed tokens of its sequence"
+
+    def blind_rows(self, facts: NodeFacts) -> tuple[str, Integers] | None:
+        mask, window = facts.masks.get("atten_mask"), facts.integer(BLOCK)
+        if mask is None or mask.ndim != 2 or window is None:
+            return None
+        ends, seen_ends = facts.vector(QUERY_LENGTHS), facts.vector(COMPRESSED_LENGTHS)
+        parts = [mask]
+        if ends is not None and seen_ends is not None:
+            parts = [mask[:rows, :seen] for rows, seen in zip(steps(ends), steps(seen_ends), strict=True)]
+        blind = {row for part in parts if part.shape[1] for row in np.flatnonzero(part.all(axis=1)).tolist()}
+        # The first window is complete with the token of this row.
+        rows = sorted(row for row in blind if row >= window - 1)
+        return ("atten_mask", np.array(rows, np.int64)) if rows else None
+
+    def picture(self, facts: NodeFacts, lengths: Sequence[int] | None) -> Attended:
+        """Blocks of the tokens that the compressed ones begin in: as many as actual_sel_seq_kvlen says."""
+        (stride,) = attention_picture.sizes(facts, STRIDE)
+        compressed, why = attention_picture.lengths_of(
+            facts, COMPRESSED_LENGTHS, lengths, (63, 20, 3), prefix_sums=True
+        )
+        return attention_picture.attended(facts, compressed * stride, compressed, why, chooses=True)
 
     def completion(self, node: NodeProto, prefix: str, opset: int) -> list[NodeProto]:
         """The masks that are left out."""

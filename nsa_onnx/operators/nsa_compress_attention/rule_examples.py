@@ -83,6 +83,14 @@ def _lengths(*blocks: int, masks: Sequence[str] = ()) -> str:
     )
 
 
+def _mask(last: int) -> str:
+    """Two query tokens behind the first window, and a constant mask for them: its last element is ``last``."""
+    hidden = [0] * 64 + [1, last]
+    made = attention(q="33, 4, 32", y="33, 4, 16", topk="33, 2, 2", k="2, 2, 32", v="2, 2, 16", masks=["33, 2"])
+    constant = integers("hidden", hidden, "bool", "33, 2")
+    return made.replace(", bool[33, 2] hidden", "").replace("{\n", f"<{constant}>\n{{\n", 1)
+
+
 _GOOD = attention()
 RULE_EXAMPLES = {
     "NSA004": RuleExample(_GOOD.replace(INPUTS, "q, k, v, ends, tokens"), attention(masks=["M, L"])),
@@ -94,5 +102,6 @@ RULE_EXAMPLES = {
     "NSA011": RuleExample(attention(stride=48, block=48), attention(stride=32, block=48)),
     "NSA014": RuleExample(_lengths(2, 4, masks=["59, 7"]), _lengths(2, 4, masks=["60, 7"])),
     "NSA015": RuleExample(_lengths(2, 5), _lengths(2, 4)),
+    "NSA048": RuleExample(_mask(1), _mask(0)),
 }
 """By the rule that they are shown with."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
+from .. import attention_picture
 from ..attention import COMPRESSED_LENGTHS, PAGE, pages_read, table_violations
 from ..attention_nodes import NUMBERS_TEXT, AttentionOperator, attention_out, attributes, limits_text, query
 from ..base import Attributes, Exact, Input, Lengths, Ranked, Sample, T
-from ..compress_attention import SCORES_TEXT, topk_indices
+from ..compress_attention import SCORES_TEXT, WINDOW, topk_indices
 from ..compression import HOST
 from ..contract import Violations
 from ..facts import NodeFacts
+from ..pictures import Attended
+from ..windows import BLOCK, STRIDE
 from . import contract, sample
 from .body import BODY
 from .call import nsa_compress_attention_infer
@@ -52,8 +56,13 @@ class NsaCompressAttentionInfer(AttentionOperator):
     doc = _DOC
     inputs = (
         query("B", "one query token of each sequence."),
-        Input("key", T, "`[block_num, page_block_size, N2, D]`: the pages of the compressed keys."),
-        Input("value", T, "`[block_num, page_block_size, N2, Dv]`: the pages of the compressed values."),
+        Input("key", T, "`[block_num, page_block_size, N2, D]`: the pages of the compressed keys.", agrees=WINDOW),
+        Input(
+            "value",
+            T,
+            "`[block_num, page_block_size, N2, Dv]`: the pages of the compressed values.",
+            agrees=WINDOW,
+        ),
         Input(
             COMPRESSED_LENGTHS,
             "tensor(int64)",
@@ -83,6 +92,15 @@ class NsaCompressAttentionInfer(AttentionOperator):
         if table.ndim == 2 and len(table) == len(lengths) and max(lengths, default=0) <= table.shape[1] * page:
             read = [range(pages_read(length, page)) for length in lengths]
             yield from table_violations(self.contract.rows, table, read, block_num)  # type: ignore[arg-type]
+
+    def picture(self, facts: NodeFacts, lengths: Sequence[int] | None) -> Attended:
+        """Blocks of the tokens that the compressed ones were made of."""
+        block, stride = attention_picture.sizes(facts, BLOCK, STRIDE)
+        compressed, why = attention_picture.lengths_of(
+            facts, COMPRESSED_LENGTHS, lengths, (62, 20, 1), prefix_sums=False
+        )
+        tokens = np.where(compressed > 0, (compressed - 1) * stride + block, 0)
+        return attention_picture.attended(facts, tokens, compressed, why, chooses=True, forced=contract.forced_blocks)
 
     def sample(self, facts: NodeFacts, attributes: Attributes) -> Sample:
         return sample.make(facts, attributes)

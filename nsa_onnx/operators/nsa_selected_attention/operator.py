@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from ..attention import KEY_LENGTHS, QUERY_LENGTHS, SELECT
+from .. import attention_picture
+from ..attention import CAUSAL, COUNT, KEY_LENGTHS, QUERY_LENGTHS, SELECT
 from ..attention_nodes import NUMBERS_TEXT, AttentionOperator, attention_out, attributes, limits_text, query
 from ..base import Attributes, Exact, Input, Lengths, Sample, T
 from ..compression import HOST
 from ..contract import Violations
 from ..facts import NodeFacts
+from ..pictures import Attended
 from ..selected import BLOCKS_TEXT, topk_input
 from . import contract, sample
 from .body import BODY
@@ -80,6 +83,17 @@ class NsaSelectedAttention(AttentionOperator):
         # A constant whose shape disagrees with its type is malformed, which is for others to say.
         if topk.ndim == 3 and len(topk) == ends[-1]:
             yield from contract.block_violations(topk.tolist(), ends, key_ends, select)
+
+    def looks_ahead(self, facts: NodeFacts) -> tuple[str, str] | None:
+        if facts.integer(CAUSAL) != 0:
+            return None
+        return CAUSAL, "causal = 0, so a query token sees the later tokens of its blocks"
+
+    def picture(self, facts: NodeFacts, lengths: Sequence[int] | None) -> Attended:
+        """Blocks of the sequences, and as many of them as a row reads at most."""
+        block, count = attention_picture.sizes(facts, SELECT, COUNT)
+        tokens, why = attention_picture.lengths_of(facts, KEY_LENGTHS, lengths, (1000, 320, 40), prefix_sums=True)
+        return attention_picture.attended(facts, tokens, np.minimum(tokens, block * count), why, chooses=False)
 
     def sample(self, facts: NodeFacts, attributes: Attributes) -> Sample:
         return sample.make(facts, attributes)

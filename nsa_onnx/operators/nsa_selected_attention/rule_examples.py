@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..contract import DOMAIN
 from ..model_text import RuleExample, integers, model
+from ..nsa_compress_attention.contract import OP_TYPE as CHOOSING
 from .contract import OP_TYPE
 
 INPUTS = "q, k, v, topk, ends, key_ends"
@@ -86,6 +87,21 @@ def _blocks(last: int) -> str:
     )
 
 
+def _layer(block: int) -> str:
+    """The stage that selects, and the one that reads."""
+    chosen = (
+        f"[choose] c, topk = {DOMAIN}.{CHOOSING}\n"
+        f"      <scale_value = 0.25, head_num = 4, compress_block_size = 32, compress_stride = 16,\n"
+        f"       select_block_size = 64, select_block_count = 2>\n"
+        f"      (q, ck, cv, ends, tokens, blocks, hidden)"
+    )
+    given = ["float16[T1, 4, 32] q", "float16[Tc, 2, 32] ck", "float16[Tc, 2, 16] cv", "bool[M, L] hidden"]
+    given += ["float16[T2, 2, 32] k", "float16[T2, 2, 16] v"]
+    given += [f"int64[B] {name}" for name in ("ends", "tokens", "blocks", "key_ends")]
+    nodes = [chosen, select_node(block=block, name="read")]
+    return model(given, ["float16[T1, 4, 16] c", "float16[T1, 4, 16] y"], nodes)
+
+
 _GOOD = select()
 RULE_EXAMPLES = {
     "NSA005": RuleExample(select(causal=2), select(causal=0)),
@@ -97,5 +113,7 @@ RULE_EXAMPLES = {
     "NSA014": RuleExample(select(topk="T1, 2, 3"), _GOOD),
     "NSA015": RuleExample(_lengths(30, 40), _lengths(30, 70)),
     "NSA016": RuleExample(_blocks(3), _blocks(2)),
+    "NSA046": RuleExample(_layer(128), _layer(64)),
+    "NSA047": RuleExample(select(causal=0), _GOOD),
 }
 """By the rule that they are shown with."""

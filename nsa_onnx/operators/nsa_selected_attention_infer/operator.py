@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from ..attention import KEY_LENGTHS, PAGE, SELECT
+from .. import attention_picture
+from ..attention import COUNT, KEY_LENGTHS, PAGE, SELECT
 from ..attention_nodes import NUMBERS_TEXT, AttentionOperator, attention_out, attributes, limits_text, query
 from ..base import Attributes, Exact, Input, Lengths, Sample, T
 from ..compression import HOST
 from ..contract import Violations
 from ..facts import NodeFacts
+from ..pictures import Attended
 from ..selected import BLOCKS_TEXT, topk_input
 from . import contract, sample
 from .body import BODY
@@ -83,6 +86,12 @@ class NsaSelectedAttentionInfer(AttentionOperator):
             return
         if max(lengths, default=0) <= table.shape[1] * page:
             yield from contract.page_violations(blocks, table.tolist(), lengths, select, page, block_num)
+
+    def picture(self, facts: NodeFacts, lengths: Sequence[int] | None) -> Attended:
+        """Blocks of the sequences, and as many of them as a row reads at most."""
+        block, count = attention_picture.sizes(facts, SELECT, COUNT)
+        tokens, why = attention_picture.lengths_of(facts, KEY_LENGTHS, lengths, (1000, 320, 40), prefix_sums=False)
+        return attention_picture.attended(facts, tokens, np.minimum(tokens, block * count), why, chooses=False)
 
     def sample(self, facts: NodeFacts, attributes: Attributes) -> Sample:
         return sample.make(facts, attributes)

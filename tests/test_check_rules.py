@@ -16,11 +16,12 @@ from nsa_onnx.fuse import candidates
 from nsa_onnx.graph import folding as limits
 from nsa_onnx.operators import OPERATORS
 from nsa_onnx.operators.bodies import MIN_OPSET
+from nsa_onnx.operators.contract import listed
 from nsa_onnx.operators.expand import expand
 from nsa_onnx.operators.hints import HINTS
 from nsa_onnx.operators.nsa_compress.rule_examples import compress
 from nsa_onnx.operators.nsa_compress_infer.rule_examples import decode, decode_node
-from nsa_onnx.rulebook.rule import listed, rule
+from nsa_onnx.rulebook.rule import rule
 from nsa_onnx.targets import vendor
 from nsa_onnx.targets.atc import prepare_atc
 

@@ -161,13 +161,14 @@ NAMING = {
     "nsa_onnx/targets/cann.py": "limits of the target, one entry per operator",
     "nsa_onnx/targets/portable.py": "its rule has an example",
     "nsa_onnx/targets/vendor.py": "limits of the vendor's operators, one entry for each",
+    "nsa_onnx/targets/vendor_attention.py": "limits of the vendor's attention operators, one entry for each",
     "nsa_onnx/targets/vendor_rules.py": "its rules have examples",
     "exporters/__init__.py": "the torch ops, for users",
     "exporters/operators/__init__.py": "the list of the operators' torch sides",
 }
 # The words for one kind of operator, of both languages; at most so many files may have them outside the rooms.
 KIND = re.compile(r"(?<!\.)\bdecod(e|es|ing)\b|NsaCompressInfer|nsa_compress_infer", re.IGNORECASE)
-MOST_NAMING_DECODE = 14
+MOST_NAMING_DECODE = 16
 
 
 def said(path: Path) -> set[str]:

@@ -37,6 +37,7 @@ from .base import NpuForm, Op, Tie, TorchOperator, arguments, fake_kernel, kerne
 from .gradients import without_gradient
 from .tensors import array, buffer, dense, dtype, host_lengths, require_one_device
 
+
 def attention_operator(
     node: Operator,
     stage: Stage,

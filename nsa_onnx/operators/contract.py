@@ -127,6 +127,12 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def listed(names: Sequence[str], verb: str = "") -> str:
+    """``A, B and C``; with a verb, ``A takes`` and ``A and B take``."""
+    joined = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return f"{joined} {verb}{'s' if len(names) == 1 else ''}" if verb else joined
+
+
 def kind(value: object) -> str:
     """The kind of an argument, for messages."""
     return type(value).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from onnx import NodeProto
@@ -168,9 +168,3 @@ def op_types(holds: Callable[[Operator], bool]) -> list[str]:
 def taking(lengths: Lengths) -> list[str]:
     """The operators that take lengths in this form."""
     return op_types(lambda operator: any(one.lengths is lengths for one in operator.inputs))
-
-
-def listed(names: Sequence[str], verb: str = "") -> str:
-    """``A, B and C``; with a verb, ``A takes`` and ``A and B take``."""
-    joined = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-    return f"{joined} {verb}{'s' if len(names) == 1 else ''}" if verb else joined

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..operators.contract import Row, Violation, Violations
+from ..operators.contract import Row, Violation, Violations, listed
 
 if TYPE_CHECKING:
     from ..analysis import NsaNode
@@ -73,7 +73,7 @@ def lacks(limits: Limits | None, op_type: str, missing: Mapping[str, str]) -> st
     if limits is None or op_type in limits:
         return ""
     why = f" ({missing[op_type]})" if op_type in missing else ""
-    return f"the target does not have the operator {op_type}{why}, only {' and '.join(limits)}"
+    return f"the target does not have the operator {op_type}{why}, only {listed(list(limits))}"
 
 
 def violations(limits: Limits, node: NsaNode) -> Violations:

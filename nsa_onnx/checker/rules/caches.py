@@ -13,9 +13,9 @@ from ...analysis import Analysis, NsaNode
 from ...graph.scopes import Scope
 from ...graph.walk import is_standard, node_name, text
 from ...operators import OPERATORS
-from ...operators.contract import DOMAIN
+from ...operators.contract import DOMAIN, listed
 from ...rulebook.finding import Finding, Severity
-from ...rulebook.rule import connected, finding, listed, ours
+from ...rulebook.rule import connected, finding, ours
 from .registry import general
 
 # Operators that hand a cache on, possibly in another form. What others compute from it is no cache.

@@ -11,11 +11,11 @@ from ...analysis import Analysis
 from ...operators import OPERATORS
 from ...operators.attention import LIMITS as ATTENTION
 from ...operators.base import Lengths
-from ...operators.contract import DOMAIN, OPSET_VERSION, plural
+from ...operators.contract import DOMAIN, OPSET_VERSION, listed, plural
 from ...operators.model_text import model
 from ...operators.windows import ALIGNMENT, MAX_HEAD_DIM, WindowLimits
 from ...rulebook.finding import Finding
-from ...rulebook.rule import finding, listed, note, ours, taking
+from ...rulebook.rule import finding, note, ours, taking
 from ...targets import TARGETS
 from ...targets.preparing import ELSEWHERE
 from .registry import general, observed_violations, reports, row_rule

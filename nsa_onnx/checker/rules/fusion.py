@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...analysis import Analysis
+from ...operators.contract import listed
 from ...rulebook.finding import Finding, Severity
-from ...rulebook.rule import listed, note, op_types
+from ...rulebook.rule import note, op_types
 from .registry import general
 
 

@@ -10,11 +10,11 @@ from onnx import NodeProto
 from ...analysis import Analysis, NsaNode
 from ...operators import OPERATORS
 from ...operators.base import Input, Lengths
-from ...operators.contract import DOMAIN
+from ...operators.contract import DOMAIN, listed
 from ...operators.facts import NodeFacts
 from ...operators.model_text import model
 from ...rulebook.finding import Finding, Severity
-from ...rulebook.rule import connected, finding, listed, made_by, note, op_types, ours, sound, taking
+from ...rulebook.rule import connected, finding, made_by, note, op_types, ours, sound, taking
 from .registry import general
 
 # Constants that are compared: as many elements.

@@ -166,24 +166,27 @@ std::string CheckCount(const LengthRows& rows, const Lengths& lengths, int64_t b
   return lengths.count == batch ? std::string() : Message(rows.count, {batch, lengths.count});
 }
 
-// prefix_sum_violations
-std::string ReadPrefixSums(const LengthRows& rows, const Lengths& given,
-                           std::optional<int64_t> total, std::vector<int64_t>* steps) {
-  std::vector<int64_t> ends = Copy(given);
-  std::string error = CheckNotNegative(rows, ends);
-  if (!error.empty()) return error;
-  const auto count = static_cast<int64_t>(ends.size());
-  for (int64_t i = 1; i < count; ++i) {
-    const int64_t before = ends[static_cast<size_t>(i - 1)], end = ends[static_cast<size_t>(i)];
-    if (end < before) {
-      return Message(rows.decreasing, {i, before, end}).append(LengthsHint(ends, total));
+// prefix_sum_violations, in the order of the rows: first what is negative in any of them.
+std::string ReadPrefixSums(std::initializer_list<PrefixSums> all) {
+  for (const PrefixSums& each : all) *each.steps = Copy(each.ends);
+  for (const PrefixSums& each : all) {
+    std::string error = CheckNotNegative(each.rows, *each.steps);
+    if (!error.empty()) return error;
+  }
+  for (const PrefixSums& each : all) {
+    std::vector<int64_t>& ends = *each.steps;
+    const auto last = static_cast<int64_t>(ends.size()) - 1;
+    for (int64_t i = 1; i <= last; ++i) {
+      const int64_t before = ends[static_cast<size_t>(i - 1)], end = ends[static_cast<size_t>(i)];
+      if (end >= before) continue;
+      return Message(each.rows.decreasing, {i, before, end}).append(LengthsHint(ends, each.total));
     }
+    if (each.total && ends.back() != *each.total) {
+      return Message(each.rows.last, {last, *each.total, ends.back()})
+          .append(LengthsHint(ends, each.total));
+    }
+    for (size_t i = ends.size(); --i > 0;) ends[i] -= ends[i - 1];
   }
-  if (total && ends.back() != *total) {
-    return Message(rows.last, {count - 1, *total, ends.back()}).append(LengthsHint(ends, total));
-  }
-  for (size_t i = ends.size(); --i > 0;) ends[i] -= ends[i - 1];
-  *steps = std::move(ends);
   return {};
 }
 

@@ -106,10 +106,20 @@ std::string CheckCounts(std::initializer_list<GivenLengths> given);
 // Lengths of `batch` sequences.
 std::string CheckCount(const LengthRows& rows, const Lengths& lengths, int64_t batch);
 
-// Checks prefix sums whose last element equals `total`, if that is known, and puts the lengths
-// themselves into `steps`. Each is read once.
-std::string ReadPrefixSums(const LengthRows& rows, const Lengths& ends,
-                           std::optional<int64_t> total, std::vector<int64_t>* steps);
+// Prefix sums whose last element equals `total`, if that is known; `steps` gets the lengths
+// themselves.
+struct PrefixSums {
+  const LengthRows& rows;
+  const Lengths& ends;
+  std::optional<int64_t> total;
+  std::vector<int64_t>* steps;
+};
+// Checks all of a call's. Each element is read once.
+std::string ReadPrefixSums(std::initializer_list<PrefixSums> all);
+inline std::string ReadPrefixSums(const LengthRows& rows, const Lengths& ends,
+                                  std::optional<int64_t> total, std::vector<int64_t>* steps) {
+  return ReadPrefixSums({{rows, ends, total, steps}});
+}
 
 // Checks lengths of sequences that have `pages` pages of `page` tokens each, and copies them.
 std::string ReadLengths(const LengthRows& rows, const Lengths& lengths, int64_t pages, int64_t page,

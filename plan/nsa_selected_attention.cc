@@ -43,10 +43,8 @@ std::string ReadSequences(const Call& call, std::vector<Sequence>* sequences) {
       {{length_rows::kQuery, call.actual_seq_qlen}, {length_rows::kKey, call.actual_seq_kvlen}});
   std::vector<int64_t> rows, tokens;
   if (error.empty()) {
-    error = ReadPrefixSums(length_rows::kQuery, call.actual_seq_qlen, call.query[0], &rows);
-  }
-  if (error.empty()) {
-    error = ReadPrefixSums(length_rows::kKey, call.actual_seq_kvlen, call.key[0], &tokens);
+    error = ReadPrefixSums({{length_rows::kQuery, call.actual_seq_qlen, call.query[0], &rows},
+                            {length_rows::kKey, call.actual_seq_kvlen, call.key[0], &tokens}});
   }
   if (!error.empty()) return error;
   int64_t row = 0, token = 0;

@@ -192,7 +192,7 @@ void Run(const SelectedCase& given, Runner* runner) {
   runner->Run({{&query, &key, &value, &topk, &ends, &key_ends},
                {&topk, &ends, &key_ends},
                {&output},
-               legal && c.more_rows == 0,
+               legal && output_dims[0] == c.rows,
                /*same_bits=*/false,
                [&](int64_t threads, char* error, int64_t size) {
                  return nsa_selected_attention(

@@ -208,7 +208,7 @@ void Run(const SelectedDecodeCase& given, Runner* runner) {
   runner->Run({{&query, &key, &value, &topk, &table, &lengths},
                {&topk, &table, &lengths},
                {&output},
-               legal && c.more_rows == 0,
+               legal && output_dims[0] == c.batch,
                /*same_bits=*/false,
                [&](int64_t threads, char* error, int64_t size) {
                  return nsa_selected_attention_infer(

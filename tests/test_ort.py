@@ -9,6 +9,7 @@ from pathlib import Path
 import onnxruntime
 import ort_cases
 import pytest
+import selected_ort_cases  # noqa: F401 (further cases)
 
 from nsa_onnx.runtime import native
 

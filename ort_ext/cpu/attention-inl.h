@@ -141,12 +141,23 @@ class AttentionTile {
   }
 
   // Of keys first .. first + count - 1, at most kTileTokens, to [count, width]; up to seven rows
-  // more are overwritten.
-  void Logits(const Tokens& keys, size_t first, size_t count, float scale, float* logits) {
-    const size_t rows = RoundUp(count, kTileRows);
-    ConvertTokens(keys, first, count, dim_);
-    std::fill(tokens_ + count * dim_, tokens_ + rows * dim_, 0.0f);
-    Multiply({tokens_, dim_, 1, queries_, width_, logits, width_, rows, width_, dim_, scale, true});
+  // more are overwritten. The keys from there to `end` are asked for next: those of one tile are
+  // fetched meanwhile.
+  void Logits(const Tokens& keys, size_t first, size_t count, size_t end, float scale,
+              float* logits) {
+    // All keys at once serve many columns best, since a step's queries then stay in the first-level
+    // cache. With few columns all of these do, and memory is busy all the time.
+    const size_t most = width_ > kFewColumns ? kTileTokens : kTileRows;
+    for (size_t j = 0; j < count; j += most) {
+      const size_t tokens = std::min(most, count - j), rows = RoundUp(tokens, kTileRows);
+      ConvertTokens(keys, first + j, tokens, dim_);
+      const size_t next = first + j + kTileTokens;
+      Fetcher fetcher(keys, next, std::min(next + tokens, end), dim_,
+                      FetchCalls(rows, width_, dim_));
+      std::fill(tokens_ + tokens * dim_, tokens_ + rows * dim_, 0.0f);
+      Multiply<Float32, float>({tokens_, dim_, 1, queries_, width_, logits + j * width_, width_,
+                                rows, width_, dim_, scale, true, &fetcher});
+    }
   }
 
   // The greatest of these logits and of all before, kHidden at least. NaN may count or not: it will
@@ -179,11 +190,23 @@ class AttentionTile {
   }
 
   // Adds values first .. first + count - 1, at most kTileTokens, times weights[count, width].
-  void AddValues(const Tokens& values, size_t first, size_t count, const float* weights) {
-    ConvertTokens(values, first, count, value_dim_);
-    Multiply({weights, 1, width_, tokens_, value_dim_, result_, value_dim_, width_, value_dim_,
-              count, 1.0f, begins_});
-    begins_ = false;
+  // Fetches as Logits does.
+  void AddValues(const Tokens& values, size_t first, size_t count, size_t end,
+                 const float* weights) {
+    const size_t next = first + kTileTokens;
+    Fetcher fetcher(values, next, std::min(next + count, end), value_dim_,
+                    FetchCalls(width_, value_dim_, count));
+    if (width_ > kFewColumns) {
+      ConvertTokens(values, first, count, value_dim_);
+      AddProduct<Float32>(tokens_, value_dim_, count, weights, &fetcher);
+      return;
+    }
+    // Few columns: to convert a value wherever it is used costs less than to store it converted.
+    for (size_t j = 0; j < count;) {
+      const size_t tokens = values.Together(first + j, count - j);
+      AddProduct<T>(values.At(first + j), values.pitch, tokens, weights + j * width_, &fetcher);
+      j += tokens;
+    }
   }
 
   // Column c of the result over its sum, in the output's type.
@@ -202,6 +225,16 @@ class AttentionTile {
   float* result() { return result_; }  // [width, value_dim]: before it is divided by the sum
 
  private:
+  static constexpr size_t kFewColumns = 32;
+
+  template <class Right, class Element>
+  void AddProduct(const Element* values, size_t pitch, size_t count, const float* weights,
+                  Fetcher* fetcher) {
+    Multiply<Right, Element>({weights, 1, width_, values, pitch, result_, value_dim_, width_,
+                              value_dim_, count, 1.0f, begins_, fetcher});
+    begins_ = false;
+  }
+
   void ConvertTokens(const Tokens& tokens, size_t first, size_t count, size_t dim) {
     for (size_t j = 0; j < count;) {
       const uint16_t* from = tokens.At(first + j);

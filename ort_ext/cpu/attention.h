@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "cpu/float16.h"
+#include "cpu/tokens.h"
 
 namespace nsa::cpu {
 
@@ -18,23 +19,6 @@ namespace nsa::cpu {
 constexpr float kHidden = std::numeric_limits<float>::lowest();
 
 constexpr size_t RoundUp(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
-
-// The keys or the values of one sequence and one head: token j is `dim` neighbouring elements.
-struct Tokens {
-  const uint16_t* data;  // the head's first element of token 0, or of page 0
-  size_t pitch;          // elements from a token to the next
-  const int64_t* pages;  // where each page of the sequence lies; null: one token after the other
-  size_t page;           // tokens of a page
-
-  const uint16_t* At(size_t j) const {
-    if (pages == nullptr) return data + j * pitch;
-    return data + (static_cast<size_t>(pages[j / page]) * page + j % page) * pitch;
-  }
-  // How many of the `count` tokens from j on lie one after the other.
-  size_t Together(size_t j, size_t count) const {
-    return pages == nullptr ? count : std::min(count, page - j % page);
-  }
-};
 
 // The CPU kernels work on tiles: some query heads (columns) of one key/value head.
 constexpr size_t kTileColumns = 16;  // their number is a multiple: of the lanes of every vector

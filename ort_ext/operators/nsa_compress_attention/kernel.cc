@@ -132,7 +132,7 @@ class Prefill {
       const size_t count = sight_[t].end - sight_[t].begin;
       if (count == 0) continue;
       tile.TakeExponentials(Logits(begin), count);
-      tile.AddValues(values_, begin, count, Logits(begin));
+      tile.AddValues(values_, begin, count, begin + count, Logits(begin));
     }
     for (size_t c = 0; c < columns; ++c) {
       factors_[c] = 1.0f / tile.sums()[c];
@@ -166,7 +166,7 @@ class Prefill {
     const Sight sight = sight_[t];
     const size_t begin = t * cpu::kTileTokens + sight.begin, count = sight.end - sight.begin;
     if (count == 0) return;
-    tile.Logits(keys_, begin, count, data_.scale, Logits(begin));
+    tile.Logits(keys_, begin, count, begin + count, data_.scale, Logits(begin));
     if (sight.mixed) {
       for (size_t r = 0; r < rows_; ++r) {
         const uint8_t* const mask = MaskRow(query + r);

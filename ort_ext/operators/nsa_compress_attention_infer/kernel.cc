@@ -50,12 +50,12 @@ void ComputePart(const KernelData& data, int64_t index, int64_t part, float* mem
     }
   };
   for_each_tile([&](size_t j, size_t count) {
-    tile.Logits(unit.keys, j, count, data.scale, parts.Logits(j));
+    tile.Logits(unit.keys, j, count, unit.tokens, data.scale, parts.Logits(j));
     tile.TakeMost(parts.Logits(j), count);
   });
   for_each_tile([&](size_t j, size_t count) {
     tile.TakeExponentials(parts.Logits(j), count);
-    tile.AddValues(unit.values, j, count, parts.Logits(j));
+    tile.AddValues(unit.values, j, count, unit.tokens, parts.Logits(j));
   });
   const size_t p = static_cast<size_t>(part);
   std::copy(tile.most(), tile.most() + unit.width, parts.Most(p));

@@ -36,11 +36,11 @@ std::string CheckShapes(const Call& call) {
 }
 
 // S of a sequence (block_count).
-int64_t BlockCount(int64_t tokens, const Attributes& of) {
-  return (tokens * of.stride + of.select_block - 1) / of.select_block;
+int64_t BlockCount(int64_t tokens, const AttentionAttributes& of) {
+  return (tokens * *of.stride + of.select_block - 1) / of.select_block;
 }
 
-std::string CheckBlocks(const Attributes& attributes, const std::vector<int64_t>& tokens,
+std::string CheckBlocks(const AttentionAttributes& attributes, const std::vector<int64_t>& tokens,
                         const std::vector<int64_t>& blocks) {
   for (size_t b = 0; b < tokens.size(); ++b) {
     const int64_t wanted = BlockCount(tokens[b], attributes);
@@ -66,13 +66,6 @@ std::string CheckMasks(const Call& call, int64_t rows, int64_t tokens, int64_t b
 }
 
 }  // namespace
-
-std::string CheckAttributes(const Attributes& of) {
-  AttentionAttributes attributes{of.scale, of.heads, of.select_block, of.select_count};
-  attributes.block = of.block;
-  attributes.stride = of.stride;
-  return nsa::CheckAttributes(attributes);
-}
 
 std::string MakePlan(const Call& call, std::vector<Sequence>* plan) {
   std::string error = CheckShapes(call);

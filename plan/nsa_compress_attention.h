@@ -26,16 +26,6 @@ struct Sequence {
   int64_t blocks;
 };
 
-// What a node says about itself.
-struct Attributes {
-  double scale;
-  int64_t heads;
-  int64_t block;
-  int64_t stride;
-  int64_t select_block;
-  int64_t select_count;
-};
-
 // One call, without its data: query [T1, N1, D], key [Tc, N2, D], value [Tc, N2, Dv], masks of rank
 // 2 or none.
 struct Call {
@@ -46,14 +36,11 @@ struct Call {
   Shape atten_mask;
   bool has_topk_mask;
   bool has_atten_mask;
-  Attributes attributes;
+  AttentionAttributes attributes;  // with block and stride
   Lengths actual_seq_qlen;
   Lengths actual_cmp_seq_kvlen;
   Lengths actual_sel_seq_kvlen;
 };
-
-// What a node can be refused for before it has seen data.
-std::string CheckAttributes(const Attributes& attributes);
 
 // Checks the whole call, then fills the plan, one element a sequence. `plan` is untouched when the
 // call is refused. Each index is read once.

@@ -19,36 +19,27 @@ std::string CheckShapes(const Call& call) {
                   {row::kActualCmpSeqKvlenRank, 1, call.actual_cmp_seq_kvlen.rank}});
   if (error.empty()) error = CheckAttributes(call.attributes);
   if (!error.empty()) return error;
-  const Attributes& of = call.attributes;
+  const AttentionAttributes& of = call.attributes;
   const int64_t dim = call.query[2];
   error = CheckDims({{row::kQueryN1, of.heads, call.query[1]},
-                     {row::kKeyPage, of.page, call.key[1]},
-                     {row::kKeyN2, of.kv_heads, call.key[2]},
+                     {row::kKeyPage, *of.page, call.key[1]},
+                     {row::kKeyN2, *of.kv_heads, call.key[2]},
                      {row::kKeyD, dim, call.key[3]},
                      {row::kValueBlockNum, call.key[0], call.value[0]},
-                     {row::kValuePage, of.page, call.value[1]},
-                     {row::kValueN2, of.kv_heads, call.value[2]},
+                     {row::kValuePage, *of.page, call.value[1]},
+                     {row::kValueN2, *of.kv_heads, call.value[2]},
                      {row::kBlockTableB, call.query[0], call.table_shape[0]}});
   if (error.empty()) error = CheckHeadDims(dim, call.value[3]);
   return error;
 }
 
 // S of a sequence (block_count).
-int64_t BlockCount(int64_t tokens, const Attributes& of) {
+int64_t BlockCount(int64_t tokens, const AttentionAttributes& of) {
   if (tokens == 0) return 0;
-  return ((tokens - 1) * of.stride + of.block + of.select_block - 1) / of.select_block;
+  return ((tokens - 1) * *of.stride + *of.block + of.select_block - 1) / of.select_block;
 }
 
 }  // namespace
-
-std::string CheckAttributes(const Attributes& of) {
-  AttentionAttributes attributes{of.scale, of.heads, of.select_block, of.select_count};
-  attributes.kv_heads = of.kv_heads;
-  attributes.block = of.block;
-  attributes.stride = of.stride;
-  attributes.page = of.page;
-  return nsa::CheckAttributes(attributes);
-}
 
 std::string MakePlan(const Call& call, Plan* plan) {
   std::string error = CheckShapes(call);
@@ -56,7 +47,7 @@ std::string MakePlan(const Call& call, Plan* plan) {
     error = CheckCount(length_rows::kCompressed, call.actual_cmp_seq_kvlen, call.query[0]);
   }
   if (!error.empty()) return error;
-  const int64_t pages = call.table_shape[1], page = call.attributes.page;
+  const int64_t pages = call.table_shape[1], page = *call.attributes.page;
   std::vector<int64_t> lengths;
   error = ReadLengths(length_rows::kCompressed, call.actual_cmp_seq_kvlen, pages, page, &lengths);
   if (!error.empty()) return error;

@@ -28,18 +28,6 @@ struct Plan {
   std::vector<int64_t> pages;  // of each sequence, one after the other, those that it reads
 };
 
-// What a node says about itself.
-struct Attributes {
-  double scale;
-  int64_t heads;
-  int64_t kv_heads;
-  int64_t select_block;
-  int64_t select_count;
-  int64_t page;
-  int64_t block;
-  int64_t stride;
-};
-
 // One call, without its data: query [B, N1, D], key [block_num, page, N2, D], value [block_num,
 // page, N2, Dv], block_table [B, P], lengths [B].
 struct Call {
@@ -47,13 +35,10 @@ struct Call {
   Shape key;
   Shape value;
   Shape table_shape;
-  Attributes attributes;
+  AttentionAttributes attributes;  // all but causal
   const int32_t* block_table;
   Lengths actual_cmp_seq_kvlen;
 };
-
-// What a node can be refused for before it has seen data.
-std::string CheckAttributes(const Attributes& attributes);
 
 // Checks the whole call, then fills the plan. `plan` is untouched when the call is refused. Each
 // index is read once, and of block_table only what is used.

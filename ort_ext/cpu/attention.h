@@ -77,6 +77,15 @@ inline void Softmax(float* logits, size_t count) {
   for (size_t j = 0; j < count; ++j) logits[j] *= 1.0f / sum;
 }
 
+// sum[0 .. dim - 1] += weight * value.
+template <class T>
+void AddValue(float weight, const uint16_t* value, size_t dim, float* sum) {
+  for (size_t d = 0; d < dim; ++d) {
+    const float product = weight * T::ToFloat(value[d]);
+    sum[d] += product;
+  }
+}
+
 // One query head: the probabilities p of `count` tokens, and sum[0 .. value_dim - 1], its result.
 // hidden[j] is not 0 where token j is not seen; null: it sees all.
 template <class T>
@@ -89,13 +98,7 @@ void Attend(const uint16_t* query, size_t dim, float scale, const Tokens& keys,
   }
   Softmax(p, count);
   std::fill(sum, sum + value_dim, 0.0f);
-  for (size_t j = 0; j < count; ++j) {
-    const uint16_t* const value = values.At(j);
-    for (size_t d = 0; d < value_dim; ++d) {
-      const float product = p[j] * T::ToFloat(value[d]);
-      sum[d] += product;
-    }
-  }
+  for (size_t j = 0; j < count; ++j) AddValue<T>(p[j], values.At(j), value_dim, sum);
 }
 
 }  // namespace scalar

@@ -5,6 +5,8 @@
 #include <tuple>
 
 #include "operators/nsa_compress/op.h"
+#include "operators/nsa_compress_attention/op.h"
+#include "operators/nsa_compress_attention_infer/op.h"
 #include "operators/nsa_compress_infer/op.h"
 #include "operators/nsa_selected_attention/op.h"
 #include "operators/nsa_selected_attention_infer/op.h"
@@ -12,6 +14,7 @@
 namespace nsa {
 
 using Operators = std::tuple<compress::Operator, compress_decode::Operator,
+                             compress_attention::Operator, compress_attention_decode::Operator,
                              selected_attention::Operator, selected_attention_decode::Operator>;
 
 }  // namespace nsa

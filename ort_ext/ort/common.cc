@@ -150,6 +150,22 @@ void SetUnknown(InferredType* type, size_t axis) {
   type->symbols[axis] = "nsa_onnx_dim_" + std::to_string(count.fetch_add(1));
 }
 
+void SetDimFromAttribute(OrtShapeInferContext* context, const char* name, InferredType* type,
+                         size_t axis) {
+  const OrtApi& api = Ort::GetApi();
+  const OrtOpAttr* attribute = nullptr;  // onnxruntime keeps it
+  const Ort::Status found(api.ShapeInferContext_GetAttribute(context, name, &attribute));
+  int64_t value = -1;
+  if (found.IsOK()) {
+    size_t size = 0;
+    const Ort::Status read(api.ReadOpAttr(attribute, ORT_OP_ATTR_INT, &value, sizeof value, &size));
+    if (!read.IsOK()) value = -1;
+  }
+  if (value < 0) return SetUnknown(type, axis);
+  type->dims[axis] = value;
+  type->symbols[axis].clear();
+}
+
 void SetOutputType(OrtShapeInferContext* context, const InferredType& type, size_t index) {
   const OrtApi& api = Ort::GetApi();
   OrtTensorTypeAndShapeInfo* raw = nullptr;

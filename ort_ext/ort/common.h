@@ -98,11 +98,21 @@ struct InferredType {
   ONNXTensorElementDataType type;
   std::vector<int64_t> dims;
   std::vector<std::string> symbols;  // "" where the dim is known
+
+  // Makes dim `axis` what dim `from_axis` of another type is.
+  void TakeDim(size_t axis, const InferredType& from, size_t from_axis) {
+    dims[axis] = from.dims[from_axis];
+    symbols[axis] = from.symbols[from_axis];
+  }
 };
 
 InferredType InputType(OrtShapeInferContext* context, size_t index, size_t rank);
 // Makes `axis` a dim of its own, unlike any other.
 void SetUnknown(InferredType* type, size_t axis);
+// Makes `axis` what an int attribute says; a dim of its own if the attribute is missing or
+// negative.
+void SetDimFromAttribute(OrtShapeInferContext* context, const char* name, InferredType* type,
+                         size_t axis);
 void SetOutputType(OrtShapeInferContext* context, const InferredType& type, size_t index = 0);
 
 }  // namespace nsa::ort

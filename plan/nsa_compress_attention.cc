@@ -75,14 +75,10 @@ std::string MakePlan(const Call& call, std::vector<Sequence>* plan) {
                        {length_rows::kBlocks, call.actual_sel_seq_kvlen}});
   if (!error.empty()) return error;
   std::vector<int64_t> rows, tokens, blocks;
-  error = ReadPrefixSums(length_rows::kQuery, call.actual_seq_qlen, call.query[0], &rows);
-  if (error.empty()) {
-    error =
-        ReadPrefixSums(length_rows::kCompressed, call.actual_cmp_seq_kvlen, call.key[0], &tokens);
-  }
-  if (error.empty()) {
-    error = ReadPrefixSums(length_rows::kBlocks, call.actual_sel_seq_kvlen, {}, &blocks);
-  }
+  error =
+      ReadPrefixSums({{length_rows::kQuery, call.actual_seq_qlen, call.query[0], &rows},
+                      {length_rows::kCompressed, call.actual_cmp_seq_kvlen, call.key[0], &tokens},
+                      {length_rows::kBlocks, call.actual_sel_seq_kvlen, {}, &blocks}});
   if (error.empty()) error = CheckBlocks(call.attributes, tokens, blocks);
   if (error.empty()) error = CheckMasks(call, Most(rows), Most(tokens), Most(blocks));
   if (!error.empty()) return error;

@@ -1,11 +1,11 @@
 """Compares the CPU kernel with the speed of memory and with other implementations (peers), all in one run.
 
-    python -m benchmarks [--quick] [--sections prefill,decode,growth,figures,models] [--json FILE] [--plots FOLDER]
+    python -m benchmarks [--quick] [--sections prefill,decode,...] [--json FILE] [--plots FOLDER]
 
 Sections: prefill (our kernel, peers and the memory limit, on inputs larger than the caches and one that fits L2),
-decode (NsaCompressInfer), growth (cost over the size of the work), figures (two comparisons that the documentation
-quotes), models (what check, fuse and other commands cost per node of a model). docs/performance.md explains the
-tables.
+decode (NsaCompressInfer), selected (the selected attentions), step (a whole decode step against attention to all
+tokens), growth (cost over the size of the work), figures (two comparisons that the documentation quotes), models (what
+check, fuse and other commands cost per node of a model). docs/performance.md explains the tables.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 from nsa_onnx.operators.nsa_compress.contract import shape_violations
 from nsa_onnx.runtime import native
 
-from . import contenders, growth, limits, machine, memory, prefill, report
+from . import contenders, decode_step, growth, limits, machine, memory, prefill, report, selected_attention
 from .contenders import Case
 from .worker import Worker, WorkerError
 
-SECTIONS = ("prefill", "decode", "growth", "figures", "models")
+SECTIONS = ("prefill", "decode", "selected", "step", "growth", "figures", "models")
 # block/stride, or block/stride@heads x dim: at 4x128 with all peers, elsewhere without.
 SHAPES = ("32/16", "64/32", "32/32", "64/16", "128/16", "32/16@1x16", "32/16@32x16", "32/16@1x128")
 QUICK_SHAPES = ("32/16", "128/16@4x64")
@@ -82,7 +82,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--peers", type=_listed(contenders.PEERS), metavar="NAMES", help=f"default: all of {peers}; decode has none")
     add("--no-peers", dest="peers", action="store_const", const=[], help="only our kernel and the limits")
     add("--json", type=Path, metavar="FILE", help="write the figures here")
-    add("--plots", type=Path, metavar="FOLDER", help="write roofline.png and growth.png here")
+    add("--plots", type=Path, metavar="FOLDER", help="write roofline.png, growth.png and step.png here")
     arguments = parser.parse_args(argv)
     quick = {"dtype": "float16", "rounds": 5, "megabytes": 128, "peer_megabytes": 64}
     usual = {"dtype": "both", "rounds": 11, "megabytes": 512, "peer_megabytes": 128}
@@ -163,6 +163,7 @@ def _calls(arguments: argparse.Namespace) -> dict[str, list[tuple[str, dict[str,
             *(("decode:scattered", {**some, "megabytes": pool}) for some in each),
             *(("decode:idle", some) for some in each),
         ],
+        **_attention_calls(arguments, small, most),
         "growth": [
             ("growth:measure", {"sweep": sweep, "threads": most, "rounds": rounds}),
             ("growth:plan_time", {"segments": segments, "threads": most, "rounds": rounds}),
@@ -175,11 +176,48 @@ def _calls(arguments: argparse.Namespace) -> dict[str, list[tuple[str, dict[str,
     }
 
 
+def _attention_calls(arguments: argparse.Namespace, small: bool, threads: int) -> dict[str, Any]:
+    """Those of the attention stages: of a prompt with few rounds, since it takes seconds."""
+    quick, rounds = arguments.quick, arguments.rounds
+    tokens = 256 if small else 4096 if quick else 16384
+    heads = [1] if small or quick else [1, 4]
+    prompts = [{"tokens": tokens, "kv_heads": n, "threads": threads, "rounds": min(rounds, 3)} for n in heads]
+    peers = [name for name in selected_attention.PEERS if arguments.peers and not (small and "flex" in name)]
+    context, sequences = (256, 2) if small else (65536, 4 if quick else 32)
+    steps = [(1, 16)] if small or quick else [(1, 16), (1, 4), (1, 1), (4, 16), (4, 4)]
+    lengths = [512, 1024] if small else [4096, 65536] if quick else [4096, 8192, 16384, 32768, 65536]
+    dense = list(decode_step.PEERS) if arguments.peers else []
+    usual = {"threads": threads, "rounds": rounds}
+    return {
+        "selected": [
+            *(("selected_attention:prefill", prompt) for prompt in prompts),
+            *(("selected_attention:peer", {"name": name, **prompt}) for name in peers for prompt in prompts[:1]),
+            *(
+                (
+                    "selected_attention:decode",
+                    {"tokens": context, "sequences": sequences, "kv_heads": n, "group": g, **usual},
+                )
+                for n, g in steps
+            ),
+        ],
+        "step": [
+            ("decode_step:sparse", {"tokens": lengths, **usual}),
+            *(("decode_step:dense", {"name": name, "tokens": lengths, **usual}) for name in dense),
+        ],
+    }
+
+
 def _shaped(section: str, arguments: argparse.Namespace, results: list[Any]) -> dict[str, Any]:
     """The results of a section's calls, in their order, as its record."""
     if section == "decode":
         count = len(arguments.threads)
         return {"growth": results[0], "scattered": results[1 : 1 + count], "idle": results[1 + count :]}
+    if section == "selected":
+        kinds = {"prefill": "of_limit", "peers": "name", "decode": "of_read"}  # a field that only they have
+        found = {name: [of for of in results if field in of] for name, field in kinds.items()}
+        return {**found, "prefill": [of for of in found["prefill"] if "of_read" not in of]}
+    if section == "step":
+        return {"sparse": results[0], "dense": [point for points in results[1:] for point in points]}
     if section == "growth":
         return {"threads": max(arguments.threads), "points": results[0], "plan": results[1]}
     if section == "figures":
@@ -228,6 +266,8 @@ def main(argv: list[str] | None = None) -> int:
             plots.roofline(run, arguments.plots / "roofline.png")
         if "growth" in run:
             plots.growth(run["growth"], arguments.plots / "growth.png")
+        if "step" in run:
+            plots.step(run["step"], arguments.plots / "step.png")
     return 0
 
 

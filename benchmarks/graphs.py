@@ -163,3 +163,31 @@ def bound(running: ort.InferenceSession, inputs: dict[str, Any], outputs: dict[s
 
 def _kind(array: Any) -> Any:
     return TensorProto.BFLOAT16 if array.dtype.name == "bfloat16" else array.dtype.type
+
+
+def group_query_attention(heads: int, kv_heads: int, dtype: str, tokens: int, dim: int) -> Any:
+    """onnxruntime's own attention: one token of one sequence, whose cache holds `tokens` tokens."""
+    kind = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT}[dtype]
+    cache = kind, [1, kv_heads, tokens, dim]
+    inputs = {
+        "query": (kind, [1, 1, heads * dim]),
+        "key": (kind, [1, 1, kv_heads * dim]),
+        "value": (kind, [1, 1, kv_heads * dim]),
+        "past_key": cache,
+        "past_value": cache,
+        "before": (TensorProto.INT32, [1]),
+        "total": (TensorProto.INT32, [1]),
+    }
+    outputs = {"output": inputs["query"], "new_key": cache, "new_value": cache}
+    node = helper.make_node(
+        "GroupQueryAttention",
+        list(inputs),
+        list(outputs),
+        domain="com.microsoft",
+        num_heads=heads,
+        kv_num_heads=kv_heads,
+    )
+    values = [[helper.make_tensor_value_info(name, *of) for name, of in each.items()] for each in (inputs, outputs)]
+    graph = helper.make_graph([node], "bench", *values)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)

@@ -80,3 +80,23 @@ def _save(figure: Any, path: Path) -> None:
     figure.set_layout_engine("constrained")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def step(record: Record, path: Path) -> None:
+    """Time of a decode step over the context's length."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    lines = {"ours": [(r["tokens"], r["ms"]) for r in record["sparse"]]}
+    for r in record["dense"]:
+        lines.setdefault(r["name"], []).append((r["tokens"], r["ms"]))
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens of context")
+    axes.set_ylabel("ms per decode step")
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend()
+    figure.set_layout_engine("constrained")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

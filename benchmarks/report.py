@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from . import decode_step, selected_attention
 from .contenders import EAGER, NODE, PEERS
 
 Record = dict[str, Any]
@@ -157,10 +158,19 @@ def models(record: Record) -> Iterator[str]:
     yield table(title, ["command", "ms/node", "over onnx"], rows)
 
 
+def selected(record: Record) -> Iterator[str]:
+    yield from selected_attention.tables(record, table)
+
+
+def step(record: Record) -> Iterator[str]:
+    yield from decode_step.tables(record, table)
+
+
 def full(run: Record) -> str:
     """The whole report."""
     parts = [head(run["machine"], run["threads"])]
-    writers = {"prefill": prefill, "decode": decode, "growth": growth, "figures": figures, "models": models}
+    writers = {"prefill": prefill, "decode": decode, "selected": selected, "step": step}
+    writers |= {"growth": growth, "figures": figures, "models": models}
     for section, write in writers.items():
         if section in run:
             parts.extend(write(run[section]))

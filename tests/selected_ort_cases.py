@@ -95,7 +95,7 @@ def make_decode(dtype):
         "value": floats(8, 48, 2, 32),
         "topk_indices": np.array([[[0, 2, -1], [1, 1, 2]], [[-1] * 3] * 2, [[3, 0, -1], [3, 3, 3]]], np.int32),
         "actual_seq_kvlen": np.array([90, 0, 100]),
-        "block_table": np.array([[7, 2, -1], [-9, 99, -1], [0, 5, 3]], np.int32),
+        "block_table": np.array([[7, 2, -1], [-9, 99, -1], [0, -5, 3]], np.int32),
     }
 
 
@@ -176,7 +176,7 @@ def selected_attentions_refuse_bad_indices_and_shapes(library):
         (prefill, good, "key", good["key"][:, :1].copy(), "value.shape[1] must equal N2 = 1, got 2"),
         (prefill, good, "query", good["query"][None], "query must have rank 3 [T1, N1, D], got rank 4"),
         (decode, step, "topk_indices", changed(step["topk_indices"], (0, 0, 0), 3), "topk_indices[0, 0, 0] must be"),
-        (decode, step, "block_table", changed(step["block_table"], (2, 1), 8), "block_table[2, 1] must be in [0, 8)"),
+        (decode, step, "block_table", changed(step["block_table"], (2, 2), 8), "block_table[2, 2] must be in [0, 8)"),
         (decode, step, "block_table", step["block_table"][0], "block_table must have rank 2 [B, P], got rank 1"),
         (decode, step, "actual_seq_kvlen", np.array([90, 0, 145]), "actual_seq_kvlen[2] must be <= 144"),
         (decode, step, "key", step["key"][:, :32].copy(), "key.shape[1] must equal page_block_size = 48, got 32"),

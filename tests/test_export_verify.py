@@ -475,6 +475,33 @@ def test_a_tie_that_falls_the_other_way_is_a_warning(dynamo, tmp_path):
     assert not [str(w.message) for w in said if "does not compute" in str(w.message)]
 
 
+class Chosen(torch.nn.Module):
+    """Rows of a table, chosen by two sums of the same numbers in another order: by their roundings."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = factor
+        self.register_buffer("table", torch.tensor([[0.0], [1.0]]))
+
+    def forward(self, x, y):
+        back = x.flip(-1)
+        chosen = self.table[((x * x).sum(-1) > (back * back).sum(-1)).long()]
+        traced = torch.compiler.is_exporting() or torch.jit.is_tracing()
+        return chosen, self.table[(y.sum(-1) > 0).long()] * (self.factor if traced else 1.0)
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_what_rounded_scores_select_is_a_warning_if_the_model_is_as_sensitive(dynamo, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 1000, generator=generator), torch.randn(64, 10, generator=generator)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        exporters.export(Chosen(), (x, y), tmp_path / "m.onnx", dynamo=dynamo, verify=True)
+    assert len([w for w in said if "depends on what is selected by rounded scores" in str(w.message)]) <= 1
+    with pytest.raises(RuntimeError, match=r"does not compute what the model does.* by up to 1: at \[\d+, 0\] it is 2"):
+        exporters.export(Chosen(2.0), (x, y), tmp_path / "n.onnx", dynamo=dynamo, verify=True)
+
+
 def test_other_arguments_are_compared_as_well(tmp_path):
     """The example has one segment; the trace has frozen that."""
 

@@ -17,9 +17,23 @@ from . import dynamo, torch_npu, torchscript
 from .dynamo import onnx_translation_table
 from .export import ExportResult, export
 from .operators.nsa_compress import nsa_compress
+from .operators.nsa_compress_attention import nsa_compress_attention
+from .operators.nsa_compress_attention_infer import nsa_compress_attention_infer
 from .operators.nsa_compress_infer import nsa_compress_infer
+from .operators.nsa_selected_attention import nsa_select_attention
+from .operators.nsa_selected_attention_infer import nsa_select_attention_infer
 
-__all__ = ["ExportResult", "export", "nsa_compress", "nsa_compress_infer", "onnx_translation_table"]
+__all__ = [
+    "ExportResult",
+    "export",
+    "nsa_compress",
+    "nsa_compress_attention",
+    "nsa_compress_attention_infer",
+    "nsa_compress_infer",
+    "nsa_select_attention",
+    "nsa_select_attention_infer",
+    "onnx_translation_table",
+]
 
 dynamo.register()
 torchscript.register()

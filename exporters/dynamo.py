@@ -104,7 +104,7 @@ def _translations() -> dict[str, Callable[..., Any]]:
 
     Of torch_npu's ops those of a form of their own are not here: they become ours before (`private.decompose`).
     """
-    table = {}
+    table: dict[str, Callable[..., Any]] = {}
     for operator in OPERATORS:
         names = [f"{NAMESPACE}::{name}" for name in operator.op.schemas]
         names += [operator.npu_op] if operator.npu_op and operator.npu_form is None else []

@@ -216,6 +216,10 @@ def is_tracing() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
+# torch's warning that a value of the example becomes a constant; torch.jit does not list it as public.
+TracerWarning: type[Warning] = torch.jit._trace.TracerWarning
+
+
 def trace_graph() -> Any:
     """The graph that is being recorded."""
     return torch._C._get_tracing_state().graph()

@@ -221,7 +221,7 @@ def _chosen_values(model: onnx.ModelProto, types: dict[str, int], exact: set[str
     Where two scores nearly tie, either may be chosen, and these values are others altogether.
     """
     whole = {name for name, dtype in types.items() if dtype not in _FLOATS}
-    sizes, chosen = set(exact), set()
+    sizes, chosen = set(exact), set[str]()
     for node in model.graph.node:
         computed = sizes.issuperset(node.input) and whole.issuperset(node.output)
         if computed or (node.domain == "" and node.op_type in ("Shape", "Size")):

@@ -8,32 +8,22 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nsa_onnx.operators.arrays import described
-from nsa_onnx.operators.attention import (
-    COUNT,
-    SCALE,
-    Stage,
-    attribute_violations,
-    count_violations,
-    dim_violations,
-    length_violations,
-    prefix_sum_violations,
-    rank_violations,
-    type_violations,
-)
+from nsa_onnx.operators.attention import COUNT, SCALE, Stage, count_violations, type_violations
+from nsa_onnx.operators.attention_checks import call_violations
 from nsa_onnx.operators.base import Lengths as Kind
 from nsa_onnx.operators.base import Operator
 from nsa_onnx.operators.contract import Rows, Violations, raise_first
 
 from .. import private
-from .base import NpuForm, Op, Tie, TorchOperator, arguments, fake_kernel, kernel
+from .base import Lengths, NpuForm, Op, Tie, TorchOperator, arguments, fake_kernel, kernel
 from .gradients import without_gradient
 from .tensors import array, buffer, dense, dtype, host_lengths, require_one_device
 
@@ -93,7 +83,7 @@ def attention_operator(
 
 def _ties(stage: Stage) -> tuple[Tie, ...]:
     """The dims that lengths fix: those that a prefix sum ends in, and B."""
-    first = {dims[0]: name for name, dims in reversed(stage.arrays.items())}
+    first = {dims[0]: name for name, dims in reversed(list(stage.arrays.items()))}
     sums = [Tie(dim, first[dim], name, Kind.PREFIX_SUMS) for name, dim in stage.prefix_sums.items() if dim]
     return (*sums, *(Tie("B", first["B"], name, Kind.LENGTHS) for name in stage.lengths))
 
@@ -130,33 +120,21 @@ class _Checks:
         given = {name: getattr(call, name) for name in stage.arrays}
         shapes = {name: array(tensor).shape for name, tensor in given.items() if tensor is not None}
         numbers = {name: getattr(call, name) for name in (SCALE, *stage.attributes)}
-        yield from rank_violations(stage, rows, {name: len(shape) for name, shape in shapes.items()})
-        yield from attribute_violations(rows, numbers)
-        yield from dim_violations(stage, rows, shapes, numbers)
         lengths = {name: getattr(call, name) for name in stage.all_lengths}
+        known = {name: one for name, one in lengths.items() if _is_known(one)}
+        yield from call_violations(stage, rows, shapes, numbers, known)
         counts = {name: _count(one) for name, one in lengths.items()}
         yield from count_violations(stage, rows, counts, shapes["query"][0] if stage.lengths else None)
-        known = {name: ends for name, one in lengths.items() if (ends := _known(one)) is not None}
-        sizes = {dims[0]: shapes[name][0] for name, dims in stage.arrays.items() if name in shapes}
-        for name, ends in known.items():
-            if name in stage.lengths:
-                pages, page = shapes["block_table"][1], call.page_block_size
-                yield from length_violations(rows, name, ends, None if pages is None else pages * page)
-            else:
-                dim = stage.prefix_sums[name]
-                yield from prefix_sum_violations(rows, name, ends, sizes.get(str(dim)), dim is not None)
+
+
+def _is_known(lengths: Any) -> bool:
+    """Not of expressions; those in a tensor are for the kernel."""
+    return not isinstance(lengths, Tensor) and all(isinstance(one, int) for one in lengths)
 
 
 def _count(lengths: Any) -> int | None:
     count = lengths.shape[0] if isinstance(lengths, Tensor) else len(lengths)
     return count if isinstance(count, int) else None
-
-
-def _known(lengths: Any) -> Sequence[int] | None:
-    """Lengths that are no expressions; those in a tensor are for the kernel."""
-    if isinstance(lengths, Tensor) or not all(isinstance(one, int) for one in lengths):
-        return None
-    return cast(Sequence[int], lengths)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -211,9 +189,9 @@ def refuse_given(function: str, **values: object) -> None:
             raise RuntimeError(f"{name} must be None: {function} does not support it, on an NPU neither")
 
 
-def refuse_several_tokens(query_lengths: Sequence[int] | None) -> None:
+def refuse_several_tokens(query_lengths: Lengths | None) -> None:
     """The vendor's case of 2 to 4 query tokens a sequence."""
-    for b, length in enumerate(query_lengths or ()):
+    for b, length in enumerate(() if query_lengths is None else query_lengths):
         if length != 1:
             raise RuntimeError(
                 f"actual_seq_qlen[{b}] must be 1, got {length}: a decode step takes one query token of each sequence"
@@ -266,7 +244,7 @@ def _size(tensor: Tensor, axis: int) -> Any:
     if not isinstance(size, Tensor):
         return size
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", private.TracerWarning)
         return int(size)
 
 

@@ -43,8 +43,8 @@ def softmax_op(function: str, call: type[Any], logits: Callable[[Any], Iterator[
         fake_kernel(call, _empty),
         key="CompositeExplicitAutograd",
         not_in_graphs=(
-            f"softmax_max and softmax_sum of torch_npu.npu_{function} exist for its gradient, and no ONNX node has them: "
-            "the exported model must not use them"
+            f"softmax_max and softmax_sum of torch_npu.npu_{function} are there for its gradient, and no ONNX node has "
+            "them: a model that is exported must not use them"
         ),
     )
 

@@ -6,31 +6,17 @@ import itertools
 import re
 from dataclasses import dataclass
 
-import ml_dtypes
+import compress_attention_rows as compress
 import numpy as np
 import pytest
 import selected_cases as cases
+from compress_attention_rows import BF16, Node, ones
 
 import nsa_onnx
 from nsa_onnx.graph.tensors import TensorFacts
 from nsa_onnx.operators import OPERATORS
 from nsa_onnx.operators.facts import NodeFacts
 from nsa_onnx.runtime import native
-
-F16, BF16 = np.float16, ml_dtypes.bfloat16
-
-
-@dataclass(frozen=True)
-class Node:
-    """What only a node can get wrong: an input's type or shape."""
-
-    name: str
-    dtype: str = "int64"
-    shape: tuple = (2,)
-
-
-def ones(*shape, dtype=F16):
-    return np.ones(shape, dtype)
 
 
 def topk(*shape, block=0, dtype=np.int32):
@@ -171,9 +157,9 @@ SELECT_CASES = {
     "actual_seq_kvlen_empty": ({"actual_seq_kvlen": ()}, "actual_seq_kvlen must have at least 1 element, got 0"),
     "actual_seq_kvlen_b": ({"actual_seq_kvlen": [70]}, "actual_seq_kvlen must have B = 2 elements, got 1"),
     "actual_seq_qlen_negative": ({"actual_seq_qlen": [-1, 3]}, r"actual_seq_qlen\[0\] must be >= 0, got -1"),
-    "actual_seq_kvlen_negative": ({"actual_seq_kvlen": [-5, 70]}, r"actual_seq_kvlen\[0\] must be >= 0, got -5"),
     "actual_seq_qlen_decreasing": ({"actual_seq_qlen": [4, 3]}, r"actual_seq_qlen\[1\] must be >= .*4, got 3"),
     "actual_seq_qlen_last": ({"actual_seq_qlen": [1, 2]}, r"actual_seq_qlen\[1\].*T1 = 3, got 2 .*accumulate"),
+    "actual_seq_kvlen_negative": ({"actual_seq_kvlen": [-5, 70]}, r"actual_seq_kvlen\[0\] must be >= 0, got -5"),
     "actual_seq_kvlen_decreasing": (
         {"actual_seq_kvlen": [40, 30]},
         r"actual_seq_kvlen\[1\] must be >= .*40, got 30 .*accumulate",
@@ -268,6 +254,10 @@ class Stage:
 
 
 STAGES = {
+    "NsaCompressAttention": Stage(nsa_onnx.nsa_compress_attention, compress.attention_call, compress.ATTENTION_CASES),
+    "NsaCompressAttentionInfer": Stage(
+        nsa_onnx.nsa_compress_attention_infer, compress.attention_infer_call, compress.ATTENTION_INFER_CASES
+    ),
     "NsaSelectedAttention": Stage(nsa_onnx.nsa_select_attention, select_call, SELECT_CASES),
     "NsaSelectedAttentionInfer": Stage(nsa_onnx.nsa_select_attention_infer, select_infer_call, SELECT_INFER_CASES),
 }
@@ -353,6 +343,18 @@ def test_where_two_rows_apply_the_earlier_one_of_the_table_wins(op_type):
 @pytest.mark.parametrize(
     ("op_type", "changed", "words"),
     [
+        ("NsaCompressAttention", {"actual_cmp_seq_kvlen": [5, 2**70]}, "Tc = 12, got 1180591620717411303424"),
+        ("NsaCompressAttention", {"actual_sel_seq_kvlen": [2, 2**70]}, "2 blocks, got 1180591620717411303422"),
+        ("NsaCompressAttention", {"actual_seq_qlen": [-(2**70), 3]}, ">= 0, got -1180591620717411303424"),
+        ("NsaCompressAttention", {"select_block_count": 2**64}, r"in \[1, 128\], got 18446744073709551616"),
+        ("NsaCompressAttention", {"scale_value": -(10**400)}, "scale_value must be a finite float32"),
+        ("NsaCompressAttentionInfer", {"actual_cmp_seq_kvlen": [40, 2**63]}, r"<= 128 .*got 9223372036854775808"),
+        ("NsaCompressAttentionInfer", {"actual_cmp_seq_kvlen": [40, 140]}, "got 140 .*look like prefix sums"),
+        (
+            "NsaCompressAttentionInfer",
+            {"block_table": np.array([[-1, 0], [0, 4]], "i4")},
+            r"block_table\[0, 0\] .*got -1",
+        ),
         ("NsaSelectedAttention", {"actual_seq_kvlen": [40, 2**70]}, "T2 = 70, got 1180591620717411303424"),
         ("NsaSelectedAttention", {"head_num": 2**70}, "must equal head_num = 1180591620717411303424, got 4"),
         ("NsaSelectedAttention", {"scale_value": 10**400}, "scale_value must be a finite float32"),

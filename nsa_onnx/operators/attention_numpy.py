@@ -99,6 +99,27 @@ def block_scores(chances: Float32, blocks: int, per_block: int, per_window: int)
     return by_row
 
 
+def attend_rows(
+    query: Float32,
+    keys: Float32,
+    values: Float32,
+    scale: float,
+    blocks: int,
+    sizes: tuple[int, int],
+    hidden: Mask | None = None,
+) -> tuple[Float32, Float32]:
+    """What the compress attentions compute of some rows: ``[rows, N1, Dv]`` and the scores ``[rows, N2, blocks]``.
+
+    Args:
+        query, keys, scale, hidden: as of `probabilities`.
+        values: as of `attended`.
+        blocks, sizes: as of `block_scores`.
+    """
+    with np.errstate(all="ignore"):
+        chances = probabilities(query, keys, scale, hidden)
+        return attended(chances, values), block_scores(chances, blocks, *sizes)
+
+
 def top_blocks(scores: Float32, count: int) -> npt.NDArray[np.int32]:
     """The ``count`` highest of each row, equal ones by ascending index, NaN as infinity; -1 where there are no more."""
     order = np.argsort(-np.where(np.isnan(scores), np.inf, scores), axis=-1, kind="stable")[..., :count]

@@ -8,14 +8,7 @@ import numpy.typing as npt
 from ...runtime.native import Buffer
 from ..attention import BLOCK_LENGTHS, COMPRESSED_LENGTHS, COUNT, HEADS, QUERY_LENGTHS, SCALE, SELECT, steps
 from ..attention_checks import call_violations
-from ..attention_numpy import (
-    attended,
-    block_scores,
-    keys_and_values,
-    probabilities,
-    row_tiles,
-    top_blocks,
-)
+from ..attention_numpy import attend_rows, keys_and_values, row_tiles, top_blocks
 from ..bits import in_memory, to_bits, to_float
 from ..contract import raise_first
 from ..windows import BLOCK, STRIDE
@@ -76,12 +69,11 @@ def compress_attention(
             own_keys, own_values = keys_and_values(dtype, keys[own], values[own])
             for tile in row_tiles(row, row_end, head_num * tokens):
                 local = slice(tile.start - row, tile.stop - row)
-                with np.errstate(all="ignore"):
-                    unseen = None if hidden is None else hidden[local, :tokens]
-                    chances = probabilities(to_float(dtype, queries[tile]), own_keys, scale_value, unseen)
-                    out[tile] = to_bits(dtype, attended(chances, own_values))
-                    scores = block_scores(chances, blocks, *sizes)
-                if forced is not None:
-                    np.copyto(scores, np.inf, where=forced[local, np.newaxis, :blocks])
-                topk[tile] = top_blocks(scores, select_block_count)
+                unseen = None if hidden is None else hidden[local, :tokens]
+                always = None if forced is None else forced[local, np.newaxis, :blocks]
+                rows = to_float(dtype, queries[tile])
+                results, scores = attend_rows(rows, own_keys, own_values, scale_value, blocks, sizes, unseen)
+                if always is not None:
+                    np.copyto(scores, np.inf, where=always)
+                out[tile], topk[tile] = to_bits(dtype, results), top_blocks(scores, select_block_count)
         row, key_begin = row_end, key_end

@@ -19,7 +19,7 @@ from ..attention import (
     table_violations,
 )
 from ..attention_checks import call_violations
-from ..attention_numpy import Pages, attended, block_scores, keys_and_values, probabilities, top_blocks
+from ..attention_numpy import Pages, attend_rows, keys_and_values, top_blocks
 from ..bits import in_memory, to_bits, to_float
 from ..contract import raise_first
 from ..windows import BLOCK, STRIDE
@@ -75,9 +75,8 @@ def compress_attention_infer(
         where = np.arange(tokens)
         own_keys, own_values = keys_and_values(dtype, keys.tokens(b, where), values.tokens(b, where))
         blocks = contract.block_count(tokens, compress_block_size, compress_stride, select_block_size)
-        with np.errstate(all="ignore"):
-            chances = probabilities(to_float(dtype, queries[b : b + 1]), own_keys, scale_value)
-            out[b] = to_bits(dtype, attended(chances, own_values))[0]
-            scores = block_scores(chances, blocks, *sizes)
+        row = to_float(dtype, queries[b : b + 1])
+        results, scores = attend_rows(row, own_keys, own_values, scale_value, blocks, sizes)
+        out[b] = to_bits(dtype, results)[0]
         scores[..., list(contract.forced_blocks(blocks))] = np.inf
         topk[b] = top_blocks(scores, select_block_count)[0]

@@ -4,6 +4,7 @@
 #include <exception>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <tuple>
 
@@ -25,26 +26,26 @@ uint32_t MinorVersion(const OrtApiBase* base) {
 
 // The domain and its ops, every one for the CPU and for CANN. Sessions keep pointers to them for as
 // long as they live and options may be used again, so they stay (as the library does, which is
-// linked to stay loaded). There is one for each backend that a session may ask for: an op cannot
+// linked to stay loaded). There is one for everything that a session may ask for: an op cannot
 // see the session's configuration.
 class Registration {
  public:
-  explicit Registration(cann::BackendChoice backend) : domain_(spec::kDomain) {
-    std::apply([&](auto... op) { (Add(op, backend), ...); }, Operators());
+  explicit Registration(cann::SessionChoice choice) : domain_(spec::kDomain) {
+    std::apply([&](auto... op) { (Add(op, choice), ...); }, Operators());
   }
 
   OrtCustomOpDomain* domain() const { return domain_; }
 
  private:
   template <class Operator>
-  void Add(Operator, cann::BackendChoice backend) {
+  void Add(Operator, cann::SessionChoice choice) {
     for (const DType dtype : kDTypes) {
       using Cpu = CpuNode<Operator>;
       Keep(new CustomOp<Operator, Cpu>("CPUExecutionProvider", dtype,
                                        [=](auto* info) { return new Cpu(info, dtype); }));
       using Cann = CannNode<Operator>;
-      Keep(new CustomOp<Operator, Cann>(
-          cann::kProvider, dtype, [=](auto* info) { return new Cann(info, dtype, backend); }));
+      Keep(new CustomOp<Operator, Cann>(cann::kProvider, dtype,
+                                        [=](auto* info) { return new Cann(info, dtype, choice); }));
     }
   }
   void Keep(const OrtCustomOp* op) { domain_.Add(op); }
@@ -52,19 +53,25 @@ class Registration {
   Ort::CustomOpDomain domain_;
 };
 
-// The backend that the session's configuration asks for, else the environment.
-std::string BackendName(OrtSessionOptions* options, const OrtApi* api) {
+// An entry of the session's configuration.
+std::optional<std::string> Entry(OrtSessionOptions* options, const OrtApi* api, const char* key) {
   int found = 0;
-  Ort::ThrowOnError(api->HasSessionConfigEntry(options, cann::kBackendKey, &found));
-  if (found == 0) {
-    const char* name = std::getenv(cann::kBackendVariable);
-    return name == nullptr ? "" : name;
-  }
+  Ort::ThrowOnError(api->HasSessionConfigEntry(options, key, &found));
+  if (found == 0) return std::nullopt;
   size_t size = 0;
-  Ort::ThrowOnError(api->GetSessionConfigEntry(options, cann::kBackendKey, nullptr, &size));
+  Ort::ThrowOnError(api->GetSessionConfigEntry(options, key, nullptr, &size));
   std::string value(size, '\0');
-  Ort::ThrowOnError(api->GetSessionConfigEntry(options, cann::kBackendKey, value.data(), &size));
+  Ort::ThrowOnError(api->GetSessionConfigEntry(options, key, value.data(), &size));
   return value.c_str();  // `size` counts the terminator
+}
+
+// What the session's configuration asks for, for the backend else the environment.
+cann::SessionChoice Choice(OrtSessionOptions* options, const OrtApi* api) {
+  const char* variable = std::getenv(cann::kBackendVariable);
+  const std::string backend =
+      Entry(options, api, cann::kBackendKey).value_or(variable == nullptr ? "" : variable);
+  return {cann::ParseBackend(backend),
+          cann::ParseCheck(Entry(options, api, cann::kCheckKey).value_or(""))};
 }
 
 // Our entry in the configuration of options that have the ops: onnxruntime cannot be asked for it,
@@ -75,7 +82,7 @@ OrtStatusPtr Register(OrtSessionOptions* options, const OrtApiBase* base, const 
                       uint32_t version) {
   static std::mutex mutex;
   static const OrtApiBase* served = nullptr;
-  static auto* registrations = new std::map<cann::BackendChoice, Registration>;
+  static auto* registrations = new std::map<cann::SessionChoice, Registration>;
   const std::lock_guard<std::mutex> lock(mutex);
   if (served == nullptr) {
     Ort::InitApi(api);
@@ -88,8 +95,8 @@ OrtStatusPtr Register(OrtSessionOptions* options, const OrtApiBase* base, const 
   int has_ops = 0;
   Ort::ThrowOnError(api->HasSessionConfigEntry(options, kRegisteredKey, &has_ops));
   if (has_ops != 0) return nullptr;
-  const cann::BackendChoice backend = cann::ParseBackend(BackendName(options, api));
-  const Registration& registration = registrations->try_emplace(backend, backend).first->second;
+  const cann::SessionChoice choice = Choice(options, api);
+  const Registration& registration = registrations->try_emplace(choice, choice).first->second;
   Ort::ThrowOnError(api->AddCustomOpDomain(options, registration.domain()));
   return api->AddSessionConfigEntry(options, kRegisteredKey, "1");
 }

@@ -18,6 +18,12 @@ void* Launch::Upload(const void* data, size_t bytes) {
   return device;
 }
 
+const void* Launch::Fetch(const void* data, size_t bytes) {
+  void* host = Borrow(Place::kPinned, bytes);
+  runtime().Fetch(host, data, bytes, stream_);
+  return host;
+}
+
 void Launch::MarkBlocks() {
   if (blocks_.empty()) return;
   const std::shared_ptr<const Mark> mark = runtime().MarkStream(stream_);

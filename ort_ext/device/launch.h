@@ -28,6 +28,9 @@ class Launch {
   void* Scratch(size_t bytes) { return Borrow(Place::kDevice, bytes); }
   // Scratch memory that holds `bytes` of `data`, which is free on return.
   void* Upload(const void* data, size_t bytes);
+  // The device's `bytes` of `data`, on the host: waits for all work before it on the stream. Valid
+  // until the run of the node ends.
+  const void* Fetch(const void* data, size_t bytes);
   // All that has been borrowed is in use up to here.
   void MarkBlocks();
 

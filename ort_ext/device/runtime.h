@@ -41,6 +41,8 @@ class Runtime {
   // Puts a copy on the stream: from pinned memory, or from the device's own.
   virtual void CopyToDevice(void* to, const void* from, size_t size, Stream stream) const = 0;
   virtual void CopyOnDevice(void* to, const void* from, size_t size, Stream stream) const = 0;
+  // Copies to pinned memory, and returns once that and all work before it on the stream is done.
+  virtual void Fetch(void* to, const void* from, size_t size, Stream stream) const = 0;
   virtual void Synchronize(Stream stream) const noexcept = 0;
 };
 

@@ -49,11 +49,11 @@ class CpuNode {
 template <class Operator>
 class CannNode {
  public:
-  CannNode(const OrtKernelInfo* info, DType dtype, cann::BackendChoice choice)
+  CannNode(const OrtKernelInfo* info, DType dtype, cann::SessionChoice choice)
       : node_(info),
         dtype_(dtype),
-        device_(info, Operator::kName, cann::SharedMemory()),
-        launch_(device_.Require([&] { return Choose(choice); })) {}
+        device_(info, Operator::kName, cann::SharedMemory(), choice.checks_indices),
+        launch_(device_.Require([&] { return Choose(choice.backend); })) {}
 
   OrtStatusPtr ComputeV2(OrtKernelContext* context) const noexcept {
     return ort::Guarded([&] { Operator::RunOnDevice(context, node_, dtype_, device_, launch_); });

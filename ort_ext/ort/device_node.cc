@@ -18,8 +18,10 @@ std::string Describe(const OrtKernelInfo* info, const char* op) {
 }  // namespace
 
 DeviceNode::DeviceNode(const OrtKernelInfo* info, const char* op,
-                       std::shared_ptr<device::Memory> memory)
-    : description_(Describe(info, op)), memory_(std::move(memory)) {}
+                       std::shared_ptr<device::Memory> memory, bool checks_indices)
+    : description_(Describe(info, op)),
+      memory_(std::move(memory)),
+      checks_indices_(checks_indices) {}
 
 void DeviceNode::Fail(const device::Error& error, const std::string& consequence) const {
   throw Ort::Exception(description_ + ": " + error.what() + consequence, ORT_EP_FAIL);

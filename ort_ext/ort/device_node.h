@@ -14,7 +14,11 @@ namespace nsa::ort {
 
 class DeviceNode {
  public:
-  DeviceNode(const OrtKernelInfo* info, const char* op, std::shared_ptr<device::Memory> memory);
+  // `checks_indices`: what node inputs on the device hold is fetched and checked as well.
+  DeviceNode(const OrtKernelInfo* info, const char* op, std::shared_ptr<device::Memory> memory,
+             bool checks_indices);
+
+  bool checks_indices() const { return checks_indices_; }
 
   // The result of `ask`; a device error becomes the node's.
   template <class Ask>
@@ -51,6 +55,7 @@ class DeviceNode {
 
   std::string description_;  // the operator and the node's name
   std::shared_ptr<device::Memory> memory_;
+  bool checks_indices_;
 };
 
 }  // namespace nsa::ort

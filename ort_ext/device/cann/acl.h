@@ -20,9 +20,15 @@ struct aclTensor;
 struct aclIntArray;
 struct aclOpExecutor;
 
-enum DataType : int32_t { kAclFloat16 = 1, kAclInt32 = 3, kAclBFloat16 = 27 };
+enum DataType : int32_t {
+  kAclFloat = 0,
+  kAclFloat16 = 1,
+  kAclInt32 = 3,
+  kAclBool = 12,
+  kAclBFloat16 = 27
+};
 enum Format : int32_t { kAclFormatNd = 2 };
-enum CopyKind : int32_t { kAclHostToDevice = 1, kAclDeviceToDevice = 3 };
+enum CopyKind : int32_t { kAclHostToDevice = 1, kAclDeviceToHost = 2, kAclDeviceToDevice = 3 };
 enum MallocPolicy : int32_t { kAclHugeFirst = 0 };
 enum DeviceInfo : int32_t { kAclVectorCoreNum = 1 };
 enum EventStatus : int32_t { kAclEventNotReady = 0, kAclEventComplete = 1 };

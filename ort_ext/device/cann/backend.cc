@@ -30,6 +30,12 @@ BackendChoice ParseBackend(const std::string& name) {
                               " must be auto, ascend_kernels or aclnn, got '" + name + "'");
 }
 
+bool ParseCheck(const std::string& value) {
+  if (value.empty() || value == "1") return true;
+  if (value == "0") return false;
+  throw std::invalid_argument(std::string(kCheckKey) + " must be 1 or 0, got '" + value + "'");
+}
+
 size_t ChooseOffer(BackendChoice choice, const std::vector<Offer>& offers) {
   std::string reasons;
   for (const Candidate& candidate : kCandidates) {

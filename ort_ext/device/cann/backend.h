@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace nsa::cann {
@@ -21,6 +22,23 @@ constexpr const char* kBackendVariable = "NSA_ONNX_ASCEND_BACKEND";
 
 // "auto" or "", "aclnn", "ascend_kernels"; throws std::invalid_argument for anything else.
 BackendChoice ParseBackend(const std::string& name);
+
+// Key of the session configuration entry that says whether indices on the device are fetched and
+// checked on the host before they are used ("1", the default), or taken as they are ("0").
+constexpr const char* kCheckKey = "nsa_onnx.check_device_indices";
+
+// "1" or "", "0"; throws std::invalid_argument for anything else.
+bool ParseCheck(const std::string& value);
+
+// What a session says of its nodes on the device.
+struct SessionChoice {
+  BackendChoice backend;
+  bool checks_indices;
+
+  bool operator<(const SessionChoice& other) const {
+    return std::tie(backend, checks_indices) < std::tie(other.backend, other.checks_indices);
+  }
+};
 
 // A backend that has some operator.
 struct Offer {

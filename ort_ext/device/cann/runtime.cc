@@ -63,6 +63,10 @@ class CannRuntime : public device::Runtime {
   void CopyOnDevice(void* to, const void* from, size_t size, Stream stream) const override {
     Copy(to, from, size, kAclDeviceToDevice, stream);
   }
+  void Fetch(void* to, const void* from, size_t size, Stream stream) const override {
+    Copy(to, from, size, kAclDeviceToHost, stream);
+    Require(GetAcl().aclrtSynchronizeStream(stream), "aclrtSynchronizeStream");
+  }
   void Synchronize(Stream stream) const noexcept override {
     Forget(GetAcl().aclrtSynchronizeStream(stream));
   }

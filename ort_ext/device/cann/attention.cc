@@ -1,0 +1,90 @@
+// See attention.h.
+#include "device/cann/attention.h"
+
+#include "device/cann/library.h"
+
+namespace nsa::cann {
+namespace {
+
+constexpr int64_t kGroupDivides = 128;
+
+std::string Text(int64_t number) { return std::to_string(number); }
+
+// Of a number that is known and bounded.
+void RequireAtMost(const std::string& what, int64_t number, int64_t most) {
+  if (most == 0 || number <= most) return;
+  RefuseAttention("takes " + what + " <= " + Text(most) + ", got " + Text(number));
+}
+
+void RequireDim(const std::string& what, int64_t dim, int64_t most, bool exact) {
+  if (most == 0 || dim == 0 || dim == most || (!exact && dim < most)) return;
+  RefuseAttention("takes " + what + (exact ? " = " : " <= ") + Text(most) + ", got " + Text(dim));
+}
+
+void RequireGroup(const spec::AttentionSizes& sizes, int64_t heads, int64_t key_heads) {
+  if (heads == 0 || key_heads == 0) return;
+  const int64_t group = heads / key_heads;
+  if (group <= sizes.group && (sizes.dividing_group == 0 || kGroupDivides % group == 0)) return;
+  const std::string divides =
+      sizes.dividing_group == 0 ? "" : " that divide " + Text(kGroupDivides);
+  RefuseAttention("takes N1 / N2 <= " + Text(sizes.group) + divides + ", got " + Text(group));
+}
+
+void RequirePage(const spec::AttentionSizes& sizes, int64_t page) {
+  if (page == 0 || sizes.min_page == 0) return RequireAtMost("page_block_size", page, sizes.page);
+  if (page == sizes.min_page || page == sizes.page) return;
+  RefuseAttention("takes page_block_size " + Text(sizes.min_page) + " or " + Text(sizes.page) +
+                  ", got " + Text(page));
+}
+
+}  // namespace
+
+void RefuseAttention(const std::string& what) {
+  throw CannError("the aclnn backend " + what + ": use device=\"cpu\"");
+}
+
+void RequireAttentionNumbers(const spec::AttentionSizes& sizes, const AttentionNumbers& numbers) {
+  RequireDim("D", numbers.head_dim, sizes.head_dim, sizes.exact_dims != 0);
+  RequireDim("Dv", numbers.value_dim, sizes.value_dim, sizes.exact_dims != 0);
+  RequireAtMost("N1", numbers.heads, sizes.heads);
+  RequireAtMost("N2", numbers.key_heads, sizes.key_heads);
+  RequireGroup(sizes, numbers.heads, numbers.key_heads);
+  RequireAtMost("compress_stride", numbers.stride, sizes.stride);
+  RequireAtMost("select_block_count", numbers.count, sizes.count);
+  RequirePage(sizes, numbers.page);
+}
+
+void RequireKeySequences(const spec::AttentionSizes& sizes, const char* lengths,
+                         const KeySequences& sequences, int64_t count) {
+  const auto size = static_cast<int64_t>(sequences.tokens.size());
+  if (size > sizes.sequences) {
+    RefuseAttention("takes at most " + Text(sizes.sequences) + " sequences, got " + Text(size));
+  }
+  for (size_t b = 0; b < sequences.tokens.size(); ++b) {
+    const int64_t tokens = sequences.tokens[b], blocks = sequences.blocks[b];
+    const std::string has =
+        std::string(lengths) + ": sequence " + std::to_string(b) + " has " + Text(tokens);
+    if (tokens < 1) RefuseAttention("takes sequences of at least 1 token, " + has);
+    if (sizes.length != 0 && tokens > sizes.length) {
+      RefuseAttention("takes sequences of at most " + Text(sizes.length) + " tokens, " + has);
+    }
+    if (blocks < count) {
+      RefuseAttention("takes select_block_count <= the blocks of every sequence, got " +
+                      Text(count) + ", " + has + " tokens in " + Text(blocks) + " blocks");
+    }
+    if (sizes.blocks != 0 && blocks > sizes.blocks) {
+      RefuseAttention("takes sequences of at most " + Text(sizes.blocks) + " blocks, " + has +
+                      " tokens in " + Text(blocks));
+    }
+  }
+}
+
+std::vector<int64_t> Steps(const int64_t* ends, int64_t count) {
+  std::vector<int64_t> steps(static_cast<size_t>(count));
+  for (int64_t b = 0; b < count; ++b) {
+    steps[static_cast<size_t>(b)] = ends[b] - (b == 0 ? 0 : ends[b - 1]);
+  }
+  return steps;
+}
+
+}  // namespace nsa::cann

@@ -1,0 +1,46 @@
+// What the vendor's operators for attention take: what all of them are asked before they are
+// called. The bounds of each are in nsa_onnx/targets/vendor_attention.py, and from there in the
+// generated header.
+#ifndef NSA_ONNX_ORT_EXT_DEVICE_CANN_ATTENTION_H_
+#define NSA_ONNX_ORT_EXT_DEVICE_CANN_ATTENTION_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "nsa_spec.h"
+
+namespace nsa::cann {
+
+// Numbers of a node or a call. 0: not known, or the operator has no such number.
+struct AttentionNumbers {
+  int64_t heads = 0;
+  int64_t key_heads = 0;
+  int64_t head_dim = 0;
+  int64_t value_dim = 0;
+  int64_t stride = 0;
+  int64_t count = 0;
+  int64_t page = 0;
+};
+
+// Throws CannError: "the aclnn backend <what>", and that there is only the CPU instead.
+[[noreturn]] void RefuseAttention(const std::string& what);
+
+void RequireAttentionNumbers(const spec::AttentionSizes& sizes, const AttentionNumbers& numbers);
+
+// The sequences of a call: how many tokens of key each has, and how many blocks to choose from.
+struct KeySequences {
+  std::vector<int64_t> tokens;
+  std::vector<int64_t> blocks;
+};
+
+// `lengths`: the input that says how long they are. Each of them must have `count` blocks.
+void RequireKeySequences(const spec::AttentionSizes& sizes, const char* lengths,
+                         const KeySequences& sequences, int64_t count);
+
+// The lengths from prefix sums.
+std::vector<int64_t> Steps(const int64_t* ends, int64_t count);
+
+}  // namespace nsa::cann
+
+#endif  // NSA_ONNX_ORT_EXT_DEVICE_CANN_ATTENTION_H_

@@ -136,7 +136,7 @@ def header(package: Package, version: str) -> str:
         constant("int", "kOpsetVersion", str(shared.OPSET_VERSION)),
         numbers("ALIGNMENT", windows.ALIGNMENT),
         numbers("MAX_HEAD_DIM", windows.MAX_HEAD_DIM),
-        *(numbers(f"VENDOR_{name}", getattr(vendor, name)) for name in vendor.CPP_CONSTANTS),
+        *(numbers(f"VENDOR_{name}", value) for name, value in vendor.CPP_CONSTANTS.items()),
         *(struct(f"kVendor{name}", sizes) for name, sizes in vendor.CPP_STRUCTS.items()),
         *strings("windows_row", windows_rows(windows)),
         struct("kAttentionLimits", attention),

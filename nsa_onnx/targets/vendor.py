@@ -45,7 +45,14 @@ DECODE_MAX_BATCH = 2047
 # Prefill keeps where each core begins in 32 bits, and so did decode with the cache before 2026.
 MAX_ELEMENTS = 2**32 - 1
 
-CPP_CONSTANTS = ("DECODE_MAX_BLOCK", "DECODE_MAX_ODD_HEADS", "DECODE_MAX_BATCH", "MAX_ELEMENTS")
+CPP_CONSTANTS = {
+    "DECODE_MAX_BLOCK": DECODE_MAX_BLOCK,
+    "DECODE_MAX_ODD_HEADS": DECODE_MAX_ODD_HEADS,
+    "DECODE_MAX_BATCH": DECODE_MAX_BATCH,
+    "MAX_ELEMENTS": MAX_ELEMENTS,
+    "GROUP_DIVIDES": vendor_attention.GROUP_DIVIDES,
+    "MAX_CAUSAL_SCALE": vendor_attention.MAX_CAUSAL_SCALE,
+}
 CPP_STRUCTS = vendor_attention.SIZES
 
 

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "device/cann/library.h"
 #include "device/launch.h"
@@ -66,6 +67,9 @@ Tensor MakeTensor(const std::array<int64_t, kRank>& dims, DataType type, const v
 }
 
 IntArray MakeIntArray(const int64_t* values, int64_t size);
+inline IntArray MakeIntArray(const std::vector<int64_t>& values) {
+  return MakeIntArray(values.data(), static_cast<int64_t>(values.size()));
+}
 
 // One of the vendor's operators. Made once and never destroyed: a thread of the host may still run
 // a node while the process ends. Parameters: what its first step takes, all but the last two.

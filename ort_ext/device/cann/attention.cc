@@ -6,8 +6,6 @@
 namespace nsa::cann {
 namespace {
 
-constexpr int64_t kGroupDivides = 128;
-
 std::string Text(int64_t number) { return std::to_string(number); }
 
 // Of a number that is known and bounded.
@@ -24,9 +22,10 @@ void RequireDim(const std::string& what, int64_t dim, int64_t most, bool exact) 
 void RequireGroup(const spec::AttentionSizes& sizes, int64_t heads, int64_t key_heads) {
   if (heads == 0 || key_heads == 0) return;
   const int64_t group = heads / key_heads;
-  if (group <= sizes.group && (sizes.dividing_group == 0 || kGroupDivides % group == 0)) return;
+  if (group <= sizes.group && (sizes.dividing_group == 0 || spec::kVendorGroupDivides % group == 0))
+    return;
   const std::string divides =
-      sizes.dividing_group == 0 ? "" : " that divide " + Text(kGroupDivides);
+      sizes.dividing_group == 0 ? "" : " that divide " + Text(spec::kVendorGroupDivides);
   RefuseAttention("takes N1 / N2 <= " + Text(sizes.group) + divides + ", got " + Text(group));
 }
 
@@ -79,12 +78,12 @@ void RequireKeySequences(const spec::AttentionSizes& sizes, const char* lengths,
   }
 }
 
-std::vector<int64_t> Steps(const int64_t* ends, int64_t count) {
-  std::vector<int64_t> steps(static_cast<size_t>(count));
-  for (int64_t b = 0; b < count; ++b) {
-    steps[static_cast<size_t>(b)] = ends[b] - (b == 0 ? 0 : ends[b - 1]);
+SoftmaxOutputs::SoftmaxOutputs(device::Launch& launch, int64_t rows, int64_t heads) {
+  constexpr int64_t kWidth = 8;  // every number stands eight times
+  for (Tensor* made : {&maxima_, &sums_}) {
+    const size_t bytes = static_cast<size_t>(rows * heads * kWidth) * sizeof(float);
+    *made = MakeTensor<3>({rows, heads, kWidth}, kAclFloat, launch.Scratch(bytes));
   }
-  return steps;
 }
 
 }  // namespace nsa::cann

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "device/cann/aclnn.h"
 #include "nsa_spec.h"
 
 namespace nsa::cann {
@@ -38,8 +39,22 @@ struct KeySequences {
 void RequireKeySequences(const spec::AttentionSizes& sizes, const char* lengths,
                          const KeySequences& sequences, int64_t count);
 
-// The lengths from prefix sums.
-std::vector<int64_t> Steps(const int64_t* ends, int64_t count);
+// What its prefill operators write for the gradient, and nobody reads here: maximum and sum of
+// every row's softmax.
+class SoftmaxOutputs {
+ public:
+  SoftmaxOutputs(device::Launch& launch, int64_t rows, int64_t heads);
+
+  const aclTensor* maxima() const { return maxima_.get(); }
+  const aclTensor* sums() const { return sums_.get(); }
+
+ private:
+  Tensor maxima_;
+  Tensor sums_;
+};
+
+// The sparse mode of calls in decode, which have no mask.
+constexpr int64_t kNoMask = 0;
 
 }  // namespace nsa::cann
 

@@ -58,6 +58,7 @@ std::string ReadSequences(const Call& call, std::vector<Sequence>* sequences) {
 
 // The selected blocks, copied and checked (block_violations).
 std::string ReadBlocks(const Call& call, Plan* plan) {
+  if (call.topk_indices == nullptr) return {};
   const int64_t heads = call.topk_shape[1], count = call.topk_shape[2];
   const int64_t size = call.attributes.select_block;
   plan->blocks.resize(static_cast<size_t>(call.topk_shape[0] * heads * count));

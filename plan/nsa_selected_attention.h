@@ -25,7 +25,7 @@ struct Call {
   Shape value;
   Shape topk_shape;
   AttentionAttributes attributes;
-  const int32_t* topk_indices;
+  const int32_t* topk_indices;  // null: not to be looked at
   Lengths actual_seq_qlen;
   Lengths actual_seq_kvlen;
 };
@@ -41,7 +41,7 @@ struct Sequence {
 // The sequences, in order, and topk_indices as they were checked.
 struct Plan {
   std::vector<Sequence> sequences;
-  std::vector<int32_t> blocks;  // [T1, N2, k]; -1: none
+  std::vector<int32_t> blocks;  // [T1, N2, k]; -1: none; empty if they were not looked at
 };
 
 // Checks the whole call, then fills the plan. `plan` is untouched when the call is refused. Each

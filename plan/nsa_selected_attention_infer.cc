@@ -96,7 +96,22 @@ void AddBlock(const AttentionAttributes& attributes, int64_t block, int64_t leng
   plan->ends.push_back(static_cast<int64_t>(plan->runs.size()));
 }
 
+// All pages that hold tokens, where nobody knows which blocks are read.
+std::string CheckPages(const Call& call, const std::vector<int64_t>& lengths) {
+  const int64_t page = *call.attributes.page;
+  for (size_t b = 0; b < lengths.size(); ++b) {
+    for (int64_t p = 0; p * page < lengths[b]; ++p) {
+      int64_t place;
+      std::string error = ReadPage(call.block_table, call.table_shape[1], static_cast<int64_t>(b),
+                                   p, call.key[0], &place);
+      if (!error.empty()) return error;
+    }
+  }
+  return {};
+}
+
 std::string PlanRuns(const Call& call, const std::vector<int64_t>& lengths, Plan* plan) {
+  if (call.topk_indices == nullptr) return CheckPages(call, lengths);
   std::vector<int32_t> blocks;
   std::string error = ReadBlocks(call, lengths, &blocks);
   if (!error.empty()) return error;
@@ -128,6 +143,7 @@ std::string MakePlan(const Call& call, Plan* plan) {
   }
   Plan made;
   if (error.empty()) error = PlanRuns(call, lengths, &made);
+  made.lengths = std::move(lengths);
   if (error.empty()) *plan = std::move(made);
   return error;
 }

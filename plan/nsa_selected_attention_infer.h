@@ -27,7 +27,7 @@ struct Call {
   Shape topk_shape;
   Shape table_shape;
   AttentionAttributes attributes;
-  const int32_t* topk_indices;
+  const int32_t* topk_indices;  // null: not to be looked at, any page of a sequence may be read
   const int32_t* block_table;
   Lengths actual_seq_kvlen;
 };
@@ -40,6 +40,8 @@ struct TokenRun {
 
 // The tokens of every selected block, by sequence, head and place in topk_indices.
 struct Plan {
+  std::vector<int64_t> lengths;  // of the sequences
+  // Empty if the blocks were not looked at.
   std::vector<TokenRun> runs;
   std::vector<int64_t> ends;  // [B, N2, k]: the end of a block's runs, where the next one's begin
 };

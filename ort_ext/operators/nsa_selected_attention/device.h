@@ -1,11 +1,38 @@
-// NsaSelectedAttention on an accelerator.
+// NsaSelectedAttention on an accelerator: what is launched, and the backend that launches it.
 #ifndef NSA_ONNX_ORT_EXT_OPERATORS_NSA_SELECTED_ATTENTION_DEVICE_H_
 #define NSA_ONNX_ORT_EXT_OPERATORS_NSA_SELECTED_ATTENTION_DEVICE_H_
 
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "device/launch.h"
+#include "operators/nsa_selected_attention/op.h"
+#include "plan/dtype.h"
+
 namespace nsa::selected_attention {
 
-// No backend has the operator.
-struct Run {};
+// Checked and planned: at least one row. Device pointers.
+struct Run {
+  DType dtype;
+  const void* query;         // [rows, N1, D]
+  const void* key;           // [tokens, N2, D]
+  const void* value;         // [tokens, N2, Dv]
+  const void* topk_indices;  // [rows, N2, k]
+  void* output;              // [rows, N1, Dv]
+  std::array<int64_t, 3> query_dims;
+  std::array<int64_t, 3> key_dims;
+  int64_t value_dim;
+  const AttentionAttributes* attributes;
+  const std::vector<Sequence>* sequences;
+  // topk_indices as they were checked; empty if they were not.
+  const std::vector<int32_t>* blocks;
+};
+
+// The backend, as nodes.h wants it (OperatorBackend).
+void RequireAclnn();
+void RequireAclnnNode(const Node& node);
+void LaunchAclnn(const Run& run, device::Launch& launch);
 
 }  // namespace nsa::selected_attention
 

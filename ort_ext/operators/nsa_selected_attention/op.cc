@@ -24,18 +24,19 @@ Node::Node(const OrtKernelInfo* info) {
   ort::RequireValidNode(Operator::kName, CheckAttributes(attributes));
 }
 
-Inputs::Inputs(OrtKernelContext* context, const Node& node)
+Inputs::Inputs(OrtKernelContext* context, const Node& node,
+               std::optional<const int32_t*> topk_on_host)
     : query(ort::Input(context, Index::kQuery)),
       key(ort::Input(context, Index::kKey)),
       value(ort::Input(context, Index::kValue)) {
   const ort::Tensor topk = ort::Input(context, Index::kTopkIndices);
   const ort::Tensor query_ends = ort::Input(context, Index::kActualSeqQlen);
   const ort::Tensor key_ends = ort::Input(context, Index::kActualSeqKvlen);
-  ort::RequireValid(
-      MakePlan({query.shape(), key.shape(), value.shape(), topk.shape(), node.attributes,
-                topk.as<int32_t>(), Lengths::Of(query_ends.as<int64_t>(), query_ends.shape()),
-                Lengths::Of(key_ends.as<int64_t>(), key_ends.shape())},
-               &plan));
+  ort::RequireValid(MakePlan({query.shape(), key.shape(), value.shape(), topk.shape(),
+                              node.attributes, topk_on_host.value_or(topk.as<int32_t>()),
+                              Lengths::Of(query_ends.as<int64_t>(), query_ends.shape()),
+                              Lengths::Of(key_ends.as<int64_t>(), key_ends.shape())},
+                             &plan));
 }
 
 }  // namespace nsa::selected_attention

@@ -5,6 +5,7 @@
 #define NSA_ONNX_ORT_EXT_OPERATORS_NSA_SELECTED_ATTENTION_OP_H_
 
 #include <array>
+#include <optional>
 
 #include "operators/nodes.h"
 #include "ort/custom_op.h"
@@ -32,7 +33,10 @@ struct Inputs {
   ort::Tensor value;
   Plan plan;
 
-  Inputs(OrtKernelContext* context, const Node& node);
+  // `topk_on_host`: topk_indices where they lie on the device otherwise; null: they are taken as
+  // they are, and the plan says nothing of them.
+  Inputs(OrtKernelContext* context, const Node& node,
+         std::optional<const int32_t*> topk_on_host = {});
   std::array<int64_t, 3> output_dims() const {
     return {query.dims[0], query.dims[1], value.dims[2]};
   }
@@ -45,7 +49,7 @@ struct Operator {
   static constexpr ort::Port kInputs[] = {{ort::Element::kOwn},
                                           {ort::Element::kOwn},
                                           {ort::Element::kOwn},
-                                          {ort::Element::kInt32, /*in_host_memory=*/true},
+                                          {ort::Element::kInt32},
                                           {ort::Element::kInt64, /*in_host_memory=*/true},
                                           {ort::Element::kInt64, /*in_host_memory=*/true}};
   static constexpr ort::Port kOutputs[] = {{ort::Element::kOwn}};
@@ -55,7 +59,7 @@ struct Operator {
 
   // What nodes.h asks for.
   using Node = selected_attention::Node;
-  static const std::array<OperatorBackend<Node, Run>, 0> kBackends;
+  static const std::array<OperatorBackend<Node, Run>, 1> kBackends;
   static void RunOnCpu(OrtKernelContext* context, const Node& node, DType dtype);
   static void RunOnDevice(OrtKernelContext* context, const Node& node, DType dtype,
                           const ort::DeviceNode& device, LaunchFunction<Run> launch_run);

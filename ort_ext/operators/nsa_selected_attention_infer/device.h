@@ -1,11 +1,39 @@
-// NsaSelectedAttentionInfer on an accelerator.
+// NsaSelectedAttentionInfer on an accelerator: what is launched, and the backend that launches it.
 #ifndef NSA_ONNX_ORT_EXT_OPERATORS_NSA_SELECTED_ATTENTION_INFER_DEVICE_H_
 #define NSA_ONNX_ORT_EXT_OPERATORS_NSA_SELECTED_ATTENTION_INFER_DEVICE_H_
 
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "device/launch.h"
+#include "operators/nsa_selected_attention_infer/op.h"
+#include "ort/device_indices.h"
+#include "plan/dtype.h"
+
 namespace nsa::selected_attention_decode {
 
-// No backend has the operator.
-struct Run {};
+// Checked and planned: at least one sequence. Device pointers.
+struct Run {
+  DType dtype;
+  const void* query;        // [B, N1, D]
+  const void* key;          // [block_num, page, N2, D]
+  const void* value;        // [block_num, page, N2, Dv]
+  ort::DeviceIndices topk;  // [B, N2, k]
+  void* output;             // [B, N1, Dv]
+  std::array<int64_t, 3> query_dims;
+  int64_t block_num;
+  int64_t value_dim;
+  const AttentionAttributes* attributes;
+  const std::vector<int64_t>* lengths;
+  const int32_t* block_table;  // host, a copy, [B, pages]
+  int64_t pages;
+};
+
+// The backend, as nodes.h wants it (OperatorBackend).
+void RequireAclnn();
+void RequireAclnnNode(const Node& node);
+void LaunchAclnn(const Run& run, device::Launch& launch);
 
 }  // namespace nsa::selected_attention_decode
 

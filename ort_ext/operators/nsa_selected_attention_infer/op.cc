@@ -25,17 +25,18 @@ Node::Node(const OrtKernelInfo* info) {
   ort::RequireValidNode(Operator::kName, CheckAttributes(attributes));
 }
 
-Inputs::Inputs(OrtKernelContext* context, const Node& node)
+Inputs::Inputs(OrtKernelContext* context, const Node& node,
+               std::optional<const int32_t*> topk_on_host)
     : query(ort::Input(context, Index::kQuery)),
       key(ort::Input(context, Index::kKey)),
-      value(ort::Input(context, Index::kValue)) {
+      value(ort::Input(context, Index::kValue)),
+      block_table(ort::Input(context, Index::kBlockTable, /*copied=*/topk_on_host.has_value())) {
   const ort::Tensor topk = ort::Input(context, Index::kTopkIndices);
   const ort::Tensor lengths = ort::Input(context, Index::kActualSeqKvlen);
-  const ort::Tensor table = ort::Input(context, Index::kBlockTable);
   ort::RequireValid(
-      MakePlan({query.shape(), key.shape(), value.shape(), topk.shape(), table.shape(),
-                node.attributes, topk.as<int32_t>(), table.as<int32_t>(),
-                Lengths::Of(lengths.as<int64_t>(), lengths.shape())},
+      MakePlan({query.shape(), key.shape(), value.shape(), topk.shape(), block_table.shape(),
+                node.attributes, topk_on_host.value_or(topk.as<int32_t>()),
+                block_table.as<int32_t>(), Lengths::Of(lengths.as<int64_t>(), lengths.shape())},
                &plan));
 }
 

@@ -1,0 +1,122 @@
+// NsaSelectedAttentionInfer on an Ascend device by the vendor's operator of the same name.
+//
+// What only its kernel tells (ops-transformer, November 2025 and July 2026): for every head of the
+// keys it reads the blocks that head 0 has chosen, so there may be one head only; -1 must stand
+// behind all blocks, or it never ends; and it counts on blocks that differ.
+#include "device/cann/aclnn.h"
+
+#include <algorithm>
+#include <string>
+
+#include "device/cann/attention.h"
+#include "operators/nsa_selected_attention_infer/device.h"
+
+namespace nsa::selected_attention_decode {
+namespace {
+
+using namespace cann;
+
+// query, key, value, topk_indices, mask, block table, lengths of query, lengths of key, layout,
+// heads, heads of key, block size, block count, page, scale, sparse mode, output
+using AclnnNsaSelectedAttentionInfer =
+    VendorOperator<const aclTensor*, const aclTensor*, const aclTensor*, const aclTensor*,
+                   const aclTensor*, const aclTensor*, const aclIntArray*, const aclIntArray*,
+                   char*, int64_t, int64_t, int64_t, int64_t, int64_t, double, int64_t, aclTensor*>;
+
+const AclnnNsaSelectedAttentionInfer& Vendor() {
+  static const AclnnNsaSelectedAttentionInfer& vendor =
+      *new const AclnnNsaSelectedAttentionInfer("aclnnNsaSelectedAttentionInfer");
+  return vendor;
+}
+
+constexpr spec::AttentionSizes kSizes = spec::kVendorNsaSelectedAttentionInfer;
+
+AttentionNumbers Numbers(const AttentionAttributes& attributes) {
+  AttentionNumbers numbers;
+  numbers.heads = attributes.heads;
+  numbers.key_heads = *attributes.kv_heads;
+  numbers.count = attributes.select_count;
+  numbers.page = *attributes.page;
+  return numbers;
+}
+
+void RequireSequences(const Run& run) {
+  KeySequences keys;
+  keys.tokens = *run.lengths;
+  const int64_t size = run.attributes->select_block, count = run.attributes->select_count;
+  // It wants so many blocks of the longest sequence only.
+  keys.blocks.assign(keys.tokens.size(), count);
+  RequireKeySequences(kSizes, "actual_seq_kvlen", keys, count);
+  const int64_t longest = *std::max_element(keys.tokens.begin(), keys.tokens.end());
+  if (longest / size >= count) return;
+  RefuseAttention("takes select_block_count x select_block_size <= the longest sequence, got " +
+                  std::to_string(count) + " x " + std::to_string(size) + " and " +
+                  std::to_string(longest) + " tokens");
+}
+
+// Of blocks that are known. There is one head of keys.
+void RequireBlocks(const Run& run) {
+  const int64_t count = run.attributes->select_count;
+  for (int64_t at = 0; run.topk.on_host != nullptr && at < run.topk.count; ++at) {
+    const int64_t i = at % count;
+    const int32_t* row = run.topk.on_host + (at - i);
+    const std::string which = "topk_indices[" + std::to_string(at / count) + ", 0, " +
+                              std::to_string(i) + "] is " + std::to_string(row[i]);
+    if (row[i] < 0) continue;
+    if (i > 0 && row[i - 1] < 0) RefuseAttention("takes -1 behind all blocks only, " + which);
+    if (std::find(row, row + i, row[i]) != row + i) {
+      RefuseAttention("takes blocks that differ, " + which + " and not the first one");
+    }
+  }
+}
+
+// The columns of the table that hold tokens, on the device.
+const int32_t* UploadTable(const Run& run, int64_t columns, device::Launch& launch) {
+  std::vector<int32_t> table;
+  for (size_t b = 0; b < run.lengths->size(); ++b) {
+    const int32_t* row = run.block_table + static_cast<int64_t>(b) * run.pages;
+    table.insert(table.end(), row, row + columns);
+  }
+  return static_cast<const int32_t*>(launch.Upload(table.data(), table.size() * sizeof(int32_t)));
+}
+
+}  // namespace
+
+void RequireAclnn() { Vendor(); }
+
+void RequireAclnnNode(const Node& node) {
+  RequireAttentionNumbers(kSizes, Numbers(node.attributes));
+}
+
+void LaunchAclnn(const Run& run, device::Launch& launch) {
+  AttentionNumbers numbers = Numbers(*run.attributes);
+  numbers.head_dim = run.query_dims[2];
+  numbers.value_dim = run.value_dim;
+  RequireAttentionNumbers(kSizes, numbers);
+  RequireSequences(run);
+  RequireBlocks(run);
+
+  const int64_t batch = run.query_dims[0], heads = numbers.heads, key_heads = numbers.key_heads;
+  const int64_t longest = *std::max_element(run.lengths->begin(), run.lengths->end());
+  const int64_t columns = (longest + numbers.page - 1) / numbers.page;
+  const DataType type = AclType(run.dtype);
+  const Tensor query = MakeTensor<3>(run.query_dims, type, run.query);
+  const Tensor key =
+      MakeTensor<3>({run.block_num, numbers.page, key_heads * numbers.head_dim}, type, run.key);
+  const Tensor value =
+      MakeTensor<3>({run.block_num, numbers.page, key_heads * run.value_dim}, type, run.value);
+  const Tensor topk =
+      MakeTensor<3>({batch, key_heads, numbers.count}, kAclInt32, run.topk.on_device);
+  const Tensor table =
+      MakeTensor<2>({batch, columns}, kAclInt32, UploadTable(run, columns, launch));
+  const Tensor output = MakeTensor<3>({batch, heads, run.value_dim}, type, run.output);
+  const IntArray queries = MakeIntArray(std::vector<int64_t>(run.lengths->size(), 1));
+  const IntArray keys = MakeIntArray(*run.lengths);
+  Vendor().Start(
+      launch, Vendor().Prepare(launch, query.get(), key.get(), value.get(), topk.get(), nullptr,
+                               table.get(), queries.get(), keys.get(), TndLayout(), heads,
+                               key_heads, run.attributes->select_block, numbers.count, numbers.page,
+                               run.attributes->scale, kNoMask, output.get()));
+}
+
+}  // namespace nsa::selected_attention_decode

@@ -15,22 +15,22 @@ void RequireAtMost(const std::string& what, int64_t number, int64_t most) {
 }
 
 void RequireDim(const std::string& what, int64_t dim, int64_t most, bool exact) {
-  if (most == 0 || dim == 0 || dim == most || (!exact && dim < most)) return;
+  if (most == 0 || dim == most || (!exact && dim < most)) return;
   RefuseAttention("takes " + what + (exact ? " = " : " <= ") + Text(most) + ", got " + Text(dim));
 }
 
-void RequireGroup(const spec::AttentionSizes& sizes, int64_t heads, int64_t key_heads) {
-  if (heads == 0 || key_heads == 0) return;
+void RequireHeads(const spec::AttentionSizes& sizes, int64_t heads, int64_t key_heads) {
+  RequireAtMost("N2", key_heads, sizes.key_heads);
   const int64_t group = heads / key_heads;
-  if (group <= sizes.group && (sizes.dividing_group == 0 || spec::kVendorGroupDivides % group == 0))
-    return;
-  const std::string divides =
+  const bool divides = sizes.dividing_group == 0 || spec::kVendorGroupDivides % group == 0;
+  if (group <= sizes.group && divides) return;
+  const std::string that =
       sizes.dividing_group == 0 ? "" : " that divide " + Text(spec::kVendorGroupDivides);
-  RefuseAttention("takes N1 / N2 <= " + Text(sizes.group) + divides + ", got " + Text(group));
+  RefuseAttention("takes N1 / N2 <= " + Text(sizes.group) + that + ", got " + Text(group));
 }
 
 void RequirePage(const spec::AttentionSizes& sizes, int64_t page) {
-  if (page == 0 || sizes.min_page == 0) return RequireAtMost("page_block_size", page, sizes.page);
+  if (sizes.min_page == 0) return RequireAtMost("page_block_size", page, sizes.page);
   if (page == sizes.min_page || page == sizes.page) return;
   RefuseAttention("takes page_block_size " + Text(sizes.min_page) + " or " + Text(sizes.page) +
                   ", got " + Text(page));
@@ -42,15 +42,19 @@ void RefuseAttention(const std::string& what) {
   throw CannError("the aclnn backend " + what + ": use device=\"cpu\"");
 }
 
-void RequireAttentionNumbers(const spec::AttentionSizes& sizes, const AttentionNumbers& numbers) {
-  RequireDim("D", numbers.head_dim, sizes.head_dim, sizes.exact_dims != 0);
-  RequireDim("Dv", numbers.value_dim, sizes.value_dim, sizes.exact_dims != 0);
-  RequireAtMost("N1", numbers.heads, sizes.heads);
-  RequireAtMost("N2", numbers.key_heads, sizes.key_heads);
-  RequireGroup(sizes, numbers.heads, numbers.key_heads);
-  RequireAtMost("compress_stride", numbers.stride, sizes.stride);
-  RequireAtMost("select_block_count", numbers.count, sizes.count);
-  RequirePage(sizes, numbers.page);
+void RequireAttributes(const spec::AttentionSizes& sizes, const AttentionAttributes& attributes) {
+  RequireAtMost("N1", attributes.heads, sizes.heads);
+  if (attributes.kv_heads) RequireHeads(sizes, attributes.heads, *attributes.kv_heads);
+  RequireAtMost("compress_stride", attributes.stride.value_or(0), sizes.stride);
+  RequireAtMost("select_block_count", attributes.select_count, sizes.count);
+  if (attributes.page) RequirePage(sizes, *attributes.page);
+}
+
+void RequireDims(const spec::AttentionSizes& sizes, int64_t heads, int64_t key_heads,
+                 int64_t head_dim, int64_t value_dim) {
+  RequireHeads(sizes, heads, key_heads);
+  RequireDim("D", head_dim, sizes.head_dim, sizes.exact_dims != 0);
+  RequireDim("Dv", value_dim, sizes.value_dim, sizes.exact_dims != 0);
 }
 
 void RequireKeySequences(const spec::AttentionSizes& sizes, const char* lengths,

@@ -10,24 +10,19 @@
 
 #include "device/cann/aclnn.h"
 #include "nsa_spec.h"
+#include "plan/attention.h"
 
 namespace nsa::cann {
-
-// Numbers of a node or a call. 0: not known, or the operator has no such number.
-struct AttentionNumbers {
-  int64_t heads = 0;
-  int64_t key_heads = 0;
-  int64_t head_dim = 0;
-  int64_t value_dim = 0;
-  int64_t stride = 0;
-  int64_t count = 0;
-  int64_t page = 0;
-};
 
 // Throws CannError: "the aclnn backend <what>", and that there is only the CPU instead.
 [[noreturn]] void RefuseAttention(const std::string& what);
 
-void RequireAttentionNumbers(const spec::AttentionSizes& sizes, const AttentionNumbers& numbers);
+// What a node says.
+void RequireAttributes(const spec::AttentionSizes& sizes, const AttentionAttributes& attributes);
+
+// Dims of a call; `heads` and `key_heads` as its attributes or its key have them.
+void RequireDims(const spec::AttentionSizes& sizes, int64_t heads, int64_t key_heads,
+                 int64_t head_dim, int64_t value_dim);
 
 // The sequences of a call: how many tokens of key each has, and how many blocks to choose from.
 struct KeySequences {

@@ -68,10 +68,7 @@ void RequireBlocks(const Run& run) {
 void RequireAclnn() { Vendor(); }
 
 void RequireAclnnNode(const Node& node) {
-  AttentionNumbers numbers;
-  numbers.heads = node.attributes.heads;
-  numbers.count = node.attributes.select_count;
-  RequireAttentionNumbers(kSizes, numbers);
+  RequireAttributes(kSizes, node.attributes);
   const double scale = node.attributes.scale;
   if (*node.attributes.causal != 0 && !(scale > 0 && scale <= spec::kVendorMaxCausalScale)) {
     RefuseAttention("takes 0 < scale_value <= " + std::to_string(spec::kVendorMaxCausalScale) +
@@ -80,12 +77,7 @@ void RequireAclnnNode(const Node& node) {
 }
 
 void LaunchAclnn(const Run& run, device::Launch& launch) {
-  AttentionNumbers numbers;
-  numbers.heads = run.query_dims[1];
-  numbers.key_heads = run.key_dims[1];
-  numbers.head_dim = run.query_dims[2];
-  numbers.value_dim = run.value_dim;
-  RequireAttentionNumbers(kSizes, numbers);
+  RequireDims(kSizes, run.query_dims[1], run.key_dims[1], run.query_dims[2], run.value_dim);
   RequireSequences(run);
   RequireBlocks(run);
 

@@ -31,15 +31,6 @@ const AclnnNsaSelectedAttentionInfer& Vendor() {
 
 constexpr spec::AttentionSizes kSizes = spec::kVendorNsaSelectedAttentionInfer;
 
-AttentionNumbers Numbers(const AttentionAttributes& attributes) {
-  AttentionNumbers numbers;
-  numbers.heads = attributes.heads;
-  numbers.key_heads = *attributes.kv_heads;
-  numbers.count = attributes.select_count;
-  numbers.page = *attributes.page;
-  return numbers;
-}
-
 void RequireSequences(const Run& run) {
   KeySequences keys;
   keys.tokens = *run.lengths;
@@ -84,39 +75,35 @@ const int32_t* UploadTable(const Run& run, int64_t columns, device::Launch& laun
 
 void RequireAclnn() { Vendor(); }
 
-void RequireAclnnNode(const Node& node) {
-  RequireAttentionNumbers(kSizes, Numbers(node.attributes));
-}
+void RequireAclnnNode(const Node& node) { RequireAttributes(kSizes, node.attributes); }
 
 void LaunchAclnn(const Run& run, device::Launch& launch) {
-  AttentionNumbers numbers = Numbers(*run.attributes);
-  numbers.head_dim = run.query_dims[2];
-  numbers.value_dim = run.value_dim;
-  RequireAttentionNumbers(kSizes, numbers);
+  const AttentionAttributes& attributes = *run.attributes;
+  const int64_t batch = run.query_dims[0], heads = attributes.heads, dim = run.query_dims[2];
+  const int64_t key_heads = *attributes.kv_heads, page = *attributes.page;
+  RequireDims(kSizes, heads, key_heads, dim, run.value_dim);
   RequireSequences(run);
   RequireBlocks(run);
 
-  const int64_t batch = run.query_dims[0], heads = numbers.heads, key_heads = numbers.key_heads;
   const int64_t longest = *std::max_element(run.lengths->begin(), run.lengths->end());
-  const int64_t columns = (longest + numbers.page - 1) / numbers.page;
+  const int64_t columns = (longest + page - 1) / page;
   const DataType type = AclType(run.dtype);
   const Tensor query = MakeTensor<3>(run.query_dims, type, run.query);
-  const Tensor key =
-      MakeTensor<3>({run.block_num, numbers.page, key_heads * numbers.head_dim}, type, run.key);
+  const Tensor key = MakeTensor<3>({run.block_num, page, key_heads * dim}, type, run.key);
   const Tensor value =
-      MakeTensor<3>({run.block_num, numbers.page, key_heads * run.value_dim}, type, run.value);
+      MakeTensor<3>({run.block_num, page, key_heads * run.value_dim}, type, run.value);
   const Tensor topk =
-      MakeTensor<3>({batch, key_heads, numbers.count}, kAclInt32, run.topk.on_device);
+      MakeTensor<3>({batch, key_heads, attributes.select_count}, kAclInt32, run.topk.on_device);
   const Tensor table =
       MakeTensor<2>({batch, columns}, kAclInt32, UploadTable(run, columns, launch));
   const Tensor output = MakeTensor<3>({batch, heads, run.value_dim}, type, run.output);
   const IntArray queries = MakeIntArray(std::vector<int64_t>(run.lengths->size(), 1));
   const IntArray keys = MakeIntArray(*run.lengths);
-  Vendor().Start(
-      launch, Vendor().Prepare(launch, query.get(), key.get(), value.get(), topk.get(), nullptr,
-                               table.get(), queries.get(), keys.get(), TndLayout(), heads,
-                               key_heads, run.attributes->select_block, numbers.count, numbers.page,
-                               run.attributes->scale, kNoMask, output.get()));
+  Vendor().Start(launch,
+                 Vendor().Prepare(launch, query.get(), key.get(), value.get(), topk.get(), nullptr,
+                                  table.get(), queries.get(), keys.get(), TndLayout(), heads,
+                                  key_heads, attributes.select_block, attributes.select_count, page,
+                                  attributes.scale, kNoMask, output.get()));
 }
 
 }  // namespace nsa::selected_attention_decode

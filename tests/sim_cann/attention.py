@@ -181,7 +181,8 @@ def check(op_type, made, feeds, **changes):
     attributes = attributes_of(op_type, changes)
     attributes["scale_value"] = float(np.float32(attributes["scale_value"]))
     of_p = (2.0**-11 if feeds["query"].dtype == nsa.FLOAT16 else 2.0**-8) * np.abs(feeds["value"].astype(float)).max()
-    for result, wanted in zip(got, OPERATORS[op_type].reference(feeds, attributes), strict=True):
+    values = {name: array.astype(float) if array.dtype in DTYPES else array for name, array in feeds.items()}
+    for result, wanted in zip(got, OPERATORS[op_type].reference(values, attributes), strict=True):
         if isinstance(wanted, Exact):
             wanted = Exact(wanted.values, wanted.slack + of_p)
         problem = wanted.judge(op_type, result.astype(np.float64), feeds["query"].dtype.name).problem

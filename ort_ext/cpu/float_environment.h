@@ -43,6 +43,15 @@ class FloatEnvironment {
   Word saved_;
 };
 
+// The nearest float32, whatever the host's rounding mode is.
+inline float NearestFloat(double value) {
+  const FloatEnvironment environment;
+  // Volatile: compilers, which do not know of modes, move a conversion across their change.
+  const volatile double given = value;
+  const volatile float nearest = static_cast<float>(given);
+  return nearest;
+}
+
 }  // namespace nsa::cpu
 
 #endif  // NSA_ONNX_ORT_EXT_CPU_FLOAT_ENVIRONMENT_H_

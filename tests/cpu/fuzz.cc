@@ -2,10 +2,11 @@
 //
 //   fuzz SECONDS SEED [OPERATOR...]   exit status 0: nothing was found; else the case is printed
 //
-// First every operator's found cases. Then, by turns, a random case of each, on all instruction
-// sets, on one thread and on several, and with a second thread that writes into the indices during
-// the call. Then cases on several threads of the host at once, while another one switches the
-// instruction set.
+// SECONDS are of the processor, all threads together: a busy machine takes longer and tries as
+// much. First every operator's found cases. Then, by turns, a random case of each, on all
+// instruction sets, on one thread and on several, and with a second thread that writes into the
+// indices during the call. Then cases on several threads of the host at once, while another one
+// switches the instruction set.
 #include <signal.h>
 
 #include <array>
@@ -14,6 +15,7 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <mutex>
 #include <thread>
 
@@ -47,6 +49,8 @@ void PrintCases() {
 
 using Clock = std::chrono::steady_clock;
 
+double ProcessorSeconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
+
 std::vector<std::string> Targets() {
   std::vector<std::string> targets{""};
   for (const char* c = nsa_cpu_targets(); *c != '\0'; ++c) {
@@ -67,11 +71,26 @@ std::vector<std::vector<unsigned char>> Contents(const std::vector<Memory*>& arr
   return contents;
 }
 
+// The first byte in which arrays are not what they were; empty if there is none.
+std::string FirstOther(const std::vector<Memory*>& arrays,
+                       const std::vector<std::vector<unsigned char>>& before) {
+  for (size_t i = 0; i < arrays.size(); ++i) {
+    const std::vector<unsigned char>& bytes = arrays[i]->bytes();
+    const auto [is, was] = std::mismatch(bytes.begin(), bytes.end(), before[i].begin());
+    if (is == bytes.end()) continue;
+    char text[120];
+    std::snprintf(text, sizeof text, "byte %td of %s is 0x%02X and not 0x%02X", is - bytes.begin(),
+                  arrays[i]->name(), *is, *was);
+    return text;
+  }
+  return {};
+}
+
 // Another seed for every number of a case, operator and part of the run.
 uint64_t SeedOf(uint64_t seed, uint64_t index) { return Random(seed ^ (index << 32)).Next(); }
 
 void Together(const std::vector<Part>& parts, const std::vector<std::string>& targets,
-              uint64_t seed, Clock::time_point end, int64_t* calls) {
+              uint64_t seed, double end, int64_t* calls) {
   g_together = true;
   std::atomic<bool> stop{false};
   std::thread switches([&] {
@@ -88,7 +107,7 @@ void Together(const std::vector<Part>& parts, const std::vector<std::string>& ta
     hosts.emplace_back([&, host] {
       t_host = host;
       Runner runner(targets, false, host);
-      for (uint64_t i = 0; i < kLeastCases * parts.size() || Clock::now() < end; ++i) {
+      for (uint64_t i = 0; i < kLeastCases * parts.size() || ProcessorSeconds() < end; ++i) {
         parts[i % parts.size()].random(&runner, SeedOf(seed, 1 + i * (kHosts + 1) + host));
       }
       sum += runner.legal() + runner.refused();
@@ -122,20 +141,16 @@ int Main(int argc, char** argv) {
   signal(SIGABRT, [](int) { PrintCases(); });  // UndefinedBehaviorSanitizer has no callback
 
   const auto begin = Clock::now();
-  const auto at = [&](double share) {
-    return begin + std::chrono::duration_cast<Clock::duration>(
-                       std::chrono::duration<double>(seconds * share));
-  };
   const std::vector<std::string> targets = Targets();
   std::vector<Runner> runners(parts.size(), Runner(targets, true, 0));
   for (size_t p = 0; p < parts.size(); ++p) parts[p].found(&runners[p]);
-  for (uint64_t i = 0; i < kLeastCases || Clock::now() < at(0.7); ++i) {
+  for (uint64_t i = 0; i < kLeastCases || ProcessorSeconds() < 0.7 * seconds; ++i) {
     for (size_t p = 0; p < parts.size(); ++p) {
       parts[p].random(&runners[p], SeedOf(seed, (i * parts.size() + p) * (kHosts + 1)));
     }
   }
   int64_t together = 0;
-  Together(parts, targets, seed, at(1.0), &together);
+  Together(parts, targets, seed, seconds, &together);
 
   std::string names;
   for (const std::string& target : targets) names += " " + target;
@@ -264,9 +279,10 @@ void Runner::Run(const Call& call) {
     for (const int64_t threads : {int64_t{1}, random_.Between(2, kMostThreads)}) {
       Once(call, target, threads);
       if (first.empty()) first = Contents(call.outputs);
-      if (first != Contents(call.outputs)) {
-        Fail(target + ", " + std::to_string(threads) + " threads: other bits than " +
-             (call.same_bits ? targets_.front() : target) + " on one thread");
+      const std::string other = FirstOther(call.outputs, first);
+      if (!other.empty()) {
+        Fail(target + ", " + std::to_string(threads) + " threads: " + other + ", as " +
+             (call.same_bits ? targets_.front() : target) + " has on one thread");
       }
     }
   }
@@ -284,6 +300,14 @@ Printer::Printer(DType dtype, Values values, uint64_t seed) {
 
 Printer& Printer::Add(const char* field, int64_t value) {
   text_ += std::string(", .") + field + " = " + Literal(value);
+  return *this;
+}
+
+Printer& Printer::Add(const char* field, double value) {
+  char text[40];
+  std::snprintf(text, sizeof text, "%.17g", value);
+  const std::string special = value > 0 ? "HUGE_VAL" : value < 0 ? "-HUGE_VAL" : "NAN";
+  text_ += std::string(", .") + field + " = " + (std::isfinite(value) ? text : special);
   return *this;
 }
 

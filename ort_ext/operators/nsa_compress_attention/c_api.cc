@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "c_api/arguments.h"
+#include "cpu/float_environment.h"
 #include "operators/nsa_compress_attention/kernel.h"
 
 namespace nsa::compress_attention {
@@ -40,7 +41,7 @@ std::string Run(int dtype, const Call& call, const Arrays& arrays, int64_t threa
                         kv_heads,
                         call.query[2],
                         call.value[2],
-                        static_cast<float>(of.scale),
+                        cpu::NearestFloat(of.scale),
                         *of.block,
                         *of.stride,
                         of.select_block,

@@ -2,6 +2,7 @@
 #include "operators/nsa_compress_attention_infer/c_api.h"
 
 #include "c_api/arguments.h"
+#include "cpu/float_environment.h"
 #include "operators/nsa_compress_attention_infer/kernel.h"
 
 namespace nsa::compress_attention_decode {
@@ -33,7 +34,7 @@ std::string Run(int dtype, const Call& call, const Arrays& arrays, int64_t threa
                         *of.kv_heads,
                         call.query[2],
                         call.value[3],
-                        static_cast<float>(of.scale),
+                        cpu::NearestFloat(of.scale),
                         *of.block,
                         *of.stride,
                         of.select_block,

@@ -2,6 +2,7 @@
 #include "operators/nsa_selected_attention_infer/c_api.h"
 
 #include "c_api/arguments.h"
+#include "cpu/float_environment.h"
 #include "operators/nsa_selected_attention_infer/kernel.h"
 
 namespace nsa::selected_attention_decode {
@@ -30,7 +31,7 @@ std::string Run(int dtype, const Call& call, const Array& query, const Array& ke
                         value.dims[3],
                         call.attributes.select_block,
                         call.attributes.select_count,
-                        static_cast<float>(call.attributes.scale),
+                        cpu::NearestFloat(call.attributes.scale),
                         &plan,
                         nullptr};
   RunKernel(static_cast<DType>(dtype), data, cpu::OwnThreads(threads));

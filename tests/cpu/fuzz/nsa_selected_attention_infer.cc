@@ -1,6 +1,5 @@
-// NsaSelectedAttentionInfer in the fuzzer (../fuzzer.h). The oracle is written from
-// docs/operators.md.
-#include "fuzz/attended.h"
+// NsaSelectedAttentionInfer in the fuzzer (../fuzzer.h).
+#include "attention.h"
 #include "operators/nsa_selected_attention_infer/c_api.h"
 
 namespace nsa::cpu::fuzz {
@@ -10,217 +9,225 @@ struct SelectedDecodeCase {
   DType dtype;
   Values values;
   uint64_t seed;
-  int64_t batch, heads, kv_heads, dim, value_dim, block, count, page, pages, max_pages;
+  double scale;
+  int64_t batch, heads, kv_heads, dim, value_dim, pages, max_pages;  // of the arrays
+  int64_t head_num, key_value_head_num, block, columns, count, page_tokens,
+      page;  // columns: of topk
   std::vector<int64_t> lengths;
-  std::vector<int32_t> topk;   // [batch, kv_heads, count]
+  std::vector<int32_t> topk;   // [batch, kv_heads, columns]
   std::vector<int32_t> table;  // [batch, max_pages]
-  int64_t more_rows;           // that the output has than it must: 0 if legal
 };
 
 std::string Print(const SelectedDecodeCase& c) {
   return Printer(c.dtype, c.values, c.seed)
+      .Add("scale", c.scale)
       .Add("batch", c.batch)
       .Add("heads", c.heads)
       .Add("kv_heads", c.kv_heads)
       .Add("dim", c.dim)
       .Add("value_dim", c.value_dim)
-      .Add("block", c.block)
-      .Add("count", c.count)
-      .Add("page", c.page)
       .Add("pages", c.pages)
       .Add("max_pages", c.max_pages)
+      .Add("head_num", c.head_num)
+      .Add("key_value_head_num", c.key_value_head_num)
+      .Add("block", c.block)
+      .Add("columns", c.columns)
+      .Add("count", c.count)
+      .Add("page_tokens", c.page_tokens)
+      .Add("page", c.page)
       .Add("lengths", c.lengths)
       .Add("topk", c.topk)
       .Add("table", c.table)
-      .Add("more_rows", c.more_rows)
       .text();
 }
 
-// Calls take(entry of topk, page of the sequence) for each page that a selected token lies on.
-template <class Take>
-void ForEachPage(const SelectedDecodeCase& c, size_t b, Take take) {
-  const auto each = static_cast<size_t>(c.kv_heads * c.count);
-  for (size_t i = b * each; i < (b + 1) * each; ++i) {
-    const int64_t first = c.topk[i] * c.block, end = std::min(first + c.block, c.lengths[b]);
-    for (int64_t t = first; first >= 0 && t < end; t += 16) take(t / c.page);
+// The logical pages of the tokens of sequence `b`'s chosen blocks. Its lengths and blocks are
+// legal.
+std::vector<bool> PagesRead(const SelectedDecodeCase& c, int64_t b) {
+  std::vector<bool> read(static_cast<size_t>(c.max_pages));
+  const int64_t length = c.lengths[static_cast<size_t>(b)];
+  for (int64_t i = 0; i < c.kv_heads * c.columns; ++i) {
+    const int64_t block = c.topk[static_cast<size_t>(b * c.kv_heads * c.columns + i)];
+    for (int64_t p = block * c.block; block >= 0 && p < std::min((block + 1) * c.block, length);
+         ++p) {
+      read[static_cast<size_t>(p / c.page)] = true;
+    }
   }
+  return read;
 }
 
 SelectedDecodeCase Make(Random* random) {
   SelectedDecodeCase c{};
   c.dtype = OneOf<DType>({DType::kFloat16, DType::kBFloat16}, random);
-  c.values = static_cast<Values>(random->Between(0, kValueKinds - 1));
-  c.batch = random->OneIn(10) ? 0 : random->Between(1, 4);
-  c.kv_heads = random->Between(1, 3);
-  c.heads = c.kv_heads * (random->OneIn(8) ? random->Between(1, 128) : random->Between(1, 6));
-  c.dim = 16 * (random->OneIn(6) ? random->Between(1, 32) : random->Between(1, 4));
-  c.value_dim = 16 * random->Between(1, c.dim / 16);
-  c.block = 16 * (random->OneIn(2) ? random->Between(1, 8) : random->Between(1, 2));
-  c.count = random->OneIn(20) ? 128 : random->Between(1, 5);
-  c.page = 16 * (random->OneIn(6) ? random->Between(1, 64) : random->Between(1, 8));
-  c.pages = random->Between(1, 6);
-  c.max_pages = random->Between(0, 4);
+  c.values = random->OneIn(2) ? Values::kModerate
+                              : static_cast<Values>(random->Between(0, kValueKinds - 1));
+  c.batch = random->Between(0, 4);
+  c.kv_heads = c.key_value_head_num = random->Between(1, 3);
+  c.heads = c.head_num = c.kv_heads * (random->OneIn(6) ? 17 : random->Between(1, 4));
+  c.dim = Multiple(random->OneIn(6) ? 512 : 128, random);
+  c.value_dim = Multiple(c.dim, random);
+  c.scale = Scale(c.dim, random);
+  c.block = Multiple(128, random);
+  c.page = c.page_tokens = Multiple(random->OneIn(8) ? 1024 : 128, random);
+  c.columns = c.count = random->Between(1, 5);
+  c.max_pages = random->Between(0, c.page > 128 ? 1 : 4);
+  c.pages = random->Between(1, 4);
   for (int64_t b = 0; b < c.batch; ++b) {
-    const int64_t longest = std::min<int64_t>(c.max_pages * c.page, 300);
-    c.lengths.push_back(random->OneIn(5) ? 0 : random->Between(0, longest));
-    const int64_t blocks = (c.lengths.back() + c.block - 1) / c.block;
-    for (int64_t i = 0; i < c.kv_heads * c.count; ++i) {
-      c.topk.push_back(static_cast<int32_t>(random->Between(-1, blocks - 1)));
+    const int64_t length = random->OneIn(5) ? 0 : random->Between(0, c.max_pages * c.page);
+    c.lengths.push_back(length);
+    for (int64_t i = c.kv_heads * c.columns; i > 0; --i) {
+      c.topk.push_back(static_cast<int32_t>(random->Between(-1, Ceil(length, c.block) - 1)));
     }
-    // What is not read may be anything.
-    for (int64_t p = 0; p < c.max_pages; ++p) {
-      c.table.push_back(static_cast<int32_t>(Hostile(c.pages, random)));
+    for (const bool read : PagesRead(c, b)) {
+      // What is not read may be anything.
+      c.table.push_back(
+          static_cast<int32_t>(read ? random->Between(0, c.pages - 1) : Hostile(c.pages, random)));
     }
-    ForEachPage(c, static_cast<size_t>(b), [&](int64_t p) {
-      c.table[static_cast<size_t>(b * c.max_pages + p)] =
-          static_cast<int32_t>(random->Between(0, c.pages - 1));
-    });
   }
   return c;
 }
 
 void Spoil(SelectedDecodeCase* c, Random* random) {
-  switch (random->Between(0, 15)) {
+  switch (random->Between(0, 12)) {
     case 0:
-      return SpoilNumber(&c->batch, random);
+      return SpoilNumber(&c->head_num, random);
     case 1:
-      return SpoilNumber(&c->heads, random);
-    case 2:
-      return SpoilNumber(&c->kv_heads, random);
-    case 3:
-      return SpoilNumber(&c->dim, random);
-    case 4:
-      return SpoilNumber(&c->value_dim, random);
-    case 5:
       return SpoilNumber(&c->block, random);
-    case 6:
+    case 2:
       return SpoilNumber(&c->count, random);
-    case 7:
+    case 3:
+      return SpoilNumber(&c->key_value_head_num, random);
+    case 4:
+      c->scale = BadScale(random);
+      return;
+    case 5:
+      return SpoilNumber(&c->dim, random);
+    case 6:
       return SpoilNumber(&c->page, random);
-    case 8:
+    case 7:
       c->pages = random->Between(0, 3);
       return;
+    case 8:
+      return SpoilList(&c->lengths, c->max_pages * c->page, random);
     case 9:
-      c->more_rows = OneOf<int64_t>({-1, 1, 2}, random);
-      return;
-    case 10:
       if (!c->lengths.empty()) c->lengths.pop_back();
       return;
-    case 11:
-      return SpoilList(&c->lengths, c->max_pages * c->page, random);
-    case 12:
-    case 13:
-      return SpoilList(&c->topk, 300 / c->block, random);
-    default:
+    case 10:
       return SpoilList(&c->table, c->pages, random);
+    default:
+      return SpoilList(&c->topk, 4, random);
   }
 }
 
 bool IsLegal(const SelectedDecodeCase& c) {
-  if (c.heads < 1 || c.kv_heads < 1 || c.heads % c.kv_heads || c.heads / c.kv_heads > 128) {
-    return false;
-  }
-  if (c.dim % 16 || c.dim < 16 || c.dim > 512) return false;
-  if (c.value_dim % 16 || c.value_dim < 16 || c.value_dim > c.dim) return false;
-  if (c.block % 16 || c.block < 16 || c.block > 128 || c.count < 1 || c.count > 128) return false;
-  if (c.page % 16 || c.page < 16 || c.page > 1024) return false;
+  if (!IsFloat32(c.scale) || c.head_num != c.heads || c.count != c.columns) return false;
+  if (c.key_value_head_num != c.kv_heads || c.page != c.page_tokens) return false;
+  if (!IsMultiple(c.dim, 512) || !IsMultiple(c.value_dim, c.dim)) return false;
+  if (!IsMultiple(c.block, 128) || !IsMultiple(c.page, 1024)) return false;
   if (static_cast<int64_t>(c.lengths.size()) != c.batch) return false;
-  for (size_t b = 0; b < c.lengths.size(); ++b) {
-    if (c.lengths[b] < 0 || c.lengths[b] > c.max_pages * c.page) return false;
-    const int64_t blocks = (c.lengths[b] + c.block - 1) / c.block;
-    const auto each = static_cast<size_t>(c.kv_heads * c.count);
-    for (size_t i = b * each; i < (b + 1) * each; ++i) {
-      if (c.topk[i] < -1 || c.topk[i] >= blocks) return false;
+  for (int64_t b = 0; b < c.batch; ++b) {
+    const int64_t length = c.lengths[static_cast<size_t>(b)];
+    if (length < 0 || length > c.max_pages * c.page) return false;
+    for (int64_t i = 0; i < c.kv_heads * c.columns; ++i) {
+      const int64_t block = c.topk[static_cast<size_t>(b * c.kv_heads * c.columns + i)];
+      if (block < -1 || block >= Ceil(length, c.block)) return false;
     }
-    bool legal = true;
-    ForEachPage(c, b, [&](int64_t p) {
-      const int32_t page = c.table[b * static_cast<size_t>(c.max_pages) + static_cast<size_t>(p)];
-      legal = legal && page >= 0 && page < c.pages;
-    });
-    if (!legal) return false;
+    const std::vector<bool> read = PagesRead(c, b);
+    for (int64_t p = 0; p < c.max_pages; ++p) {
+      const int64_t page = c.table[static_cast<size_t>(b * c.max_pages + p)];
+      if (read[static_cast<size_t>(p)] && (page < 0 || page >= c.pages)) return false;
+    }
   }
   return true;
 }
 
-Expected Oracle(const SelectedDecodeCase& c, const std::vector<float>& query,
-                const std::vector<float>& key, const std::vector<float>& value, float scale) {
-  Expected expected;
+// attention_out of a legal case.
+std::vector<Bounded> Oracle(const SelectedDecodeCase& c, const std::vector<float>& query,
+                            const std::vector<float>& key, const std::vector<float>& value) {
+  std::vector<Bounded> output;
   for (int64_t b = 0; b < c.batch; ++b) {
-    for (int64_t head = 0; head < c.heads; ++head) {
-      const int64_t kv_head = head / (c.heads / c.kv_heads);
-      std::vector<std::pair<const float*, const float*>> tokens;
-      for (int64_t i = 0; i < c.count; ++i) {
-        const int64_t block = c.topk[static_cast<size_t>((b * c.kv_heads + kv_head) * c.count + i)];
-        const int64_t end = std::min((block + 1) * c.block, c.lengths[static_cast<size_t>(b)]);
-        for (int64_t t = block * c.block; block >= 0 && t < end; ++t) {
-          const int64_t page = c.table[static_cast<size_t>(b * c.max_pages + t / c.page)];
-          const int64_t place = (page * c.page + t % c.page) * c.kv_heads + kv_head;
-          tokens.emplace_back(key.data() + place * c.dim, value.data() + place * c.value_dim);
+    for (int64_t h = 0; h < c.heads; ++h) {
+      const int64_t g = h / (c.heads / c.kv_heads);
+      const int64_t length = c.lengths[static_cast<size_t>(b)];
+      std::vector<Token> tokens;
+      for (int64_t i = 0; i < c.columns; ++i) {
+        const int64_t block = c.topk[static_cast<size_t>((b * c.kv_heads + g) * c.columns + i)];
+        if (block < 0) continue;
+        for (int64_t p = block * c.block; p < std::min((block + 1) * c.block, length); ++p) {
+          const int64_t page = c.table[static_cast<size_t>(b * c.max_pages + p / c.page)];
+          const int64_t row = (page * c.page + p % c.page) * c.kv_heads + g;
+          tokens.push_back({key.data() + row * c.dim, value.data() + row * c.value_dim, false});
         }
       }
-      Attend(query.data() + (b * c.heads + head) * c.dim, tokens, c.dim, c.value_dim, scale, true,
-             &expected);
+      const float scale = static_cast<float>(c.scale);
+      const auto p = Probabilities(query.data() + (b * c.heads + h) * c.dim, tokens, c.dim, scale);
+      for (int64_t d = 0; d < c.value_dim; ++d) output.push_back(Output(p, tokens, d));
     }
   }
-  return expected;
+  return output;
 }
 
-void Run(const SelectedDecodeCase& given, Runner* runner) {
-  SelectedDecodeCase c = given;
-  const Dims query_dims{c.batch, c.heads, c.dim}, key_dims{c.pages, c.page, c.kv_heads, c.dim},
-      value_dims{c.pages, c.page, c.kv_heads, c.value_dim}, topk_dims{c.batch, c.kv_heads, c.count},
-      table_dims{c.batch, c.max_pages},
-      output_dims{std::max<int64_t>(0, c.batch + c.more_rows), c.heads, c.value_dim};
-  for (const Dims& dims : {query_dims, key_dims, value_dims, topk_dims, table_dims, output_dims}) {
-    if (!Possible(dims)) return;
-  }
-  c.topk.resize(static_cast<size_t>(Elements(topk_dims)), 0);  // where the shape was spoilt
-  c.table.resize(static_cast<size_t>(Elements(table_dims)), 0);
+void Run(const SelectedDecodeCase& c, Runner* runner) {
+  const Dims query_dims{c.batch, c.heads, c.dim},
+      key_dims{c.pages, c.page_tokens, c.kv_heads, c.dim},
+      value_dims{c.pages, c.page_tokens, c.kv_heads, c.value_dim},
+      output_dims{c.batch, c.heads, c.value_dim};
+  if (!Possible(query_dims) || !Possible(value_dims) || !Possible(key_dims)) return;
+  if (!Possible(output_dims)) return;
   Random random(c.seed);
-  const auto draw = [&](const Dims& dims) {
-    std::vector<uint16_t> bits(static_cast<size_t>(Elements(dims)));
-    const int64_t last = dims.back(), heads = dims[dims.size() - 2];
-    Generator generator(c.dtype, c.values, &random);
-    if (!bits.empty()) {
-      generator.Input(bits.data(), static_cast<int64_t>(bits.size()) / heads / last, heads, last);
-    }
-    return bits;
-  };
-  const auto queries = draw(query_dims), keys = draw(key_dims), values = draw(value_dims);
-  const float scale = OneOf<float>({0.25f, 1.0f, -0.5f, 0.0f, 0x1p-12f}, &random);
+  const Data queries(c.dtype, c.values, query_dims, &random);
+  const Data keys(c.dtype, c.values, key_dims, &random);
+  const Data values(c.dtype, c.values, value_dims, &random);
   const bool legal = IsLegal(c);
-  Expected want;
-  if (legal) {
-    want = Oracle(c, ValuesOf(c.dtype, queries), ValuesOf(c.dtype, keys), ValuesOf(c.dtype, values),
-                  scale);
-  }
+  std::vector<Bounded> want;
+  if (legal) want = Oracle(c, queries.values, keys.values, values.values);
 
-  Memory query("query", query_dims, queries, random.Between(0, 15));
-  Memory key("key", key_dims, keys, random.Between(0, 15));
-  Memory value("value", value_dims, values, random.Between(0, 15));
-  Memory topk("topk_indices", topk_dims, c.topk, random.Between(0, 1));
-  Memory table("block_table", table_dims, c.table, random.Between(0, 1));
+  Memory query("query", query_dims, queries.bits, random.Between(0, 15));
+  Memory key("key", key_dims, keys.bits, random.Between(0, 15));
+  Memory value("value", value_dims, values.bits, random.Between(0, 15));
+  Memory topk("topk_indices", {c.batch, c.kv_heads, c.columns}, c.topk, random.Between(0, 1));
+  Memory table("block_table", {c.batch, c.max_pages}, c.table, random.Between(0, 1));
   Memory lengths("actual_seq_kvlen", {}, c.lengths, random.Between(0, 1));
   Memory output("attention_out", output_dims, RandomBits(Elements(output_dims), &random),
                 random.Between(0, 31));
-  const NsaArray q = query.array(), k = key.array(), v = value.array(), t = topk.array(),
-                 p = table.array(), y = output.array();
+  const NsaArray q = query.array(), k = key.array(), v = value.array(), i = topk.array(),
+                 t = table.array(), y = output.array();
   runner->Run({{&query, &key, &value, &topk, &table, &lengths},
                {&topk, &table, &lengths},
                {&output},
-               legal && output_dims[0] == c.batch,
+               legal,
                /*same_bits=*/false,
                [&](int64_t threads, char* error, int64_t size) {
                  return nsa_selected_attention_infer(
-                     static_cast<int>(c.dtype), &q, &k, &v, &t, scale, c.heads, c.kv_heads, c.block,
-                     c.count, c.page, &p, lengths.as<int64_t>(),
+                     static_cast<int>(c.dtype), &q, &k, &v, &i, c.scale, c.head_num,
+                     c.key_value_head_num, c.block, c.count, c.page, &t, lengths.as<int64_t>(),
                      static_cast<int64_t>(c.lengths.size()), &y, threads, error, size);
                },
-               [&] { return Deviation(c.dtype, output.as<uint16_t>(), want); }});
+               [&] { return Difference(c.dtype, "attention_out", output.as<uint16_t>(), want); }});
 }
 
 const Register<SelectedDecodeCase> part("nsa_selected_attention_infer", Make, Spoil, Print, Run,
-                                        {});
+                                        {{.dtype = DType::kFloat16,
+                                          .values = Values::kSpecial,
+                                          .seed = 11526770270800881274u,
+                                          .scale = 0.17677669529663687,
+                                          .batch = 2,
+                                          .heads = 17,
+                                          .kv_heads = 1,
+                                          .dim = 32,
+                                          .value_dim = 32,
+                                          .pages = 4,
+                                          .max_pages = 1,
+                                          .head_num = 17,
+                                          .key_value_head_num = 1,
+                                          .block = 16,
+                                          .columns = 1,
+                                          .count = 1,
+                                          .page_tokens = 32,
+                                          .page = 32,
+                                          .lengths = {29, 11},
+                                          .topk = {-1, 0},
+                                          .table = {8, 1}}});
 
 }  // namespace
 }  // namespace nsa::cpu::fuzz

@@ -587,6 +587,7 @@ def main():
 
 
 if __name__ == "__main__":
+    import compress_attention_ort_cases  # noqa: F401
     import ort_cases  # this file, as the modules with further cases know it
     import selected_ort_cases  # noqa: F401
 

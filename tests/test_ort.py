@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compress_attention_ort_cases  # noqa: F401 (further cases)
 import onnxruntime
 import ort_cases
 import pytest

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import selected_cases as cases
-from kernels import LIBRARY, TARGETS, bits, buffer, target
+from c_calls import WATCHED, array, call_c, watch  # noqa: F401 (a fixture)
+from kernels import TARGETS, bits, buffer, target
 
 from nsa_onnx.operators.nsa_selected_attention import call as prefill
 from nsa_onnx.operators.nsa_selected_attention_infer import call as decode
 from nsa_onnx.runtime import native
 
-WATCH = Path(__file__).resolve().parent / "cpu" / "watch.cc"
 MAX, MIN = 2**63 - 1, -(2**63)
 targets = pytest.mark.parametrize("name", TARGETS)
 
@@ -83,31 +81,6 @@ def test_infinite_logits_weigh_all_or_nothing(name):
 HALF = np.zeros(1 << 16, np.float16)  # memory for any array of these tests
 ADDRESS, OUT = HALF.ctypes.data, HALF.ctypes.data + HALF.size
 INDICES = np.zeros(64, np.int32)
-
-
-def array(address, *shape):
-    return native._Array(address, (ctypes.c_int64 * len(shape))(*shape), len(shape))
-
-
-def pointer(values):
-    return values if values is None or isinstance(values, int) else values.ctypes.data
-
-
-def call_c(name, arguments):
-    """The error, or None. Lengths are pairs of an array, or an address, and their number."""
-    error = ctypes.create_string_buffer(400)
-    passed = []
-    for value in arguments.values():
-        if isinstance(value, tuple):
-            passed += [ctypes.c_void_p(pointer(value[0])), ctypes.c_int64(value[1])]
-        elif value is None or isinstance(value, native._Array):
-            passed.append(None if value is None else ctypes.byref(value))
-        else:
-            passed.append(ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(value))
-    function = getattr(LIBRARY, name)
-    function.argtypes = None
-    failed = function(*passed, error, ctypes.c_int64(400))
-    return error.value.decode() if failed else None
 
 
 def good(name):
@@ -223,31 +196,9 @@ def test_a_bad_block_is_found_before_anything_is_written(name, where):
 # --------------------------------------------------------------------------------------------------
 # Memory that others change
 
-READ_ONCE = """
-import ctypes, sys
-import numpy as np
-from nsa_onnx.runtime import native
-
-WATCH = ctypes.CDLL(sys.argv[1])
-WATCH.watch_memory.restype = ctypes.c_void_p
-WATCH.watch_memory.argtypes, WATCH.watch_count.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
-
-def watched(array):
-    address = WATCH.watch_memory(array.nbytes)
-    copy = np.frombuffer((ctypes.c_char * array.nbytes).from_address(address), array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-def counts(array):
-    return [WATCH.watch_count(array.ctypes.data + i * array.itemsize) for i in range(array.size)]
-
-def described(array):
-    shape = watched(np.array(array.shape, np.int64))
-    fields = watched(np.array([array.ctypes.data, shape.ctypes.data, array.ndim], np.int64))
-    SHAPES.extend([shape, fields])
-    return ctypes.c_void_p(fields.ctypes.data)
-
-SHAPES = []
+READ_ONCE = (
+    WATCHED
+    + """
 number, real, pointer = ctypes.c_int64, ctypes.c_double, lambda array: ctypes.c_void_p(array.ctypes.data)
 ends, key_ends = watched(np.array([2, 2, 5])), watched(np.array([40, 41, 90]))
 topk = watched(np.array([[[0, 2], [1, -1]]] * 2 + [[[3, 3], [-1, -1]]] * 3, np.int32))
@@ -283,18 +234,10 @@ assert all(max(counts(fields)) == 1 for fields in SHAPES[1::2])
 assert counts(table) == [1, 0, 1, 0, 1] + [0] * 5 + [1, 0, 1, 0, 0], counts(table)
 print("read once")
 """
+)
 
 
-@pytest.fixture(scope="module")
-def watch(tmp_path_factory):
-    library = tmp_path_factory.mktemp("watch") / "libwatch.so"
-    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", WATCH, "-o", library]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return library
-
-
-def test_every_index_dim_and_rank_is_read_once_and_of_the_table_what_is_needed(watch):
+def test_every_index_dim_and_rank_is_read_once_and_of_the_table_what_is_needed(watch):  # noqa: F811
     done = subprocess.run([sys.executable, "-c", READ_ONCE, watch], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "read once\n"), done.stderr[-2000:]
 

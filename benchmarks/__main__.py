@@ -3,9 +3,10 @@
     python -m benchmarks [--quick] [--sections prefill,decode,...] [--json FILE] [--plots FOLDER]
 
 Sections: prefill (our kernel, peers and the memory limit, on inputs larger than the caches and one that fits L2),
-decode (NsaCompressInfer), selected (the selected attentions), step (a whole decode step against attention to all
-tokens), growth (cost over the size of the work), figures (two comparisons that the documentation quotes), models (what
-check, fuse and other commands cost per node of a model). docs/performance.md explains the tables.
+decode (NsaCompressInfer), compressed and selected (the compress and the selected attentions), step (a whole decode
+step against attention to all tokens), growth (cost over the size of the work), figures (two comparisons that the
+documentation quotes), models (what check, fuse and other commands cost per node of a model). docs/performance.md
+explains the tables.
 """
 
 from __future__ import annotations
@@ -22,11 +23,22 @@ from typing import Any
 from nsa_onnx.operators.nsa_compress.contract import shape_violations
 from nsa_onnx.runtime import native
 
-from . import contenders, decode_step, growth, limits, machine, memory, prefill, report, selected_attention
+from . import (
+    compress_attention,
+    contenders,
+    decode_step,
+    growth,
+    limits,
+    machine,
+    memory,
+    prefill,
+    report,
+    selected_attention,
+)
 from .contenders import Case
 from .worker import Worker, WorkerError
 
-SECTIONS = ("prefill", "decode", "selected", "step", "growth", "figures", "models")
+SECTIONS = ("prefill", "decode", "compressed", "selected", "step", "growth", "figures", "models")
 # block/stride, or block/stride@heads x dim: at 4x128 with all peers, elsewhere without.
 SHAPES = ("32/16", "64/32", "32/32", "64/16", "128/16", "32/16@1x16", "32/16@32x16", "32/16@1x128")
 QUICK_SHAPES = ("32/16", "128/16@4x64")
@@ -183,23 +195,24 @@ def _attention_calls(arguments: argparse.Namespace, small: bool, threads: int) -
     heads = [1] if small or quick else [1, 4]
     prompts = [{"tokens": tokens, "kv_heads": n, "threads": threads, "rounds": min(rounds, 3)} for n in heads]
     peers = [name for name in selected_attention.PEERS if arguments.peers and not (small and "flex" in name)]
+    dense_peers = list(compress_attention.PEERS) if arguments.peers else []
     context, sequences = (256, 2) if small else (65536, 4 if quick else 32)
     steps = [(1, 16)] if small or quick else [(1, 16), (1, 4), (1, 1), (4, 16), (4, 4)]
     lengths = [512, 1024] if small else [4096, 65536] if quick else [4096, 8192, 16384, 32768, 65536]
     dense = list(decode_step.PEERS) if arguments.peers else []
     usual = {"threads": threads, "rounds": rounds}
+
+    def calls(module: str, names: list[str]) -> list[tuple[str, dict[str, Any]]]:
+        step = {"tokens": context, "sequences": sequences, **usual}
+        return [
+            *((f"{module}:prefill", prompt) for prompt in prompts),
+            *((f"{module}:peer", {"name": name, **prompt}) for name in names for prompt in prompts[:1]),
+            *((f"{module}:decode", {**step, "kv_heads": n, "group": g}) for n, g in steps),
+        ]
+
     return {
-        "selected": [
-            *(("selected_attention:prefill", prompt) for prompt in prompts),
-            *(("selected_attention:peer", {"name": name, **prompt}) for name in peers for prompt in prompts[:1]),
-            *(
-                (
-                    "selected_attention:decode",
-                    {"tokens": context, "sequences": sequences, "kv_heads": n, "group": g, **usual},
-                )
-                for n, g in steps
-            ),
-        ],
+        "compressed": calls("compress_attention", dense_peers),
+        "selected": calls("selected_attention", peers),
         "step": [
             ("decode_step:sparse", {"tokens": lengths, **usual}),
             *(("decode_step:dense", {"name": name, "tokens": lengths, **usual}) for name in dense),
@@ -212,7 +225,7 @@ def _shaped(section: str, arguments: argparse.Namespace, results: list[Any]) -> 
     if section == "decode":
         count = len(arguments.threads)
         return {"growth": results[0], "scattered": results[1 : 1 + count], "idle": results[1 + count :]}
-    if section == "selected":
+    if section in ("compressed", "selected"):
         kinds = {"prefill": "of_limit", "peers": "name", "decode": "of_read"}  # a field that only they have
         found = {name: [of for of in results if field in of] for name, field in kinds.items()}
         return {**found, "prefill": [of for of in found["prefill"] if "of_read" not in of]}

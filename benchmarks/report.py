@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from . import decode_step, selected_attention
+from . import compress_attention, decode_step, selected_attention
 from .contenders import EAGER, NODE, PEERS
 
 Record = dict[str, Any]
@@ -158,6 +158,10 @@ def models(record: Record) -> Iterator[str]:
     yield table(title, ["command", "ms/node", "over onnx"], rows)
 
 
+def compressed(record: Record) -> Iterator[str]:
+    yield from compress_attention.tables(record, table)
+
+
 def selected(record: Record) -> Iterator[str]:
     yield from selected_attention.tables(record, table)
 
@@ -169,7 +173,7 @@ def step(record: Record) -> Iterator[str]:
 def full(run: Record) -> str:
     """The whole report."""
     parts = [head(run["machine"], run["threads"])]
-    writers = {"prefill": prefill, "decode": decode, "selected": selected, "step": step}
+    writers = {"prefill": prefill, "decode": decode, "compressed": compressed, "selected": selected, "step": step}
     writers |= {"growth": growth, "figures": figures, "models": models}
     for section, write in writers.items():
         if section in run:

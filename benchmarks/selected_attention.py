@@ -7,7 +7,6 @@ multiply-adds as well: with many query heads to a key it is these that take the 
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,15 +16,12 @@ import numpy as np
 import nsa_onnx
 from nsa_onnx.runtime import native
 
-from . import limits, memory
+from . import attention, limits
+from .attention import BLOCK, COUNT, DIM, DTYPE, GROUP, VALUE_DIM
 
-DIM, VALUE_DIM, GROUP, BLOCK, COUNT, PAGE, DTYPE = 192, 128, 16, 64, 16, 64, "bfloat16"
+PAGE = 64
 PEERS = ("torch attention", "torch flex_attention")
 _ROWS_ALIKE = 16  # neighbouring rows that select the same blocks, but for one each
-
-
-def _random(seed: int, rows: int, heads: int, dim: int) -> Any:
-    return memory.Tokens(heads, dim, DTYPE, seed).fill(rows)
 
 
 def selection(tokens: int, kv_heads: int) -> Any:
@@ -45,11 +41,11 @@ def selection(tokens: int, kv_heads: int) -> Any:
 
 
 def _arrays(tokens: int, kv_heads: int) -> tuple[Any, Any, Any, Any]:
-    query = _random(0, tokens, kv_heads * GROUP, DIM)
+    query = attention.random(0, tokens, kv_heads * GROUP, DIM)
     return (
         query,
-        _random(1, tokens, kv_heads, DIM),
-        _random(2, tokens, kv_heads, VALUE_DIM),
+        attention.random(1, tokens, kv_heads, DIM),
+        attention.random(2, tokens, kv_heads, VALUE_DIM),
         selection(tokens, kv_heads),
     )
 
@@ -58,16 +54,6 @@ def _pairs(topk: Any) -> int:
     """Of a row and a token that it sees, over all rows and key/value heads."""
     rows = np.arange(len(topk))[:, None, None]
     return int(np.where(topk >= 0, np.minimum(BLOCK, rows - topk * BLOCK + 1), 0).sum())
-
-
-def _median(call: Callable[[], Any], rounds: int) -> float:
-    """Seconds of a call, after one that warms up."""
-    seconds = []
-    for _ in range(rounds + 1):
-        begin = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds[1:])
 
 
 def _check(arrays: tuple[Any, Any, Any, Any], first_head: Any) -> None:
@@ -98,7 +84,7 @@ def prefill(tokens: int, kv_heads: int, threads: int, rounds: int) -> dict[str, 
             )
         ]
 
-    seconds = _median(call, rounds)
+    seconds = attention.median(call, rounds)
     _check((query, key, value, topk), last[0][:, 0])
     operations = 2 * _pairs(topk) * GROUP * (DIM + VALUE_DIM)
     limit = limits.operations_per_second(native.cpu_target(), threads)
@@ -119,10 +105,7 @@ def peer(name: str, tokens: int, kv_heads: int, threads: int, rounds: int) -> di
 
     torch.set_num_threads(threads)
     query, key, value, topk = _arrays(tokens, kv_heads)
-    tensors = [
-        torch.from_numpy(array.view(np.uint16)).view(getattr(torch, DTYPE)).transpose(0, 1)[None]
-        for array in (query, key, value)
-    ]
+    tensors = [tensor[None] for tensor in attention.torch_tensors(query, key, value)]
     make = {"torch attention": _all_tokens, "torch flex_attention": _block_mask}[name]
     with torch.inference_mode():
         call = make(tensors, topk)
@@ -130,7 +113,7 @@ def peer(name: str, tokens: int, kv_heads: int, threads: int, rounds: int) -> di
         out = call()
         seconds = time.perf_counter() - begin
         if name == "torch flex_attention":  # the first run compiled
-            seconds = _median(call, rounds)
+            seconds = attention.median(call, rounds)
             _check((query, key, value, topk), out[0, 0].float().numpy())
     return {"name": name, "tokens": tokens, "kv_heads": kv_heads, "seconds": seconds}
 
@@ -181,9 +164,9 @@ class _Pool:
         self.tokens, self.sequences, self.kv_heads, self.group = tokens, sequences, kv_heads, group
         self.pages_each = tokens // PAGE
         pages = sequences * self.pages_each
-        self.key = _random(1, pages * PAGE, kv_heads, DIM).reshape(pages, PAGE, kv_heads, DIM)
-        self.value = _random(2, pages * PAGE, kv_heads, VALUE_DIM).reshape(pages, PAGE, kv_heads, VALUE_DIM)
-        self.query = _random(0, sequences, kv_heads * group, DIM)
+        self.key = attention.random(1, pages * PAGE, kv_heads, DIM).reshape(pages, PAGE, kv_heads, DIM)
+        self.value = attention.random(2, pages * PAGE, kv_heads, VALUE_DIM).reshape(pages, PAGE, kv_heads, VALUE_DIM)
+        self.query = attention.random(0, sequences, kv_heads * group, DIM)
         table = np.random.default_rng(0).permutation(pages).reshape(sequences, self.pages_each)
         self.table = table.astype(np.int32)
 
@@ -222,45 +205,22 @@ def decode(tokens: int, sequences: int, kv_heads: int, group: int, threads: int,
     pool = _Pool(tokens, sequences, kv_heads, group)
     native.default_threads = lambda: threads
     target = native.cpu_target()
-    ours: list[float] = []
-    reads: dict[str, list[float]] = {form: [] for form in limits.READ_FORMS}
-    for seed in range(rounds + 1):
-        topk = pool.topk(seed)  # whoever comes first finds none of it in a cache: they take turns
-        runs = pool.runs(topk)
-        contenders: list[tuple[list[float], Callable[[], Any]]] = [(ours, pool.step(topk))]
-        contenders += [(reads[form], limits.Reading(runs, target, threads, form)) for form in limits.READ_FORMS]
-        turn = seed % len(contenders)
-        for seconds, call in contenders[turn:] + contenders[:turn]:
-            _flush()
-            begin = time.perf_counter()
-            told = call()
-            seconds.append(told if isinstance(told, float) else time.perf_counter() - begin)
-    seconds, read = statistics.median(ours[1:]), min(statistics.median(of[1:]) for of in reads.values())
+
+    def prepare(seed: int) -> tuple[Callable[[], Any], limits.Runs]:
+        topk = pool.topk(seed)
+        return pool.step(topk), pool.runs(topk)
+
+    seconds, read = attention.against_reads(prepare, target, threads, rounds)
     size = sequences * kv_heads * COUNT * BLOCK * (DIM + VALUE_DIM) * 2
     operations = size * group  # two for each element of two bytes and query head
-    limit = limits.operations_per_second(target, threads)
     return {
         "tokens": tokens,
         "sequences": sequences,
         "kv_heads": kv_heads,
         "group": group,
         "threads": threads,
-        "us": 1e6 * seconds,
-        "gb_per_s": size / seconds / 1e9,
-        "read_gb_per_s": size / read / 1e9,
-        "of_read": read / seconds,
-        "of_limit": operations / seconds / limit,
-        # Whichever of both takes longer: no program that multiplies in float32 is faster.
-        "of_bound": max(read, operations / limit) / seconds,
+        **attention.of_limits(size, operations, seconds, read, target, threads),
     }
-
-
-_other = np.zeros(1 << 24, np.uint64)
-
-
-def _flush() -> None:
-    """Puts 128 MiB of something else into the caches."""
-    _other.__iadd__(1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -269,37 +229,12 @@ def _flush() -> None:
 
 def tables(record: dict[str, Any], table: Callable[..., str]) -> list[str]:
     """The section's tables, made by `report.table`."""
-    rows = [
-        [
-            *(str(r["tokens"]), str(r["kv_heads"]), str(r["threads"]), f"{1e3 * r['seconds']:.0f}"),
-            *(f"{r['gflops']:.0f}", f"{r['limit_gflops']:.0f}", f"{r['of_limit']:.2f}"),
-            *(
-                f"{of['seconds'] / r['seconds']:.1f}x ({of['seconds']:.2f} s)"
-                for of in record["peers"]
-                if (of["tokens"], of["kv_heads"]) == (r["tokens"], r["kv_heads"])
-            ),
-        ]
-        for r in record["prefill"]
-    ]
-    title = (
+    prompt = (
         f"Selected attention, causal prefill, {DTYPE}, D {DIM}, Dv {VALUE_DIM}, G {GROUP}, {COUNT} blocks of {BLOCK}; "
         "of torch, how much longer it takes"
     )
-    peers = dict.fromkeys(of["name"] for of in record["peers"])
-    columns = ["T", "N2", "threads", "ms", "Gflop/s", "limit", "of limit", *peers]
-    made = [table(title, columns, rows)]
-    rows = [
-        [
-            *(str(r["sequences"]), str(r["tokens"]), str(r["kv_heads"]), str(r["group"]), str(r["threads"])),
-            *(f"{r['us']:.0f}", f"{r['gb_per_s']:.1f}", f"{r['read_gb_per_s']:.1f}", f"{r['of_read']:.2f}"),
-            *(f"{r['of_limit']:.2f}", f"{r['of_bound']:.2f}"),
-        ]
-        for r in record["decode"]
-    ]
-    title = (
+    step = (
         "Selected attention, a decode step, against a read of the same scattered memory, against the multiply-adds of "
         "the machine, and against whichever of both takes longer"
     )
-    columns = ["sequences", "tokens", "N2", "G", "threads", "us", "GB/s", "read", "of read", "of Gflop/s", "of both"]
-    made.append(table(title, columns, rows))
-    return made
+    return [attention.prefill_table(prompt, record, table), attention.decode_table(step, record, table)]

@@ -260,7 +260,7 @@ void TestPrefillThreads(DType dtype, const std::vector<std::string>& targets) {
       /*across=*/false);
 }
 
-const Register prefill_test({"NsaCompressAttention", 0, TestAllPrefill, nullptr,
+const Register prefill_test({"NsaCompressAttention", 0xAE48110685EB51E7, TestAllPrefill, nullptr,
                              TestPrefillThreads});
 
 }  // namespace

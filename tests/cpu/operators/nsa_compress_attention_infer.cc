@@ -237,7 +237,8 @@ void TestStepThreads(DType dtype, const std::vector<std::string>& targets) {
       /*across=*/false);
 }
 
-const Register step_test({"NsaCompressAttentionInfer", 0, TestAllSteps, nullptr, TestStepThreads});
+const Register step_test({"NsaCompressAttentionInfer", 0x8F629C42F1EC10C9, TestAllSteps, nullptr,
+                          TestStepThreads});
 
 }  // namespace
 }  // namespace nsa::cpu

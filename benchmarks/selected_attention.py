@@ -147,7 +147,7 @@ def _block_mask(tensors: Sequence[Any], topk: Any) -> Callable[[], Any]:
     padded[:, :tokens] = chosen
     needed = torch.from_numpy(padded.reshape(kv_heads, blocks, BLOCK, blocks).any(2)).repeat_interleave(GROUP, 0)[None]
     counts = needed.sum(-1, dtype=torch.int32)
-    order = needed.to(torch.int8).argsort(-1, descending=True, stable=True).to(torch.int32)
+    order = torch.argsort(needed.to(torch.int8), dim=-1, descending=True, stable=True).to(torch.int32)
     mask = BlockMask.from_kv_blocks(counts, order, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(tokens, tokens))
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda: compiled(query, key, value, block_mask=mask, enable_gqa=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import contenders, limits, memory, models, prefill
+from benchmarks import contenders, decode_step, limits, memory, models, prefill
 from benchmarks.worker import Worker, WorkerError
 from nsa_onnx.runtime import native
 
@@ -69,6 +69,21 @@ def test_decode_growth_and_figures_are_measured(tiny):
     assert forms["portable body"]["extra_kib"] < forms["ort gather"]["extra_kib"]
 
 
+def test_the_selected_attentions_and_a_whole_step_are_measured(tiny):
+    _, run, _ = tiny
+    selected, step = run["selected"], run["step"]
+    (prompt,) = selected["prefill"]
+    assert prompt["seconds"] > 0 and 0 < prompt["of_limit"] < 1
+    assert [of["name"] for of in selected["peers"]] == ["torch attention"] and selected["peers"][0]["seconds"] > 0
+    (point,) = selected["decode"]
+    assert point["group"] == 16 and point["of_read"] > 0 and 0 < point["of_limit"] < 1
+    assert point["of_bound"] >= max(point["of_read"], point["of_limit"]) * 0.999
+    lengths = [of["tokens"] for of in step["sparse"]]
+    assert all(of[f"{part}ms"] > 0 for of in step["sparse"] for part in ("", "compress_", "selected_", "window_"))
+    assert [(of["name"], of["tokens"]) for of in step["dense"]] == [(n, t) for n in decode_step.PEERS for t in lengths]
+    assert all(of["ms"] > 0 for of in step["dense"])
+
+
 def test_the_commands_that_read_models_are_measured(tiny):
     _, run, _ = tiny
     commands = run["models"]["commands"]
@@ -85,6 +100,8 @@ def test_the_report_names_all_tables_and_has_no_bar_where_nobody_watches(tiny):
         "Identity",
         "ns/byte",
         "ms/node",
+        "Selected attention, causal prefill",
+        "A decode step, one sequence",
         "docs/demo.md",
     ):
         assert words in done.stdout, words
@@ -93,7 +110,7 @@ def test_the_report_names_all_tables_and_has_no_bar_where_nobody_watches(tiny):
 
 def test_the_plots_are_png(tiny):
     _, _, plots = tiny
-    for name in ("roofline.png", "growth.png"):
+    for name in ("roofline.png", "growth.png", "step.png"):
         assert (plots / name).read_bytes().startswith(b"\x89PNG"), name
 
 

@@ -6,6 +6,7 @@ test_export_table.py runs those of our ops, with_torch_npu/test_table.py those o
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from pathlib import Path
 
@@ -16,7 +17,6 @@ import nsa_onnx
 import nsa_onnx.exporters as exporters
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "export.md"
-OPS = ("nsa_compress", "nsa_compress_infer", "npu_nsa_compress", "npu_nsa_compress_infer")
 LENGTHS = ("constant", "symbolic", "tensor")
 ROUTES = (
     "torch.export",
@@ -34,38 +34,20 @@ def table():
     cells = {}
     for line in DOCUMENT.read_text().splitlines():
         columns = [column.strip() for column in line.strip("| ").split("|")]
-        if len(columns) == 5 and columns[0].strip("`") in OPS:
-            op, route = (column.replace("`", "") for column in columns[:2])
-            for kind, outcome in zip(LENGTHS, columns[2:], strict=True):
-                assert (op, route, kind) not in cells, f"twice in the table: {op}, {route}"
-                cells[op, route, kind] = outcome
+        ops, *rest = (column.replace("`", "") for column in columns)
+        if len(rest) != 1 + len(LENGTHS) or rest[0] not in ROUTES:
+            continue
+        for op, kind in itertools.product(ops.split(", "), LENGTHS):
+            assert (op, rest[0], kind) not in cells, f"twice in the table: {op}, {rest[0]}"
+            cells[op, rest[0], kind] = rest[1 + LENGTHS.index(kind)]
     return cells
 
 
-class Compress(torch.nn.Module):
-    """x [T, 2, 16] -> [T', 2, 16] for two segments, the first of 64 tokens."""
+class Cell(torch.nn.Module):
+    """A model that calls an op on one tensor [n, ...] and lengths that hang on n.
 
-    def __init__(self, op, kind):
-        super().__init__()
-        self.op, self.kind = op, kind
-        generator = torch.Generator().manual_seed(0)
-        self.register_buffer("weight", torch.randn(32, 2, generator=generator).half())
-
-    def forward(self, x, lengths):
-        tokens = x.shape[0]
-        if self.kind == "tensor":
-            seq = lengths.tolist() if self.op == "npu_nsa_compress" else lengths
-        else:
-            seq = [64, 160] if self.kind == "constant" else [64, tokens]
-        return _call(self.op)(x, self.weight, 32, 16, actual_seq_len=seq)
-
-    def arguments(self, tokens):
-        x = torch.randn(tokens, 2, 16, generator=torch.Generator().manual_seed(tokens)).half()
-        return x, torch.tensor([64, tokens])
-
-
-class Infer(torch.nn.Module):
-    """One sequence that owns all pages [P, 64, 2, 16]; its cache is a buffer, and what it returns."""
+    Subclasses say what they need of the example's size, `tokens`.
+    """
 
     def __init__(self, op, kind):
         super().__init__()
@@ -73,19 +55,101 @@ class Infer(torch.nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("weight", torch.randn(32, 2, generator=generator).half())
         self.register_buffer("cache", torch.randn(5, 2, 16, generator=generator).half())
+        self.register_buffer("query", torch.randn(1, 4, 16, generator=generator).half())
 
-    def forward(self, pages, lengths):
-        slots = torch.full((1,), 3, dtype=torch.int32)
-        count = pages.shape[0]
+    def seq(self, constant, symbolic, lengths):
         if self.kind == "tensor":
-            seq = lengths.tolist() if self.op == "npu_nsa_compress_infer" else lengths
-        else:
-            seq = [112] if self.kind == "constant" else [count * 64 - 16]
-        return _call(self.op)(pages, self.weight, slots, 32, 16, 64, actual_seq_len=seq, cache=self.cache)
+            return lengths.tolist() if self.op.startswith("npu_") else lengths
+        return constant if self.kind == "constant" else symbolic
+
+
+class Prefill(Cell):
+    """x [T, 2, 16], for two sequences, the first of 64 tokens."""
+
+    sizes = 160, 112
+
+    def arguments(self, tokens):
+        x = torch.randn(tokens, 2, 16, generator=torch.Generator().manual_seed(tokens)).half()
+        return x, torch.tensor([64, tokens])
+
+    def forward(self, x, lengths):
+        return self.compute(x, self.seq([64, 160], [64, x.shape[0]], lengths))
+
+
+class Compress(Prefill):
+    def compute(self, x, seq):
+        return _call(self.op)(x, self.weight, 32, 16, actual_seq_len=seq)
+
+
+class CompressAttention(Prefill):
+    """Blocks of one compressed token each, so that all lengths are the same."""
+
+    def compute(self, x, seq):
+        lengths = {"actual_seq_qlen": seq, "actual_cmp_seq_kvlen": seq, "actual_sel_seq_kvlen": seq}
+        out, topk, *_ = _call(self.op)(torch.cat([x, x], 1), x, x, 0.25, 4, 16, 16, 16, 16, **lengths)
+        return torch.cat([out, topk.repeat_interleave(2, 1).to(out.dtype)], 1)
+
+
+class SelectAttention(Prefill):
+    def compute(self, x, seq):
+        topk = torch.zeros_like(x[:, :, :2], dtype=torch.int32) + torch.tensor([2, 0], dtype=torch.int32)
+        causal = {"atten_mask": x[0] > 0} if self.op.startswith("npu_") else {"causal": True}
+        lengths = {"actual_seq_qlen": seq, "actual_seq_kvlen": seq}
+        result = _call(self.op)(torch.cat([x, x], 1), x, x, topk, 0.25, 4, 16, 2, **causal, **lengths)
+        return result[0] if self.op.startswith("npu_") else result
+
+
+class Decode(Cell):
+    """One sequence that owns all pages [P, 64, 2, 16]."""
+
+    sizes = 128, 192
 
     def arguments(self, tokens):
         pages = torch.randn(tokens // 64, 64, 2, 16, generator=torch.Generator().manual_seed(tokens)).half()
         return pages, torch.tensor([tokens - 16])
+
+    def forward(self, pages, lengths):
+        return self.compute(pages, self.seq([112], [pages.shape[0] * 64 - 16], lengths))
+
+    def table(self, pages):
+        return torch.arange(pages.shape[0]).to(torch.int32)[None]  # the legacy exporter drops the dtype of arange
+
+
+class CompressInfer(Decode):
+    """Its cache is a buffer, and what it returns."""
+
+    def compute(self, pages, seq):
+        slots = torch.full((1,), 3, dtype=torch.int32)
+        return _call(self.op)(pages, self.weight, slots, 32, 16, 64, actual_seq_len=seq, cache=self.cache)
+
+
+class CompressAttentionInfer(Decode):
+    def compute(self, pages, seq):
+        given = pages.flatten(2) if self.op.startswith("npu_") else pages
+        lengths = {"block_table": self.table(pages), "actual_cmp_seq_kvlen": seq}
+        out, topk = _call(self.op)(self.query, given, given, 0.25, 4, 2, 64, 4, 64, 32, 16, **lengths)
+        return torch.cat([out.flatten(1), topk.flatten(1).to(out.dtype)], 1)
+
+
+class SelectAttentionInfer(Decode):
+    def compute(self, pages, seq):
+        topk = torch.tensor([[[1, 0], [0, -1]]], dtype=torch.int32)
+        lengths = {"block_table": self.table(pages), "actual_seq_kvlen": seq}
+        if self.op.startswith("npu_"):
+            query = self.query[:, None]
+            return _call(self.op)(query, pages, pages, topk, 0.25, 4, 2, 64, 2, 64, **lengths)[:, 0]
+        return _call(self.op)(self.query, pages, pages, topk, 0.25, 4, 2, 64, 2, 64, **lengths)
+
+
+_MODELS = {
+    "nsa_compress": Compress,
+    "nsa_compress_attention": CompressAttention,
+    "nsa_select_attention": SelectAttention,
+    "nsa_compress_infer": CompressInfer,
+    "nsa_compress_attention_infer": CompressAttentionInfer,
+    "nsa_select_attention_infer": SelectAttentionInfer,
+}
+OPS = (*_MODELS, *(f"npu_{name}" for name in _MODELS))
 
 
 def _call(op):
@@ -97,10 +161,9 @@ def _call(op):
 
 
 def _model(op, kind):
-    model = (Infer if op.endswith("infer") else Compress)(op, kind).eval()
+    model = _MODELS[op.removeprefix("npu_")](op, kind).eval()
     # The example's size, and another one that a graph for any size must serve as well.
-    sizes = (128, 192) if op.endswith("infer") else (160, 112)
-    return model, sizes if kind != "constant" else sizes[:1]
+    return model, model.sizes if kind != "constant" else model.sizes[:1]
 
 
 def _shapes(kind):
@@ -124,7 +187,7 @@ def outcome(op, route, kind, folder):
     assert torch.equal(results[sizes[0]], expected[sizes[0]])
     if all(torch.equal(results[size], expected[size]) for size in sizes):
         return "yes"
-    if not any("npu_nsa_compress_infer" in str(w.message) or w.category is torch.jit.TracerWarning for w in said):
+    if not any(f"of {op} " in str(w.message) or w.category is torch.jit.TracerWarning for w in said):
         raise AssertionError("the example's lengths are frozen in the graph, and nobody said so")
     return "frozen"
 

@@ -16,8 +16,6 @@ BODY = f"""
     {BLOCK_CONSTANTS}
     tile = Constant <value_int = 128> ()
     tile_less = Constant <value_int = 127> ()
-    one_column = Constant <value_ints = [1]> ()
-    rows_axis = Constant <value_ints = [0]> ()
 
     {SHAPES}
     query_size = Shape <start = 0, end = 1> (query)

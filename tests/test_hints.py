@@ -18,9 +18,22 @@ HEAD = '<ir_version: 8, opset_import: ["" : 18, "nsa_onnx" : 1]> g '
 ONNX_NAMES = {"float16": "float16", "float32": "float", "float64": "double", "int32": "int32", "int64": "int64"}
 WINDOW = {"compress_block_size": 32, "compress_stride": 16}
 SIZES = {**WINDOW, "page_block_size": 64}
-INPUTS = {
-    "NsaCompress": ("input", "weight", "actual_seq_len"),
-    "NsaCompressInfer": ("input", "weight", "slot_mapping", "cache", "actual_seq_len", "block_table"),
+SELECT = {"scale_value": 0.25, "head_num": 4, "select_block_size": 32, "select_block_count": 2}
+PAGED_SELECT = {**SELECT, "key_value_head_num": 2, "page_block_size": 64}
+# Function, attributes, inputs, of which those that begin with "actual_" are lengths.
+OPERATORS = {
+    "NsaCompress": ("nsa_compress", WINDOW, "input weight actual_seq_len"),
+    "NsaCompressInfer": ("nsa_compress_infer", SIZES, "input weight slot_mapping cache actual_seq_len block_table"),
+    "NsaSelectedAttention": (
+        "nsa_select_attention",
+        {**SELECT, "causal": False},
+        "query key value topk_indices actual_seq_qlen actual_seq_kvlen",
+    ),
+    "NsaSelectedAttentionInfer": (
+        "nsa_select_attention_infer",
+        PAGED_SELECT,
+        "query key value topk_indices actual_seq_kvlen block_table",
+    ),
 }
 
 
@@ -41,16 +54,40 @@ def decode(x="float16", w=(32, 4), seq=(32, 33, 48), slots="int32", table="int32
     return "NsaCompressInfer", arrays, list(seq)
 
 
+def select(query=(3, 4, 32), key=(70, 2, 32), x="float16", blocks="int32", seq=((1, 3), (40, 70))):
+    arrays = {
+        "query": np.zeros(query, x),
+        "key": np.zeros(key, x),
+        "value": np.zeros((70, 2, 16), x),
+        "topk_indices": np.zeros((3, 2, 2), blocks),
+    }
+    return "NsaSelectedAttention", arrays, list(map(list, seq))
+
+
+def select_decode(query=(2, 4, 32), key=(5, 64, 2, 32), table="int32", seq=(40, 100)):
+    arrays = {
+        "query": np.zeros(query, "float16"),
+        "key": np.zeros(key, "float16"),
+        "value": np.zeros((5, 64, 2, 16), "float16"),
+        "topk_indices": np.zeros((2, 2, 2), "int32"),
+        "block_table": np.zeros((2, 2), table),
+    }
+    return "NsaSelectedAttentionInfer", arrays, list(seq)
+
+
 # --------------------------------------------------------------------------------------------------
 # Ways to give one input; each returns the messages
 
 
+def _lengths(op_type, lengths):
+    """By name: a list of them for each where there are several."""
+    names = [name for name in OPERATORS[op_type][2].split() if name.startswith("actual_")]
+    return dict(zip(names, lengths if len(names) > 1 else [lengths], strict=True))
+
+
 def _call(module, op_type, arrays, lengths):
-    if op_type == "NsaCompress":
-        return module.nsa_compress(*arrays.values(), *WINDOW.values(), actual_seq_len=lengths)
-    operands = [arrays[name] for name in ("input", "weight", "slot_mapping")]
-    rest = {name: arrays[name] for name in ("block_table", "cache")}
-    return module.nsa_compress_infer(*operands, *SIZES.values(), actual_seq_len=lengths, **rest)
+    function, attributes, _ = OPERATORS[op_type]
+    return getattr(module, function)(**arrays, **attributes, **_lengths(op_type, lengths))
 
 
 def _message(call):
@@ -76,20 +113,22 @@ def exporter(op_type, arrays, lengths):
 
 
 def _model(op_type, arrays, lengths, constant):
-    values = {**arrays, "actual_seq_len": np.array(lengths)}
+    _, attributes, names = OPERATORS[op_type]
+    given = {name: np.array(one) for name, one in _lengths(op_type, lengths).items()}
+    values = {**arrays, **given}
     types = {name: (ONNX_NAMES[value.dtype.name], ",".join(map(str, value.shape))) for name, value in values.items()}
-    rank = ["r", "n", "d"]
-    inputs = [
-        f"{kind}[{dims}] {name}" for name, (kind, dims) in types.items() if not (constant and name == "actual_seq_len")
-    ]
-    numbers = ", ".join(map(str, lengths))
-    kind, dims = types["actual_seq_len"]
-    lines = [f"actual_seq_len = Constant <value = {kind}[{dims}] {{{numbers}}}> ()"] if constant else []
-    sizes = WINDOW if op_type == "NsaCompress" else SIZES
-    attributes = ", ".join(f"{name} = {value}" for name, value in sizes.items())
-    lines.append(f"y = nsa_onnx.{op_type} <{attributes}> ({', '.join(INPUTS[op_type])})")
+    constants = given if constant else {}
+    inputs = [f"{kind}[{dims}] {name}" for name, (kind, dims) in types.items() if name not in constants]
+    lines = []
+    for name, value in constants.items():
+        kind, dims = types[name]
+        lines.append(f"{name} = Constant <value = {kind}[{dims}] {{{', '.join(map(str, value.tolist()))}}}> ()")
+    sizes = ", ".join(
+        f"{name} = {value if name == 'scale_value' else int(value)}" for name, value in attributes.items()
+    )
+    lines.append(f"y = nsa_onnx.{op_type} <{sizes}> ({names.replace(' ', ', ')})")
     body = " ".join(lines)
-    return onnx.parser.parse_model(f"{HEAD}({', '.join(inputs)}) => (float16[{','.join(rank)}] y) {{ {body} }}"), values
+    return onnx.parser.parse_model(f"{HEAD}({', '.join(inputs)}) => (float16[r,n,d] y) {{ {body} }}"), values
 
 
 def runtime(op_type, arrays, lengths):
@@ -124,10 +163,26 @@ CASES = {
     "float32, decode": (decode("float32"), "input must be float16 or bfloat16, got float32", "cast_float"),
     "int64 slots": (decode(slots="int64"), "slot_mapping must be int32, got int64", "cast_int32"),
     "int64 table": (decode(table="int64"), "block_table must be int32, got int64", "cast_int32"),
+    "query tokens of a batch": (select(query=(1, 3, 4, 32)), "query must have rank 3", "tokens_first"),
+    "keys of a batch": (select(key=(1, 70, 2, 32)), "key must have rank 3", "tokens_first"),
+    "float32, blocks": (select(x="float32"), "query must be float16 or bfloat16, got float32", "cast_float"),
+    "int64 blocks": (select(blocks="int64"), "topk_indices must be int32, got int64", "cast_int32"),
+    "lengths of keys": (
+        select(seq=[(1, 3), (40, 30)]),
+        "actual_seq_kvlen[1] must be >= the element before it, 40, got 30",
+        "lengths",
+    ),
+    "several tokens a step": (select_decode(query=(2, 3, 4, 32)), "query must have rank 3", "one_token"),
+    "pages without heads": (select_decode(key=(5, 64, 64)), "key must have rank 4", "split_heads"),
+    "int64 table, blocks": (select_decode(table="int64"), "block_table must be int32, got int64", "cast_int32"),
+    "prefix sums of keys": (select_decode(seq=[100, 200]), "actual_seq_kvlen[1] must be <= 128", "prefix_sums"),
     # Mistakes of the same rows that no habit explains
     "a sum elsewhere": (prefill(seq=[40, 70]), "the last element, must equal T = 100, got 70", None),
     "a decrease": (prefill(seq=[60, 50, 100]), "must be >= the element before it, 60, got 50", None),
     "a zero and a wrong end": (prefill(seq=[0, 40, 90]), "actual_seq_len[0] must be >= 1, got 0", None),
+    "a query without heads": (select(query=(3, 128)), "query must have rank 3 [T1, N1, D], got rank 2", None),
+    "keys that end elsewhere": (select(seq=[(1, 3), (40, 60)]), "must equal T2 = 70, got 60", None),
+    "blocks in pages, too long": (select_decode(seq=[200, 100]), "actual_seq_kvlen[0] must be <= 128", None),
     "too long": (decode(seq=[300, 100, 300]), "actual_seq_len[0] must be in [0, 256]", None),
     "a weight of another size": (prefill(w=(16, 4)), "must equal compress_block_size = 32, got 16", None),
 }

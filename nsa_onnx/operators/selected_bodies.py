@@ -4,8 +4,8 @@ A row is a query token; a pair is a row and a key/value head, whose G query head
 gathers the tokens of a few rows per turn, so that memory does not grow with rows times tokens. The last turn is filled
 up with rows that select nothing, and there is always one: then every turn gives an output of one shape.
 
-Selected tokens are told by units: `unit` consecutive tokens, which lie one after the other in `key` as well. In prefill
-that is a selected block; in decode it is 16 tokens, which never cross a page.
+Selected tokens are told by units: `unit` consecutive tokens, which lie one after the other in `key` as well. That is a
+selected block where the sequences are whole, and 16 tokens, which never cross a page, where they are in pages.
 """
 
 from __future__ import annotations

@@ -162,6 +162,7 @@ NAMING = {
     "nsa_onnx/targets/portable.py": "its rule has an example",
     "nsa_onnx/targets/vendor.py": "limits of the vendor's operators, one entry for each",
     "nsa_onnx/targets/vendor_attention.py": "limits of the vendor's attention operators, one entry for each",
+    "nsa_onnx/targets/vendor_attention_rules.py": "its rules have examples",
     "nsa_onnx/targets/vendor_rules.py": "its rules have examples",
     "exporters/__init__.py": "the torch ops, for users",
     "exporters/operators/__init__.py": "the list of the operators' torch sides",

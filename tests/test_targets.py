@@ -24,7 +24,7 @@ from nsa_onnx.operators.nsa_compress.rule_examples import compress
 from nsa_onnx.operators.nsa_compress_infer import contract as decode_contract
 from nsa_onnx.operators.nsa_compress_infer.rule_examples import decode
 from nsa_onnx.rulebook.rule import Rule
-from nsa_onnx.targets import atc, cann, portable, vendor_rules
+from nsa_onnx.targets import atc, cann, portable, vendor_attention_rules, vendor_rules
 from nsa_onnx.targets.preparing import PrepareError
 
 ROOT = Path(__file__).parents[1]
@@ -164,7 +164,7 @@ def test_every_rule_in_a_targets_module_belongs_to_a_target():
     held = {rule.id for target in TARGETS.values() for rule in target.rules}
     made = {
         one.id
-        for module in (cann, vendor_rules, atc, portable)
+        for module in (cann, vendor_rules, vendor_attention_rules, atc, portable)
         for one in vars(module).values()
         if isinstance(one, Rule)
     }

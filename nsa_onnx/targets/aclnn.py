@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import cann, vendor, vendor_rules
+from . import cann, vendor, vendor_attention_rules, vendor_rules
 from .base import Target
 
 TARGET = Target(
     "cann-aclnn",
     "the same with the vendor's operators, which take less.",
     vendor.LIMITS,
-    (*vendor_rules.RULES, *cann.PROVIDER_RULES),
+    (*vendor_rules.RULES, *vendor_attention_rules.RULES, *cann.PROVIDER_RULES),
     partial(cann.prepare, limits=vendor.LIMITS),
 )

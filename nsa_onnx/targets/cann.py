@@ -16,7 +16,7 @@ from ..operators.contract import Shape
 from ..operators.model_text import model
 from ..rulebook.finding import Finding
 from ..rulebook.rule import of_node, rule
-from . import vendor
+from . import vendor, vendor_attention_rules
 from .base import Limits, Target
 from .preparing import Prefixes, PrepareResult, Work, insert, label
 from .windows import Sizes, size_limits
@@ -138,4 +138,10 @@ def _expanded(node: NodeProto, prefix: str) -> list[NodeProto]:
     ]
 
 
-TARGET = Target("cann", "onnxruntime's CANN provider with our own kernels.", LIMITS, PROVIDER_RULES, prepare)
+TARGET = Target(
+    "cann",
+    "onnxruntime's CANN provider with our own kernels, and the vendor's where we have none.",
+    LIMITS,
+    (*vendor_attention_rules.RULES, *PROVIDER_RULES),
+    prepare,
+)

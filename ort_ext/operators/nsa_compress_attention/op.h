@@ -74,7 +74,7 @@ struct Operator {
 
   // What nodes.h asks for.
   using Node = compress_attention::Node;
-  static const std::array<OperatorBackend<Node, Run>, 0> kBackends;
+  static const std::array<OperatorBackend<Node, Run>, 1> kBackends;
   static void RunOnCpu(OrtKernelContext* context, const Node& node, DType dtype);
   static void RunOnDevice(OrtKernelContext* context, const Node& node, DType dtype,
                           const ort::DeviceNode& device, LaunchFunction<Run> launch_run);

@@ -301,9 +301,9 @@ def _whole_blocks(length: int, facts: NodeFacts) -> int | None:
 
 _FOR = {
     "NsaCompressAttention": "the vendor's compress attention",
-    "NsaCompressAttentionInfer": "the vendor's compress attention of decode",
+    "NsaCompressAttentionInfer": "the vendor's paged compress attention",
     "NsaSelectedAttention": "the vendor's select attention",
-    "NsaSelectedAttentionInfer": "the vendor's select attention of decode",
+    "NsaSelectedAttentionInfer": "the vendor's paged select attention",
 }
 
 

@@ -30,9 +30,9 @@ def _heads(heads: int) -> str:
 
 _HEADS = limit_rule(
     "NSA060",
-    f"the vendor's select attention: <= {_SELECTED.heads} heads, in decode {_STEP.key_heads} of the keys",
+    f"the vendor's select attention: <= {_SELECTED.heads} heads, {_STEP.key_heads} of paged keys",
     f"The vendor's select attention takes at most {_SELECTED.heads} query heads.\n"
-    "Its kernel for decode reads, for every key/value head, the blocks that head 0 has chosen: with several of them\n"
+    "Its kernel for pages reads, for every key/value head, the blocks that head 0 has chosen: with several of them\n"
     "its results are wrong.",
     _LIMITS,
     ("vendor_heads", "vendor_key_heads"),
@@ -43,10 +43,8 @@ _HEADS = limit_rule(
 
 
 def _batch(batch: int) -> str:
-    text = select_step(
-        q=f"{batch}, 4, 192", k="6, 64, 2, 192", v="6, 64, 2, 128", topk=f"{batch}, 2, 2", table=f"{batch}, 3"
-    )
-    return text.replace("int64[2] lengths", f"int64[{batch}] lengths").replace("[2, 4, 16] y", f"[{batch}, 4, 128] y")
+    step = select_step(q="B, 4, 32", topk="B, 2, 2", table="B, 3", y="B, 4, 16")
+    return step.replace("int64[2] lengths", f"int64[{batch}] lengths")
 
 
 _SEQUENCES = limit_rule(
@@ -54,7 +52,7 @@ _SEQUENCES = limit_rule(
     "the vendor's attention: so many sequences",
     "A call of the vendor's attention operators takes a limited number of sequences, and at least one: up to "
     f"{_COMPRESSED.sequences} and\n{_SELECTED.sequences} in prefill, "
-    f"{vendor.SIZES['NsaCompressAttentionInfer'].sequences} and {_STEP.sequences} in decode.",
+    f"{vendor.SIZES['NsaCompressAttentionInfer'].sequences} and {_STEP.sequences} with pages.",
     _LIMITS,
     ("vendor_sequences", "vendor_no_sequence"),
     example=_batch(_STEP.sequences + 1),
@@ -81,7 +79,7 @@ _LENGTHS = limit_rule(
     "the vendor's attention: lengths of sequences",
     "The vendor's attention operators take sequences of at least one key token and of limited length: "
     f"{_COMPRESSED.length} compressed\n"
-    f"tokens in prefill, {vendor.SIZES['NsaCompressAttentionInfer'].length} in decode; {_SELECTED.length} tokens in "
+    f"tokens in prefill, {vendor.SIZES['NsaCompressAttentionInfer'].length} in pages; {_SELECTED.length} tokens in "
     "prefill of select attention.",
     _LIMITS,
     ("vendor_no_tokens", "vendor_length", "vendor_tokens", "vendor_many_blocks"),
@@ -108,8 +106,8 @@ def _two(first: int) -> str:
 _BLOCKS = limit_rule(
     "NSA063",
     "the vendor's attention: enough blocks in every sequence",
-    "The vendor's attention operators refuse a sequence with fewer than select_block_count blocks; in decode of\n"
-    "select attention the longest sequence counts. Its prefill takes whole blocks only: lengths of keys that are\n"
+    "The vendor's attention operators refuse a sequence with fewer than select_block_count blocks; with pages,\n"
+    "for select attention, the longest sequence counts. Its prefill takes whole blocks only: lengths of keys that are\n"
     "multiples of select_block_size.",
     _LIMITS,
     ("vendor_few_blocks", "vendor_partial_block"),

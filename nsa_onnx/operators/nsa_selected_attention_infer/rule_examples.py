@@ -23,8 +23,8 @@ def select_step_node(
     """One NsaSelectedAttentionInfer node."""
     return (
         f"[{name}] {output} = {DOMAIN}.{OP_TYPE}\n"
-        f"      <scale_value = 0.25, head_num = {heads}, key_value_head_num = 2, select_block_size = {block}, "
-        f"select_block_count = {count}, page_block_size = {page}>\n"
+        f"      <scale_value = 0.25, head_num = {heads}, key_value_head_num = 2, select_block_size = {block},\n"
+        f"       select_block_count = {count}, page_block_size = {page}>\n"
         f"      ({inputs})"
     )
 

@@ -45,6 +45,14 @@ CASES_OF_ONE_BACKEND = (
 )
 
 
+# The attention stages, which have the vendor's operators only.
+ATTENTION_CASES = (
+    *("compress_attention_prefill", "compress_attention_decode", "selected_attention_prefill"),
+    *("selected_attention_decode", "no_rows_no_call", "vendor_limits", "bad_indices_on_the_device"),
+    *("unchecked_indices", "a_layer_stays_on_the_device", "failures", "no_other_backend"),
+)
+
+
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
     """A folder with nsa_onnx as it is here, library included, for another Python."""
@@ -86,8 +94,8 @@ class Child:
 
 @pytest.fixture
 def run(packages, tmp_path):
-    def run(case, *arguments, path=(), **keywords):
-        command = (TESTS / "sim_cann" / "nsa.py", case, *arguments)
+    def run(case, *arguments, path=(), program="nsa.py", **keywords):
+        command = (TESTS / "sim_cann" / program, case, *arguments)
         child = Child(command, tmp_path, (*path, packages, TESTS), **keywords)
         assert child.returncode == 0, child.output
         return child
@@ -110,6 +118,11 @@ def test_on_the_device_with_values_there(case, backend, run):
 @pytest.mark.parametrize(("backend", "case"), CASES_OF_ONE_BACKEND)
 def test_on_the_device_with_one_backend(case, backend, run):
     assert run(case, NSA_ONNX_ASCEND_BACKEND=backend).left() == {}
+
+
+@pytest.mark.parametrize("case", ATTENTION_CASES)
+def test_attention_on_the_device(case, run):
+    assert run(case, program="attention.py", NSA_ONNX_ASCEND_BACKEND="auto").left() == {}
 
 
 def cann_without(folder, *names):

@@ -934,15 +934,28 @@ def left_by_provider(case, left, tmp_path, **environment):
 # torch_npu on the simulator -----------------------------------------------------------------------------
 
 
-def test_the_real_torch_npu_calls_the_vendors_operators_as_we_read_them(tmp_path):
+# The script that calls them, and how often each is called and runs as a task.
+VENDOR_CALLS = {
+    "vendor_call.py": {"aclnnNsaCompress": 4, "aclnnNsaCompressWithCache": 4},
+    "vendor_attention_call.py": {
+        "aclnnNsaCompressAttention": 8,
+        "aclnnNsaCompressAttentionInfer": 8,
+        "aclnnNsaSelectedAttention": 8,
+        "aclnnNsaSelectedAttentionInfer": 12,
+    },
+}
+
+
+@pytest.mark.parametrize("script", VENDOR_CALLS)
+def test_the_real_torch_npu_calls_the_vendors_operators_as_we_read_them(script, tmp_path):
     log = tmp_path / "log"
     environment = {
         "PYTHONPATH": f"{TORCH_NPU.parent}:{SIM.parent}",
         "TORCH_DEVICE_BACKEND_AUTOLOAD": 0,
         "NSA_SIM_LOG": log,
     }
-    done = Child([sys.executable, str(ROOT / "tests" / "sim_cann" / "vendor_call.py")], tmp_path, **environment)
+    done = Child([sys.executable, str(ROOT / "tests" / "sim_cann" / script)], tmp_path, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     said = log.read_text()
-    assert said.count("aclnnNsaCompress 0") == 4 and said.count("aclnnNsaCompressWithCache 0") == 4  # call and task
+    assert {name: said.count(f"{name} 0") for name in VENDOR_CALLS[script]} == VENDOR_CALLS[script]
     assert done.left() == {"streams": 1}  # torch_npu's own: it resets the device instead

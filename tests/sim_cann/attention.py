@@ -449,6 +449,20 @@ def failures():
         assert failed >= 1, op_type
 
 
+def no_other_backend():
+    """A session that asks for our kernels is told that there are none."""
+    rng = np.random.default_rng(7)
+    for op_type, maker in MAKERS.items():
+        feeds = maker(rng, nsa.FLOAT16)
+        made = model(op_type, feeds)
+        error = str(
+            nsa.raised(
+                lambda made=made: nsa_onnx.create_session(made, device="ascend", ascend_backend="ascend_kernels")
+            )
+        )
+        assert "ascend_kernels: does not have this operator" in error and f"{op_type} 'nsa'" in error, error
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]]()
     gc.collect()  # sessions are released before the simulator counts what is left

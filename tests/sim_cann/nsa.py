@@ -23,6 +23,7 @@ import oracle
 from onnx import TensorProto, helper
 
 import nsa_onnx
+from nsa_onnx.operators import OPERATORS
 from nsa_onnx.targets import cann
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
@@ -920,8 +921,12 @@ def doctor():
     assert found.ascend.simulated and "SIMULATED" in text
     assert found.ascend.soc == "Ascend910B2"
     assert found.ascend.backends == {"ascend_kernels": "ok", "aclnn": "ok"}, text
-    assert [run.ulp for run in found.ascend.runs if run.name.endswith("aclnn")] == [1, 1, 0, 0], text
-    assert len([run for run in found.ascend.runs if run.name.endswith("ascend_kernels") and run.ulp <= 1]) == 4, text
+    vendors = [run for run in found.ascend.runs if run.name.endswith("aclnn")]
+    assert [run.ulp for run in vendors[:4]] == [1, 1, 0, 0], text
+    assert len(vendors) == 2 * len(OPERATORS) and all(run.ulp <= 1 for run in vendors), text
+    ours = [run for run in found.ascend.runs if run.name.endswith("ascend_kernels")]
+    assert [run.absent for run in ours] == [False] * 4 + [True] * (len(vendors) - 4), text
+    assert all(run.ulp <= 1 for run in ours[:4]), text
 
 
 if __name__ == "__main__":

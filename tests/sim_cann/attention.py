@@ -96,9 +96,11 @@ def floats(rng, shape, dtype):
     return rng.standard_normal(shape).astype(np.float32).astype(dtype)
 
 
-def compress_prefill(rng, dtype, lengths=(40, 24), tokens=(8, 13), heads=8, key_heads=2, masks=False, dims=(D, DV)):
+def compress_prefill(
+    rng, dtype, lengths=(40, 24), tokens=(8, 13), heads=8, key_heads=2, masks=False, dims=(D, DV), per_block=4
+):
     rows, keys = sum(lengths), sum(tokens)
-    blocks = [-(-length // 4) for length in tokens]
+    blocks = [-(-length // per_block) for length in tokens]
     feeds = {
         "query": floats(rng, (rows, heads, dims[0]), dtype),
         "key": floats(rng, (keys, key_heads, dims[0]), dtype),
@@ -127,7 +129,7 @@ def compress_decode(rng, dtype, lengths=(7, 70, 128), heads=8, key_heads=2, dims
     return {
         "query": floats(rng, (len(lengths), heads, dims[0]), dtype),
         **pages(rng, dtype, len(lengths), 2, key_heads, dims),
-        "actual_cmp_seq_kvlen": np.array(lengths),
+        "actual_cmp_seq_kvlen": np.array(lengths, np.int64),
     }
 
 
@@ -146,11 +148,12 @@ def select_prefill(rng, dtype, lengths=(12, 20), keys=(128, 192), heads=8, key_h
 
 def select_decode(rng, dtype, lengths=(64, 100, 192), heads=4, key_heads=1, dims=(D, DV)):
     topk = np.array([[0, -1], [1, 0], [2, 0]], np.int32)[: len(lengths), None].repeat(key_heads, 1)
+    topk[np.array(lengths, int) == 0] = -1
     return {
         "query": floats(rng, (len(lengths), heads, dims[0]), dtype),
         **pages(rng, dtype, len(lengths), 3, key_heads, dims),
         "topk_indices": topk,
-        "actual_seq_kvlen": np.array(lengths),
+        "actual_seq_kvlen": np.array(lengths, np.int64),
     }
 
 
@@ -214,7 +217,7 @@ def compress_attention_prefill():
         ({}, {}),
         ({"masks": True}, {}),
         ({"lengths": (0, 5, 1), "tokens": (9, 12, 30), "heads": 64, "key_heads": 1, "dims": (32, 16)}, wide),
-        ({"lengths": (3,), "tokens": (2,), "heads": 2, "key_heads": 2, "dims": (256, 256)}, small),
+        ({"lengths": (3,), "tokens": (2,), "heads": 2, "key_heads": 2, "dims": (256, 256), "per_block": 1}, small),
     )
 
 
@@ -271,7 +274,7 @@ def vendor_limits():
 
     prefill, decode = "NsaCompressAttention", "NsaCompressAttentionInfer"
     refused("select_block_count <= 32, got 33", prefill, {"select_block_count": 33})
-    refused("compress_stride <= 64, got 80", prefill, _windows(80))
+    refused("compress_stride <= 64, got 80", prefill, _windows(80), per_block=1)
     refused("N1 / N2 <= 64 that divide 128, got 3", prefill, {"head_num": 6}, heads=6)
     refused("N1 / N2 <= 64 that divide 128, got 128", prefill, {"head_num": 128}, heads=128, key_heads=1)
     refused("at least 1 token, actual_cmp_seq_kvlen: sequence 1 has 0", prefill, tokens=(9, 0))

@@ -50,7 +50,7 @@ std::string CheckBlocks(const AttentionAttributes& attributes, const std::vector
   return {};
 }
 
-int64_t Most(const std::vector<int64_t>& lengths) {
+int64_t Greatest(const std::vector<int64_t>& lengths) {
   return *std::max_element(lengths.begin(), lengths.end());
 }
 
@@ -80,7 +80,7 @@ std::string MakePlan(const Call& call, std::vector<Sequence>* plan) {
                       {length_rows::kCompressed, call.actual_cmp_seq_kvlen, call.key[0], &tokens},
                       {length_rows::kBlocks, call.actual_sel_seq_kvlen, {}, &blocks}});
   if (error.empty()) error = CheckBlocks(call.attributes, tokens, blocks);
-  if (error.empty()) error = CheckMasks(call, Most(rows), Most(tokens), Most(blocks));
+  if (error.empty()) error = CheckMasks(call, Greatest(rows), Greatest(tokens), Greatest(blocks));
   if (!error.empty()) return error;
   std::vector<Sequence> sequences;
   sequences.reserve(rows.size());
@@ -92,6 +92,15 @@ std::string MakePlan(const Call& call, std::vector<Sequence>* plan) {
   }
   *plan = std::move(sequences);
   return {};
+}
+
+Most MostOf(const std::vector<Sequence>& plan) {
+  Most most;
+  for (const Sequence& sequence : plan) {
+    most.tokens = std::max(most.tokens, sequence.tokens);
+    most.blocks = std::max(most.blocks, sequence.blocks);
+  }
+  return most;
 }
 
 }  // namespace nsa::compress_attention

@@ -46,6 +46,13 @@ struct Call {
 // call is refused. Each index is read once.
 std::string MakePlan(const Call& call, std::vector<Sequence>* plan);
 
+// Of the sequence that has most.
+struct Most {
+  int64_t tokens = 0;
+  int64_t blocks = 0;
+};
+Most MostOf(const std::vector<Sequence>& plan);
+
 }  // namespace nsa::compress_attention
 
 #endif  // NSA_ONNX_PLAN_NSA_COMPRESS_ATTENTION_H_

@@ -47,7 +47,8 @@ std::string Run(int dtype, const Call& call, const Arrays& arrays, int64_t threa
                         of.select_block,
                         of.select_count,
                         plan.data(),
-                        static_cast<int64_t>(plan.size())};
+                        static_cast<int64_t>(plan.size()),
+                        MostOf(plan)};
   RunKernel(static_cast<DType>(dtype), data, cpu::OwnThreads(threads));
   return {};
 }

@@ -34,7 +34,8 @@ void Operator::RunOnCpu(OrtKernelContext* context, const Node& node, DType dtype
                         of.select_block,
                         of.select_count,
                         inputs.plan.data(),
-                        static_cast<int64_t>(inputs.plan.size())};
+                        static_cast<int64_t>(inputs.plan.size()),
+                        MostOf(inputs.plan)};
   RunKernel(dtype, data, ort::SessionThreads(context));
 }
 

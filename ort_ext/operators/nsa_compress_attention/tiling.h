@@ -20,8 +20,8 @@ struct Tiling {
   static constexpr size_t kMostColumnsOfLong = 48;
   static constexpr size_t kLong = 2048;  // 96 columns of so many float32 logits are 768 KiB
 
-  size_t tokens = 0;  // of the longest sequence, to whole tiles
-  size_t blocks = 0;
+  size_t tokens;  // of the longest sequence, to whole tiles
+  size_t blocks;
   size_t group;
   size_t heads;
   size_t rows;
@@ -29,13 +29,11 @@ struct Tiling {
   cpu::Blocks sizes;
 
   explicit Tiling(const KernelData& data)
-      : group(static_cast<size_t>(data.heads / data.kv_heads)),
+      : tokens(static_cast<size_t>(data.most.tokens)),
+        blocks(static_cast<size_t>(data.most.blocks)),
+        group(static_cast<size_t>(data.heads / data.kv_heads)),
         sizes{static_cast<size_t>(data.select_block / data.stride),
               static_cast<size_t>(data.block / data.stride)} {
-    for (int64_t i = 0; i < data.sequence_count; ++i) {
-      tokens = std::max(tokens, static_cast<size_t>(data.sequences[i].tokens));
-      blocks = std::max(blocks, static_cast<size_t>(data.sequences[i].blocks));
-    }
     const size_t most = tokens > kLong ? kMostColumnsOfLong : kMostColumns;
     const size_t parts = (group + most - 1) / most;
     heads = parts == 1 ? group : cpu::RoundUp((group + parts - 1) / parts, cpu::kTileColumns);

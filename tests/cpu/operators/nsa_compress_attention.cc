@@ -112,7 +112,8 @@ KernelData DataOf(const PrefillCase& c, PrefillArrays* arrays, float scale) {
           c.sizes.select_block,
           c.sizes.count,
           arrays->plan.data(),
-          static_cast<int64_t>(arrays->plan.size())};
+          static_cast<int64_t>(arrays->plan.size()),
+          compress_attention::MostOf(arrays->plan)};
 }
 
 // The blocks of one query for one key/value head.

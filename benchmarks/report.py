@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import compress_attention, decode_step, selected_attention
@@ -173,8 +173,11 @@ def step(record: Record) -> Iterator[str]:
 def full(run: Record) -> str:
     """The whole report."""
     parts = [head(run["machine"], run["threads"])]
-    writers = {"prefill": prefill, "decode": decode, "compressed": compressed, "selected": selected, "step": step}
-    writers |= {"growth": growth, "figures": figures, "models": models}
+    writers: dict[str, Callable[[Any], Iterator[str]]] = {
+        **{"prefill": prefill, "decode": decode, "compressed": compressed},
+        **{"selected": selected, "step": step},
+        **{"growth": growth, "figures": figures, "models": models},
+    }
     for section, write in writers.items():
         if section in run:
             parts.extend(write(run[section]))

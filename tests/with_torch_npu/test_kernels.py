@@ -33,6 +33,7 @@ def python(code, **environment):
 PREFILL, DECODE = nsa_compress.OPERATOR, nsa_compress_infer.OPERATOR
 COMPRESS, INFER = (operator.npu_op.removeprefix("npu::") for operator in (PREFILL, DECODE))
 NAMES = tuple(operator.npu_op.removeprefix("npu::") for operator in OPERATORS if operator.npu_op)
+ATTENTION = tuple(operator.npu_function for operator in OPERATORS if operator.npu_form is not None)
 OWN_KERNELS = f"""
 import json, torch
 def own(name):
@@ -71,6 +72,7 @@ def test_either_order_of_import_attaches_all_and_leaves_the_npu_alone(imports, b
     assert own == {
         COMPRESS: ["CPU", "Meta", "Autograd"],
         INFER: ["CPU", "Meta", "AutogradCPU", "Functionalize", "Tracer"],
+        **dict.fromkeys(ATTENTION, ["CPU", "Meta", "AutogradCPU", "Tracer"]),
     }
     assert on_npu == bare[1]
     assert len(on_npu[COMPRESS]) >= 2

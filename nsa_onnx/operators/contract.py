@@ -106,8 +106,8 @@ class Contract:
 
 def is_int(value: object) -> bool:
     """An int of the contract: Python's or NumPy's; a bool is none. Symbolic ints of torch count."""
-    if isinstance(value, int):
-        return not isinstance(value, bool)
+    if isinstance(value, (int, float)):  # Dynamo, which traces this, cannot go through their bases
+        return not isinstance(value, (bool, float))
     # NumPy and torch are not imported for this question: an object that is one of theirs has done so.
     return any(
         (base.__module__, base.__qualname__) in (("numpy", "integer"), ("torch", "SymInt"))
@@ -117,9 +117,9 @@ def is_int(value: object) -> bool:
 
 def is_float(value: object) -> bool:
     """A float of the contract: Python's or NumPy's."""
-    return isinstance(value, float) or any(
-        (base.__module__, base.__qualname__) == ("numpy", "floating") for base in type(value).__mro__
-    )
+    if isinstance(value, (int, float)):
+        return isinstance(value, float)
+    return any((base.__module__, base.__qualname__) == ("numpy", "floating") for base in type(value).__mro__)
 
 
 def plural(number: int, noun: str) -> str:

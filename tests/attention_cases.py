@@ -20,7 +20,10 @@ def compress_attention(dtype=torch.float16):
 def compress_attention_infer(dtype=torch.float16):
     """Sequences of 100 and 30 compressed tokens."""
     query = randn(2, HEADS, DIM, dtype=dtype)
-    key, value = randn(3, 64, KV_HEADS, DIM, dtype=dtype, seed=1), randn(3, 64, KV_HEADS, VALUE_DIM, dtype=dtype, seed=2)
+    key, value = (
+        randn(3, 64, KV_HEADS, DIM, dtype=dtype, seed=1),
+        randn(3, 64, KV_HEADS, VALUE_DIM, dtype=dtype, seed=2),
+    )
     table = torch.tensor([[2, 0], [1, -1]], dtype=torch.int32)
     sizes = SCALE, HEADS, KV_HEADS, 64, 8, 64, 32, 16
     return (query, key, value, *sizes), {"block_table": table, "actual_cmp_seq_kvlen": [100, 30]}

@@ -102,22 +102,52 @@ def test_a_compiled_call_is_eagers(name, kind):
 # Errors
 
 ERRORS = [
-    ("nsa_compress_attention", {"query": torch.zeros(40, 4, 32)}, TypeError, "key must have the dtype of query, float32"),
+    (
+        "nsa_compress_attention",
+        {"query": torch.zeros(40, 4, 32)},
+        TypeError,
+        "key must have the dtype of query, float32",
+    ),
     ("nsa_compress_attention", {"topk_mask": torch.zeros(24, 2)}, TypeError, "topk_mask must be bool, got float32"),
     ("nsa_compress_attention", {"head_num": 6}, RuntimeError, "head_num"),
     ("nsa_compress_attention", {"select_block_size": 40}, RuntimeError, "select_block_size must be a multiple of 16"),
     ("nsa_compress_attention", {"actual_seq_qlen": [16, 39]}, RuntimeError, r"must equal T1 = 40, got 39"),
     ("nsa_compress_attention", {"actual_seq_qlen": None}, TypeError, "actual_seq_qlen must be .* got NoneType"),
-    ("nsa_compress_attention", {"actual_seq_qlen": torch.tensor([40])}, RuntimeError, "must have B = 1 elements, got 2"),
-    ("nsa_compress_attention", {"actual_seq_qlen": torch.tensor([16, 40]).int()}, TypeError, "must be int64, got int32"),
+    (
+        "nsa_compress_attention",
+        {"actual_seq_qlen": torch.tensor([40])},
+        RuntimeError,
+        "must have B = 1 elements, got 2",
+    ),
+    (
+        "nsa_compress_attention",
+        {"actual_seq_qlen": torch.tensor([16, 40]).int()},
+        TypeError,
+        "must be int64, got int32",
+    ),
     ("nsa_compress_attention_infer", {"block_table": None}, TypeError, "block_table must be .* got NoneType"),
     ("nsa_compress_attention_infer", {"actual_cmp_seq_kvlen": [129, 0]}, RuntimeError, r"must be <= 128 .*got 129"),
     ("nsa_compress_attention_infer", {"actual_cmp_seq_kvlen": [1]}, RuntimeError, "must have B = 2 elements, got 1"),
     ("nsa_select_attention", {"causal": 2}, RuntimeError, "causal must be 0 or 1, got 2"),
     ("nsa_select_attention", {"causal": 0.5}, TypeError, "causal must be a bool or an int, got float"),
-    ("nsa_select_attention", {"scale_value": float("nan")}, RuntimeError, "scale_value must be a finite float32, got nan"),
-    ("nsa_select_attention_infer", {"page_block_size": 128}, RuntimeError, r"key.shape\[1\] must equal page_block_size"),
-    ("nsa_select_attention_infer", {"topk_indices": torch.zeros(2, 2, 2).long()}, TypeError, "topk_indices must be int32"),
+    (
+        "nsa_select_attention",
+        {"scale_value": float("nan")},
+        RuntimeError,
+        "scale_value must be a finite float32, got nan",
+    ),
+    (
+        "nsa_select_attention_infer",
+        {"page_block_size": 128},
+        RuntimeError,
+        r"key.shape\[1\] must equal page_block_size",
+    ),
+    (
+        "nsa_select_attention_infer",
+        {"topk_indices": torch.zeros(2, 2, 2).long()},
+        TypeError,
+        "topk_indices must be int32",
+    ),
 ]
 
 

@@ -72,7 +72,7 @@ def test_either_order_of_import_attaches_all_and_leaves_the_npu_alone(imports, b
     assert own == {
         COMPRESS: ["CPU", "Meta", "Autograd"],
         INFER: ["CPU", "Meta", "AutogradCPU", "Functionalize", "Tracer"],
-        **dict.fromkeys(ATTENTION, ["CPU", "Meta", "AutogradCPU", "Tracer"]),
+        **{name: ["CPU", "Meta", "AutogradCPU", "Tracer"] for name in ATTENTION},
     }
     assert on_npu == bare[1]
     assert len(on_npu[COMPRESS]) >= 2

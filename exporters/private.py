@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType, SimpleNamespace
@@ -216,8 +217,16 @@ def is_tracing() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
-# torch's warning that a value of the example becomes a constant; torch.jit does not list it as public.
-TracerWarning: type[Warning] = torch.jit._trace.TracerWarning
+def plain_size(size: Any) -> Any:
+    """A size, which is a tensor in a trace, as the number that it is in the example; others as they are.
+
+    torch warns of it, and does not list the warning's class as public.
+    """
+    if not isinstance(size, Tensor):
+        return size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit._trace.TracerWarning)
+        return int(size)
 
 
 def trace_graph() -> Any:

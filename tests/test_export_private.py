@@ -276,8 +276,8 @@ def export_legacy(model, path, **options):
 
 
 @tries(private.traced_model, private.is_tracing, private.trace_graph, private.untraced)
-@tries(private.traced_value, private.set_traced_value)
-def test_a_trace_can_be_looked_at_and_changed(tmp_path):
+@tries(private.traced_value, private.set_traced_value, private.plain_size)
+def test_a_trace_can_be_looked_at_and_changed(tmp_path, recwarn):
     class Model(torch.nn.Module):
         def forward(self, x):
             y = x.exp()
@@ -285,6 +285,7 @@ def test_a_trace_can_be_looked_at_and_changed(tmp_path):
                 x.log()
                 seen["untraced"] = private.is_tracing()
             seen["tracing"] = private.is_tracing()
+            seen["sizes"] = type(x.shape[0]), private.plain_size(x.shape[0])
             seen["model"] = private.traced_model()
             seen["graph"] = str(private.trace_graph())
             private.set_traced_value(x, private.traced_value(y))
@@ -295,6 +296,8 @@ def test_a_trace_can_be_looked_at_and_changed(tmp_path):
     assert [node.op_type for node in nodes] == ["Exp", "Sin"]
     assert nodes[1].input[0] == nodes[0].output[0]
     assert callable(seen["model"])
+    assert seen["sizes"] == (torch.Tensor, 2)
+    assert not [warning for warning in recwarn if warning.category is torch.jit.TracerWarning]
     assert (seen["tracing"], seen["untraced"], private.is_tracing()) == (True, False, False)
     assert "aten::exp" in seen["graph"]
     assert "aten::log" not in seen["graph"]
@@ -351,6 +354,30 @@ def test_a_translation_is_known_to_the_plain_exporter(recwarn):
         library._destroy()
     assert [node.op_type for node in program.model.graph] == ["Mul", "Add"]
     assert not [warning for warning in recwarn if "registered" in str(warning.message)]
+
+
+LIBRARY.define("squared(Tensor x) -> Tensor")
+LIBRARY.impl("squared", lambda x: x * x, "CPU")
+
+
+@tries(private.decompose)
+def test_an_op_is_decomposed_in_onnx_exports_alone():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return OPS.squared(x)
+
+    library = torch.library.Library("nsa_onnx_private", "IMPL")
+    torch.library.register_fake("nsa_onnx_private::squared", lambda x: x.new_empty(x.shape), lib=library)
+    op = OPS.squared.default
+    private.decompose(op, lambda x: x.pow(2))
+    try:
+        exported = torch.onnx.export(Model(), (torch.ones(2),), dynamo=True, verbose=False)
+        program = torch.export.export(Model(), (torch.ones(2),)).run_decompositions()
+    finally:
+        del torch._decomp.decomposition_table[op]
+        library._destroy()
+    assert [node.op_type for node in exported.model.graph] == ["Pow"]
+    assert op in {node.target for node in program.graph.nodes}
 
 
 # --------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ the modules of the stages say how it is made of ours.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -217,7 +216,7 @@ def one_token(tensor: Tensor, name: str) -> Tensor:
     if tensor.dim() != 4:
         return tensor
     batch, _, *rest = tensor.shape
-    tokens = _size(tensor, 1)
+    tokens = private.plain_size(tensor.shape[1])
     private.require(
         tokens == 1, lambda: f"{name}.shape[1] must be 1, got {tokens}: a decode step takes one query token a sequence"
     )
@@ -232,20 +231,10 @@ def split_pages(pages: Tensor, name: str, kv_heads: int) -> Tensor:
 
 
 def _head_dim(tensor: Tensor, name: str, heads: int) -> Any:
-    size = _size(tensor, 2)
+    size = private.plain_size(tensor.shape[2])  # no graph has another head dim
     if heads < 1 or (isinstance(size, int) and size % heads):
         raise RuntimeError(f"{name}.shape[2] must be a multiple of the number of its heads, {heads}, got {size}")
     return size // heads
-
-
-def _size(tensor: Tensor, axis: int) -> Any:
-    """Of an axis that a trace, where sizes are tensors, may take for constant."""
-    size: Any = tensor.shape[axis]
-    if not isinstance(size, Tensor):
-        return size
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", private.TracerWarning)
-        return int(size)
 
 
 def in_layout(result: Tensor, layout: str) -> Tensor:

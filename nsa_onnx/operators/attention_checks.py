@@ -16,7 +16,7 @@ from .attention import (
     rank_violations,
     type_violations,
 )
-from .contract import Array, Dim, Rows, Shape, Violation, Violations
+from .contract import Dim, Rows, Shape, Violation, Violations
 from .facts import NodeFacts
 from .windows import length_tensor_violations
 
@@ -45,8 +45,8 @@ def node_violations(stage: Stage, rows: Rows, facts: NodeFacts) -> Violations:
     given = {name: facts.tensor(name) for name in (*stage.arrays, *stage.all_lengths) if name in facts.inputs}
     arrays: dict[str, object] = dict.fromkeys(stage.arrays)
     arrays |= facts.floats([name for name in stage.arrays if name not in stage.types])
-    arrays |= {name: facts.indices(name, dtype) for name, dtype in stage.types.items() if name in given}
-    arrays |= {name: Array("", ()) for name in stage.arrays if arrays[name] is None and name not in stage.optional}
+    wanted = {name: dtype for name, dtype in stage.types.items() if name in given or name not in stage.optional}
+    arrays |= {name: facts.indices(name, dtype) for name, dtype in wanted.items()}
     names = (SCALE, *stage.attributes)
     kinds = {name: facts.argument(name) for name in names}
     yield from type_violations(stage, rows, arrays, kinds, dict.fromkeys(stage.all_lengths, ()))

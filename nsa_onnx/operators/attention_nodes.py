@@ -95,5 +95,5 @@ class AttentionOperator(Operator):
         heads, count = facts.integer(HEADS), facts.integer(COUNT)
         known = {(0, 1): heads}
         if len(self.outputs) > 1:
-            known[1, 2] = count
+            known |= {(1, 1): facts.integer(KV_HEADS), (1, 2): count}
         return {place: size for place, size in known.items() if size is not None}

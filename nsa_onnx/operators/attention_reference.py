@@ -79,12 +79,13 @@ def block_scores(chances: Chances, blocks: int, block: int, window: int) -> Exac
     """
     group, rows, tokens = chances.values.shape
     values, slack = np.zeros((rows, blocks)), np.zeros((rows, blocks))
-    for s in range(blocks):
-        # Each stride of the block meets each stride of a window that ends one stride later or more.
-        for inner in range(block):
-            for outer in range(window):
-                token = block * (s + 1) - inner - outer
-                if 0 <= token < tokens:
-                    values[:, s] += chances.values[:, :, token].sum(0)
-                    slack[:, s] += chances.slack[:, :, token].sum(0)
+    of_group, off = chances.values.sum(0), chances.slack.sum(0)
+    ends = block * np.arange(1, blocks + 1)
+    # Each stride of a block meets each stride of a window that ends one stride later or more.
+    for inner in range(block):
+        for outer in range(window):
+            token = ends - inner - outer
+            there = np.flatnonzero((token >= 0) & (token < tokens))
+            values[:, there] += of_group[:, token[there]]
+            slack[:, there] += off[:, token[there]]
     return Exact(values, slack + gamma(group * (block + window) + 2) * (values + slack))

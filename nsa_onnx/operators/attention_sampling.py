@@ -17,6 +17,8 @@ from .facts import NodeFacts
 from .sampling import MAX_BATCH, MAX_ELEMENTS, MAX_SEQUENCES, first_known
 
 FLOATS = ("query", "key", "value")
+MAX_TOKENS = 2**12
+"""Keys of a sequence, where their number is free: a query row has a product with each, in each head."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ...graph.tensors import Integers
 from ..attention import BLOCK_LENGTHS, COMPRESSED_LENGTHS, COUNT, HEADS, QUERY_LENGTHS, SCALE, SELECT, steps
 from ..attention_reference import block_scores, softmax
-from ..attention_sampling import FLOATS, Heads, batch, most_rows, spread
+from ..attention_sampling import FLOATS, MAX_TOKENS, Heads, batch, most_rows, spread
 from ..base import Attributes, Exact, NotRunError, Ranked, Sample
 from ..facts import NodeFacts
 from ..sampling import first_known, float_type, floats, note
@@ -66,7 +66,7 @@ def make(facts: NodeFacts, attributes: Attributes) -> Sample:
     sequences = batch(facts, (QUERY_LENGTHS, COMPRESSED_LENGTHS, BLOCK_LENGTHS))
     per_block = attributes[SELECT] // attributes[STRIDE]
     wanted = _compressed(facts, sequences, per_block)
-    compressed = np.minimum(wanted, most_rows(heads.kv * heads.dim, heads.query))
+    compressed = np.minimum(wanted, min(most_rows(heads.kv * heads.dim, heads.query), MAX_TOKENS))
     blocks = np.cumsum(
         [block_count(int(n), attributes[STRIDE], attributes[SELECT]) for n in _lengths(compressed.tolist())]
     )
@@ -88,6 +88,10 @@ def make(facts: NodeFacts, attributes: Attributes) -> Sample:
     most = {name: int(_lengths(one.tolist()).max()) for name, one in lengths.items()}
     for seed, (name, columns) in enumerate((("atten_mask", COMPRESSED_LENGTHS), ("topk_mask", BLOCK_LENGTHS))):
         if name in facts.inputs:
+            constant = facts.masks.get(name)
+            if constant is not None and constant.ndim == 2:
+                values[name] = constant
+                continue
             mask = np.random.default_rng(seed).random((most[QUERY_LENGTHS], most[columns])) < 0.25
             mask[:1] = name == "atten_mask"  # the first row sees nothing
             values[name] = mask

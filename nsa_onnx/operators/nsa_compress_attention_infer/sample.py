@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..attention import COMPRESSED_LENGTHS, COUNT, HEADS, PAGE, SCALE, SELECT, pages_read, table_violations
 from ..attention_reference import block_scores, softmax
-from ..attention_sampling import FLOATS, Heads, batch, most_rows, table
+from ..attention_sampling import FLOATS, MAX_TOKENS, Heads, batch, most_rows, table
 from ..base import Attributes, Exact, NotRunError, Ranked, Sample
 from ..contract import plural
 from ..facts import NodeFacts
@@ -32,14 +32,15 @@ def reference(values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) ->
     scores, slack = np.zeros((2, len(query), kv_heads, max(counts, default=0)))
     scores[:] = -np.inf
     for b, (length, blocks) in enumerate(zip(lengths, counts, strict=True)):
-        where = [(pages[b, t // page], t % page) for t in range(length)]
+        positions = np.arange(length)
+        at = pages[b, positions // page], positions % page
         for g in range(kv_heads) if length else ():
             heads = slice(g * group, (g + 1) * group)
-            keys = np.array([key[at][g] for at in where]).T
+            keys = key[at][:, g].T
             queries = query[b, heads][:, None]
             products, sizes = queries @ keys, np.abs(queries) @ np.abs(keys)
             chances = softmax(products, sizes, query.shape[-1], attributes[SCALE])
-            attended = chances.weighted(np.array([value[at][g] for at in where]))
+            attended = chances.weighted(value[at][:, g])
             out[b, heads], out_slack[b, heads] = attended.values[:, 0], attended.slack[:, 0]
             own = block_scores(chances, blocks, *strides)
             scores[b, g, :blocks], slack[b, g, :blocks] = own.values[0], own.slack[0]
@@ -55,10 +56,14 @@ def make(facts: NodeFacts, attributes: Attributes) -> Sample:
     sequences = batch(facts, (COMPRESSED_LENGTHS, "block_table"), dims)
     constant = facts.constants.get(COMPRESSED_LENGTHS)
     longest = 3 * page + 1 if constant is None else int(constant.max(initial=0))
-    most = min(most_rows(heads.query) // page, MAX_ELEMENTS // max(1, sequences))
+    most = min(most_rows(heads.query), max(MAX_TOKENS, page)) // page
+    if constant is not None and longest > most_rows(heads.query):
+        raise NotRunError(f"{longest} compressed tokens of one sequence, at most {most_rows(heads.query)} are run")
     each = first_known(facts.tensor("block_table").dim(1), default=pages_read(longest, page))
     if "block_table" not in facts.constants:
-        each = min(each, max(1, most))
+        each = min(each, max(1, most, pages_read(longest, page)))
+    if each * sequences > MAX_ELEMENTS:
+        raise NotRunError(f"{plural(sequences, 'sequence')} of {each} pages, at most {MAX_ELEMENTS} pages are run")
     declared = first_known(facts.tensor("key").dim(0), facts.tensor("value").dim(0), default=5)
     block_num = min(declared, most_rows(page * heads.kv * heads.dim))
     pages = table(facts, sequences, each, block_num)

@@ -202,6 +202,8 @@ class Run:
         return self.absent or (not self.error and self.ulp is not None and self.ulp <= 1)
 
     def to_text(self) -> str:
+        if self.absent:
+            return "not there: this backend does not have the operator"
         if self.error:
             return self.error
         verdict = "ok" if self.ok else "WRONG"

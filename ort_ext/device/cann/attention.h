@@ -34,8 +34,8 @@ struct KeySequences {
 void RequireKeySequences(const spec::AttentionSizes& sizes, const char* lengths,
                          const KeySequences& sequences, int64_t count);
 
-// What its prefill operators write for the gradient, and nobody reads here: maximum and sum of
-// every row's softmax.
+// What its operators on sequences without pages write for the gradient, and nobody reads here:
+// maximum and sum of every row's softmax.
 class SoftmaxOutputs {
  public:
   SoftmaxOutputs(device::Launch& launch, int64_t rows, int64_t heads);
@@ -48,7 +48,7 @@ class SoftmaxOutputs {
   Tensor sums_;
 };
 
-// The sparse mode of calls in decode, which have no mask.
+// The sparse mode of calls on pages, which have no mask.
 constexpr int64_t kNoMask = 0;
 
 }  // namespace nsa::cann

@@ -4,9 +4,9 @@
 // check returns the message of the first violation, or an empty string. An operator's plan does, in
 // this order:
 //
-//   CheckRanks, CheckAttributes, CheckDims (what each dim must equal, by the operator), for a
-//   prefill CheckKeyHeads, CheckHeadDims, CheckCounts, ReadPrefixSums or ReadLengths, then what is
-//   the operator's own, CheckMask, ReadPage.
+//   CheckRanks, CheckAttributes, CheckDims (what each dim must equal, by the operator),
+//   CheckKeyHeads where key tells them, CheckHeadDims, CheckCounts, ReadPrefixSums or ReadLengths,
+//   then what is the operator's own, CheckMask, ReadPage.
 #ifndef NSA_ONNX_PLAN_ATTENTION_H_
 #define NSA_ONNX_PLAN_ATTENTION_H_
 

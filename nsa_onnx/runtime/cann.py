@@ -203,7 +203,7 @@ class Run:
 
     def to_text(self) -> str:
         if self.absent:
-            return "not there: this backend does not have the operator"
+            return f"the backend {_ABSENT}"
         if self.error:
             return self.error
         verdict = "ok" if self.ok else "WRONG"

@@ -2,8 +2,8 @@
 # Builds the fuzzer (fuzz.cc) twice, with AddressSanitizer and UndefinedBehaviorSanitizer and with ThreadSanitizer, and
 # runs both. CONTRIBUTING.md says what this covers.
 #   make test-sanitize
-# NSA_FUZZ_SECONDS: how long each of the two looks for cases. NSA_FUZZ_SEED: for the cases; the commit's if it is not
-# set, so that each commit tries others and a failure comes again.
+# NSA_FUZZ_SECONDS: of the processor, for which each of the two tries cases. NSA_FUZZ_SEED: for the cases; the commit's if
+# it is not set, so that each commit tries others and a failure comes again.
 set -eu
 cd "$(dirname "$0")/../.."
 

@@ -12,6 +12,9 @@ BLOCK, STRIDE, TOKENS = 32, 16, 80
 STARTS = range(0, TOKENS - BLOCK + 1, STRIDE)
 COLORS = ("#2563eb", "#0f766e", "#b45309", "#a21caf")
 
+CALLS = "compress", "compress_attention", "select_attention"
+NODES = "Compress", "CompressAttention", "SelectedAttention"
+
 WIDTH, HEIGHT = 880, 506
 LEFT, CELL = 130, 9  # the first token, and the width of one
 STYLE = """
@@ -72,10 +75,10 @@ def path() -> list[str]:
     ]
     drawn = [
         text(24, 262, "The way of a model", "head"),
-        *box(24, 340, 190, [("PyTorch model", ""), ("nsa_compress(...)", "code"), ("nsa_compress_infer(...)", "code")]),
-        *box(314, 340, 190, [("model.onnx", ""), ("NsaCompress", "code"), ("NsaCompressInfer", "code")], "file"),
-        way(214, 376, 308, 376),
-        text(262, 366, "export", "small", "middle"),
+        *box(24, 331, 228, [("PyTorch model", ""), *((f"nsa_{name}(...)", "code") for name in CALLS)]),
+        *box(314, 331, 190, [("model.onnx", ""), *((f"Nsa{name}", "code") for name in NODES)], "file"),
+        way(252, 376, 308, 376),
+        text(280, 366, "export", "small", "middle"),
     ]
     for index, lines in enumerate(uses):
         y = 250 + 63 * index

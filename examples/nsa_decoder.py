@@ -1,70 +1,69 @@
-"""Exports a small transformer, serves a text file with onnxruntime, and compares every result with PyTorch.
+"""Exports a small NSA decoder, serves a text file with onnxruntime, and compares every result with PyTorch.
 
-Two graphs are exported from one byte-level transformer (nsa_model.py, random weights): prefill for sequences of
-different lengths, and a paged decode step. onnxruntime serves the text with them. Four sequences are prefilled in one
-batch; then decode steps feed the bytes that follow, fill pages and compress every window that becomes complete. The
-exit code is 0 only if all of this holds:
+Two graphs are exported from one byte-level decoder (nsa_model.py, random weights): prefill for sequences of different
+lengths, and a paged decode step. onnxruntime serves the text with them (nsa_serving.py). Four sequences are prefilled
+in one batch; then decode steps feed the bytes that follow, fill pages, compress every window that becomes complete, and
+choose the blocks to read. The exit code is 0 only if all of this holds:
 
 - nsa_onnx.check finds nothing wrong with either graph;
-- the logits of both graphs equal PyTorch's for the whole sequences, up to a stated tolerance;
-- the caches that prefill and the decode steps filled equal NsaCompress over the whole sequences, bit for
+- both graphs choose the blocks that PyTorch chooses in one prefill of the whole sequences; where they do not, the
+  blocks' scores are almost equal;
+- the logits of both graphs equal PyTorch's for the same choice, up to a stated tolerance;
+- the compressed caches that prefill and the decode steps filled equal NsaCompress over the whole sequences, bit for
   bit, for K and V of every layer.
+
+At the end, the decode step is timed against a third graph, the same decoder with attention to all tokens.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
+import math
 import sys
-import time
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 import torch
-from nsa_model import Config, Decode, Decoder, Prefill
+from nsa_model import Config, Decoder, Prefill
+from nsa_serving import (
+    Batch,
+    BoundSession,
+    DecodeState,
+    Result,
+    StepTimes,
+    export_decode,
+    export_dense,
+    export_prefill,
+    prefix_sums,
+    quiet,
+    serve,
+    time_steps,
+)
 from torch import Tensor
 
 import nsa_onnx
-from nsa_onnx import exporters
+from nsa_onnx.operators import attention
 from nsa_onnx.operators.contract import raise_first
-from nsa_onnx.operators.nsa_compress.contract import compressed_length
+from nsa_onnx.operators.nsa_compress_attention_infer.contract import ROWS, block_count, forced_blocks
 from nsa_onnx.operators.nsa_compress_infer import contract as decode
-from nsa_onnx.operators.windows import triggers, window_count, window_violations
+from nsa_onnx.operators.windows import window_count, window_violations
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 MAX_BYTES = 4096  # of the text; more would only take longer
 
 # Largest |onnxruntime - PyTorch| over the largest |logit|. Both compute in float32 but sum matrix products
-# in different orders, so that now and then a K or V rounds to the other 16-bit neighbour: 2**-11 of one
-# element, 2**-8 in bfloat16. Measured: at most 5e-5 and 2e-4, see docs/demo.md; ten times that is allowed.
-# One wrong compression weight or a window seen one step late gives about 1e-1.
-TOLERANCE = {torch.float16: 5e-4, torch.bfloat16: 2e-3}
+# in different orders, so that now and then a query, K or V rounds to the other 16-bit neighbour: 2**-11 of one
+# element, 2**-8 in bfloat16. TODO
+TOLERANCE = {torch.float16: 5e-4, torch.bfloat16: 4e-3}
+# Scores of blocks that may change places, as a share of the greater one.
+NEAR_TIE = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 
 class UsageError(Exception):
     """What the user gave cannot be served; the message is one line."""
-
-
-# --------------------------------------------------------------------------------------------------
-# The input
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Pieces of the text. Sequence b is prefilled with ``prompts[b]`` bytes and decodes the rest."""
-
-    sequences: list[Tensor]  # uint8 values as int64, prompts[b] + steps of them
-    prompts: list[int]
-    steps: int
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(tokens) for tokens in self.sequences]
 
 
 def read_batch(path: Path, steps: int, block: int) -> Batch:
@@ -90,213 +89,6 @@ def read_batch(path: Path, steps: int, block: int) -> Batch:
 
 
 # --------------------------------------------------------------------------------------------------
-# Export
-
-
-def prefix_sums(lengths: Sequence[int]) -> Tensor:
-    return torch.tensor(lengths).cumsum(0)
-
-
-def cache_names(layers: int, kinds: Sequence[str]) -> list[str]:
-    return [f"{kind}.{layer}" for layer in range(layers) for kind in kinds]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without torch's remarks on every export: that torchvision is absent, that axes share their names."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for kind in (UserWarning, FutureWarning):
-                warnings.simplefilter("ignore", kind)
-            yield
-    finally:
-        log.setLevel(level)
-
-
-PREFILL_CACHES = ("k", "v", "windows_k", "windows_v")
-DECODE_CACHES = ("pages_k", "pages_v", "windows_k", "windows_v")
-
-
-def export_prefill(decoder: Decoder, path: Path) -> None:
-    """Tokens [T] and prefix sums [B], both of any size, to logits and per-layer K, V and windows."""
-    exporters.export(
-        Prefill(decoder),
-        (torch.zeros(100, dtype=torch.int64), torch.tensor([40, 100])),
-        path,
-        dynamic_shapes=({0: torch.export.Dim("T")}, {0: torch.export.Dim("B")}),
-        input_names=["tokens", "actual_seq_len"],
-        output_names=["logits", *cache_names(decoder.config.layers, PREFILL_CACHES)],
-        verify=True,
-    )
-
-
-def export_decode(decoder: Decoder, path: Path) -> None:
-    """One token for each of B sequences; batch, table and cache sizes are all free."""
-    config = decoder.config
-    batch, pages, windows, blocks, slots = (torch.export.Dim(d) for d in ("B", "P", "W", "block_num", "slots"))
-    example = DecodeState.empty(config, [3 * config.page] * 2)
-    caches = cache_names(config.layers, DECODE_CACHES)
-    exporters.export(
-        Decode(decoder),
-        (*example.step.values(), *example.caches.values()),
-        path,
-        dynamic_shapes=(
-            {0: batch},
-            {0: batch},
-            {0: batch, 1: pages},
-            {0: batch, 1: windows},
-            {0: batch},
-            tuple({0: slots if name.startswith("windows") else blocks} for name in caches),
-        ),
-        input_names=[*example.step, *caches],
-        output_names=["logits", *(f"{name}.out" for name in caches)],
-        verify=True,
-    )
-
-
-# --------------------------------------------------------------------------------------------------
-# Serving
-
-
-class BoundSession:
-    """A session whose inputs and outputs are torch tensors: onnxruntime reads and writes their memory.
-
-    An output bound to the tensor of an input is updated in place; nothing is copied.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.session = nsa_onnx.create_session(path, device="cpu")
-        self.binding = self.session.io_binding()
-
-    def bind(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
-        """Tensors that `run` reads and writes, until the next bind."""
-        self.tensors = [*inputs.values(), *outputs.values()]  # onnxruntime does not keep them alive
-        for name, tensor in inputs.items():
-            self.binding.bind_ortvalue_input(name, nsa_onnx.to_ortvalue(tensor))
-        for name, tensor in outputs.items():
-            self.binding.bind_ortvalue_output(name, nsa_onnx.to_ortvalue(tensor))
-
-    def run(self) -> None:
-        self.session.run_with_iobinding(self.binding)
-
-
-@dataclass
-class DecodeState:
-    """Inputs of the decode graph: what changes in every step, and the caches that live on."""
-
-    config: Config
-    step: dict[str, Tensor]  # tokens, actual_seq_len, block_table, slot_table, slot_mapping
-    caches: dict[str, Tensor]  # DECODE_CACHES of every layer
-
-    @classmethod
-    def empty(cls, config: Config, lengths: Sequence[int]) -> DecodeState:
-        """Room for sequences of at most these lengths. Pages and slots are dealt out in random order."""
-        batch = len(lengths)
-        pages = -(-max(lengths) // config.page)
-        windows = max(1, window_count(max(lengths), config.block, config.stride))
-        shuffle = torch.Generator().manual_seed(config.seed)
-        token_shape = config.kv_heads, config.head_dim
-        shapes = {
-            "pages": (batch * pages, config.page, *token_shape),
-            "windows": (batch * windows, *token_shape),
-        }
-        names = cache_names(config.layers, DECODE_CACHES)
-        return cls(
-            config,
-            {
-                "tokens": torch.zeros(batch, dtype=torch.int64),
-                "actual_seq_len": torch.ones(batch, dtype=torch.int64),
-                "block_table": torch.randperm(batch * pages, generator=shuffle).int().view(batch, pages),
-                "slot_table": torch.randperm(batch * windows, generator=shuffle).view(batch, windows),
-                "slot_mapping": torch.full((batch,), -1, dtype=torch.int32),
-            },
-            {name: torch.zeros(shapes[name.split("_")[0]], dtype=config.dtype) for name in names},
-        )
-
-    def take_prefill(self, outputs: dict[str, Tensor], lengths: Sequence[int]) -> None:
-        """Put the prefilled K and V into pages, and the windows into slots."""
-        windows = [window_count(length, self.config.block, self.config.stride) for length in lengths]
-        for name, cache in self.caches.items():
-            paged = name.startswith("pages")
-            pieces = outputs[name.removeprefix("pages_")].split(list(lengths) if paged else windows)
-            for b, piece in enumerate(pieces):
-                cache.flatten(0, -3)[self._rows(b, len(piece), paged)] = piece
-
-    def sequence(self, name: str, b: int, rows: int) -> Tensor:
-        """The first tokens (or windows) of sequence b in one of the caches: [rows, N, D]."""
-        return self.caches[name].flatten(0, -3)[self._rows(b, rows, name.startswith("pages"))]
-
-    def _rows(self, b: int, count: int, paged: bool) -> Tensor:
-        """Where the first tokens (or windows) of sequence b lie, in rows of the flattened cache."""
-        if not paged:
-            return self.step["slot_table"][b, :count]
-        page = self.config.page
-        token = torch.arange(count)
-        return self.step["block_table"][b].long()[token // page] * page + token % page
-
-    def feed(self, tokens: Tensor, lengths: Tensor) -> None:
-        """Set the inputs of one step, in place: the next bytes and the lengths that include them."""
-        config = self.config
-        self.step["tokens"].copy_(tokens)
-        self.step["actual_seq_len"].copy_(lengths)
-        self.step["slot_mapping"].fill_(-1)  # read only for the sequences that complete a window
-        for b, length in enumerate(lengths.tolist()):
-            if triggers(length, config.block, config.stride):
-                window = (length - config.block) // config.stride
-                self.step["slot_mapping"][b] = self.step["slot_table"][b, window]
-
-
-@dataclass
-class Result:
-    """What serving gave: logits per byte, the final caches, and times in seconds."""
-
-    prefill_logits: list[Tensor]
-    decode_logits: list[Tensor]
-    state: DecodeState
-    prefill_time: float
-    step_times: list[float] = field(default_factory=list)
-
-
-def serve(prefill: BoundSession, decode: BoundSession, config: Config, batch: Batch, progress: Progress) -> Result:
-    """Prefill the prompts in one ragged batch, then feed every sequence its following bytes."""
-    outputs, elapsed = run_prefill(prefill, config, batch)
-    state = DecodeState.empty(config, batch.lengths)
-    state.take_prefill(outputs, batch.prompts)
-    logits = torch.empty(len(batch.sequences), config.vocabulary)
-    decode.bind({**state.step, **state.caches}, {"logits": logits, **{f"{n}.out": c for n, c in state.caches.items()}})
-
-    result = Result(list(outputs["logits"].split(batch.prompts)), [], state, elapsed)
-    prompts = torch.tensor(batch.prompts)
-    for step in progress.steps("decode", batch.steps):
-        fed = [tokens[prompt + step] for tokens, prompt in zip(batch.sequences, batch.prompts, strict=True)]
-        begin = time.perf_counter()
-        state.feed(torch.stack(fed), prompts + step + 1)
-        decode.run()
-        result.step_times.append(time.perf_counter() - begin)
-        result.decode_logits.append(logits.clone())
-    return result
-
-
-def run_prefill(prefill: BoundSession, config: Config, batch: Batch) -> tuple[dict[str, Tensor], float]:
-    """Outputs of the prefill graph by name, and the seconds it took. T' is known beforehand."""
-    ends = prefix_sums(batch.prompts)
-    rows = {"k": int(ends[-1]), "windows": compressed_length(ends.tolist(), config.block, config.stride)}
-    rows["v"] = rows["k"]
-    outputs = {"logits": torch.empty(rows["k"], config.vocabulary)}
-    for name in cache_names(config.layers, PREFILL_CACHES):
-        count = rows["windows" if name.startswith("windows") else name[0]]
-        outputs[name] = torch.empty(count, config.kv_heads, config.head_dim, dtype=config.dtype)
-    tokens = torch.cat([s[:prompt] for s, prompt in zip(batch.sequences, batch.prompts, strict=True)])
-    prefill.bind({"tokens": tokens, "actual_seq_len": ends}, outputs)
-    begin = time.perf_counter()
-    prefill.run()
-    return outputs, time.perf_counter() - begin
-
-
-# --------------------------------------------------------------------------------------------------
 # Checks
 
 
@@ -318,15 +110,70 @@ def check_logits(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> Ch
     return Check(f"{name} logits equal PyTorch's", difference <= tolerance, f"{difference:.1e} (limit {tolerance:.0e})")
 
 
+class Choices:
+    """Lets PyTorch's prefill read the blocks that the graphs chose, and compares them with its own choice.
+
+    Rounding may change the order of two blocks with almost the same score. From there on, two computations differ by a
+    whole block. So the choice is compared first, and then the numbers for the same choice.
+    """
+
+    def __init__(self, config: Config, lengths: Sequence[int], served: Sequence[Tensor]) -> None:
+        self.config = config
+        self.lengths = lengths
+        self.served = served  # per layer
+        self.made = 0
+        self.gaps: list[float] = []  # of each choice that differs: between the scores of its other blocks, relative
+
+    def __call__(self, layer: int, query: Tensor, compressed_key: Tensor, chosen: Tensor) -> Tensor:
+        served = self.served[layer]
+        different = (served.sort(-1).values != chosen.sort(-1).values).any(-1)
+        self.made += different.numel()
+        for row, group in different.nonzero().tolist():
+            scores = self._scores(query[row], compressed_key[:, group], row, group)
+            others = set(served[row, group].tolist()) ^ set(chosen[row, group].tolist())
+            swapped = [scores.get(block, -math.inf) for block in others]
+            self.gaps.append((max(swapped) - min(swapped)) / max(swapped) if swapped else math.inf)
+        return served
+
+    def check(self) -> Check:
+        limit = NEAR_TIE[self.config.dtype]
+        passed = all(gap <= limit for gap in self.gaps)  # a forced block's score is infinite, its gap NaN
+        if not self.gaps:
+            return Check("chosen blocks equal PyTorch's", True, f"{self.made:,} choices")
+        detail = f"{len(self.gaps)} of {self.made:,} differ, by {max(self.gaps):.1e} of a score (limit {limit:.0e})"
+        return Check("chosen blocks equal PyTorch's", passed, detail)
+
+    def _scores(self, query: Tensor, keys: Tensor, row: int, group: int) -> dict[int, float]:
+        """The score of each block that a row can choose, in float64 (docs/from-the-paper.md, step 3)."""
+        config = self.config
+        for length in self.lengths:
+            windows = window_count(length, config.block, config.stride)
+            if row < length:
+                break
+            row, keys = row - length, keys[windows:]
+        seen = window_count(row + 1, config.block, config.stride)
+        blocks = max(1, block_count(seen, config.block, config.stride, config.select))
+        queries = query.unflatten(0, (config.kv_heads, -1))[group].double()
+        share = torch.softmax(queries @ keys[:seen].double().T * config.scale, -1).sum(0).tolist()
+        m, n = config.select // config.stride, config.block // config.stride
+
+        def score(block: int) -> float:
+            weights = ((m * (block + 1) - i, min(i + 1, n, m + n - 1 - i)) for i in range(m + n - 1))
+            return sum(weight * share[window] for window, weight in weights if 0 <= window < seen)
+
+        forced = forced_blocks(blocks)
+        return {block: math.inf if block in forced else score(block) for block in range(blocks)}
+
+
 def check_caches(decoder: Decoder, state: DecodeState, lengths: Sequence[int]) -> Check:
-    """The windows cached step by step against NsaCompress over the cached tokens, to the bit."""
+    """The compressed tokens cached step by step against NsaCompress over the cached tokens, to the bit."""
     config = decoder.config
     windows = [window_count(length, config.block, config.stride) for length in lengths]
     wrong = []
     for index, layer in enumerate(decoder.layers):
         for kind, weight in (("k", layer.attention.compress_key), ("v", layer.attention.compress_value)):
-            tokens = [state.sequence(f"pages_{kind}.{index}", b, length) for b, length in enumerate(lengths)]
-            cached = [state.sequence(f"windows_{kind}.{index}", b, count) for b, count in enumerate(windows)]
+            tokens = [state.sequence(f"cmp_{kind}.{index}", b, length) for b, length in enumerate(lengths)]
+            cached = [state.sequence(f"compressed_{kind}.{index}", b, count) for b, count in enumerate(windows)]
             wanted = nsa_onnx.nsa_compress(
                 torch.cat(tokens), weight, config.block, config.stride, actual_seq_len=prefix_sums(lengths).tolist()
             )
@@ -338,18 +185,17 @@ def check_caches(decoder: Decoder, state: DecodeState, lengths: Sequence[int]) -
 
 
 def check_result(decoder: Decoder, batch: Batch, result: Result) -> list[Check]:
-    """Compare what onnxruntime served with PyTorch over the whole sequences."""
+    """Compare what onnxruntime served with one prefill of the whole sequences in PyTorch."""
     tolerance = TOLERANCE[decoder.config.dtype]
+    choices = Choices(decoder.config, batch.lengths, result.chosen)
     with torch.inference_mode():
-        logits = Prefill(decoder)(torch.cat(batch.sequences), prefix_sums(batch.lengths))[0]
-    wanted = [
-        w.split([prompt, batch.steps]) for w, prompt in zip(logits.split(batch.lengths), batch.prompts, strict=True)
-    ]
-    return [
-        check_logits("prefill", torch.cat(result.prefill_logits), torch.cat([w for w, _ in wanted]), tolerance),
-        check_logits("decode", torch.stack(result.decode_logits, 1), torch.stack([w for _, w in wanted]), tolerance),
-        check_caches(decoder, result.state, batch.lengths),
-    ]
+        wanted = Prefill(decoder, choices)(torch.cat(batch.sequences), prefix_sums(batch.lengths))[0]
+    checks = [choices.check()]
+    for name, part in (("prefill", slice(None, -batch.steps)), ("decode", slice(-batch.steps, None))):
+        got = torch.cat([logits[part] for logits in result.logits])
+        right = torch.cat([logits[part] for logits in wanted.split(batch.lengths)])
+        checks.append(check_logits(name, got, right, tolerance))
+    return [*checks, check_caches(decoder, result.state, batch.lengths)]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -382,12 +228,10 @@ class Progress:
 
 
 def summary(config: Config, batch: Batch, result: Result, checks: Sequence[Check]) -> str:
-    """The table at the end."""
+    """What was served, and what was compared."""
     tokens = sum(batch.lengths)
     windows = sum(window_count(length, config.block, config.stride) for length in batch.lengths)
     by_prefill = sum(window_count(length, config.block, config.stride) for length in batch.prompts)
-    row_bytes = 2 * config.layers * config.kv_heads * config.head_dim * 2  # K and V, two bytes each
-    full, compressed = tokens * row_bytes, windows * row_bytes
     step = sorted(result.step_times)[len(result.step_times) // 2]
     rows = [
         (
@@ -396,10 +240,6 @@ def summary(config: Config, batch: Batch, result: Result, checks: Sequence[Check
             f"{tokens - sum(batch.prompts)} decoded)",
         ),
         ("windows", f"{windows} per layer ({by_prefill} by prefill, {windows - by_prefill} by decode steps)"),
-        (
-            "bytes saved",
-            f"{full - compressed:,} of the {full:,} of K/V that attention would read ({full / compressed:.1f}x)",
-        ),
         (
             "time",
             f"prefill {1e3 * result.prefill_time:.1f} ms, decode step {1e3 * step:.2f} ms (median of {batch.steps})",
@@ -410,25 +250,66 @@ def summary(config: Config, batch: Batch, result: Result, checks: Sequence[Check
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
+def step_table(times: Sequence[StepTimes]) -> str:
+    """What a decode step reads, and how long it takes, by the length of its sequence."""
+    heads = "sequence", "compressed", "chosen", "latest", "read", "of dense", "NSA step", "dense step", "faster"
+    rows = [
+        (
+            *(f"{n:,}" for n in (t.tokens, t.compressed, t.chosen, t.latest, t.read)),
+            f"{t.read / t.tokens:.0%}",
+            f"{1e3 * t.sparse:.2f} ms",
+            f"{1e3 * t.dense:.2f} ms",
+            f"{t.dense / t.sparse:.1f}x",
+        )
+        for t in times
+    ]
+    lines = [" ".join(f"{cell:>10}" for cell in row) for row in (heads, *rows)]
+    return "\n".join(["Tokens that a query of a decode step reads, and time of the step in onnxruntime:", *lines])
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="nsa_decoder.py",
-        description="Export a small decoder that attends to compressed K/V, serve a text file with it through "
-        "onnxruntime, and check every result against PyTorch.",
+        description="Export a small decoder of Native Sparse Attention layers, serve a text file with it through "
+        "onnxruntime, check every result against PyTorch, and compare its speed with dense attention.",
         epilog="exit codes: 0 everything holds, 1 a check failed, 2 the input cannot be used",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    default = Config()
     parser.add_argument(
         "--text", metavar="FILE", type=Path, default=ROOT / "README.md", help="file to serve, taken as bytes"
     )
-    parser.add_argument("--layers", metavar="N", type=int, default=2, help="layers of the model")
+    parser.add_argument("--layers", metavar="N", type=int, default=default.layers, help="layers of the model")
     parser.add_argument("--steps", metavar="N", type=int, default=128, help="decode steps, at least one window")
-    parser.add_argument("--block", metavar="N", type=int, default=32, help="tokens per window (compress_block_size)")
     parser.add_argument(
-        "--stride", metavar="N", type=int, default=16, help="tokens between two windows' starts (compress_stride)"
+        "--block", metavar="N", type=int, default=default.block, help="tokens per window (compress_block_size)"
     )
-    parser.add_argument("--page", type=int, default=64, choices=decode.PAGE_BLOCK_SIZES, help="tokens per page")
-    parser.add_argument("--dtype", default="float16", choices=DTYPES, help="of K and V")
+    parser.add_argument(
+        "--stride",
+        metavar="N",
+        type=int,
+        default=default.stride,
+        help="tokens between two windows' starts (compress_stride)",
+    )
+    parser.add_argument(
+        "--select", metavar="N", type=int, default=default.select, help="tokens per block (select_block_size)"
+    )
+    parser.add_argument(
+        "--count", metavar="N", type=int, default=default.count, help="blocks that are chosen (select_block_count)"
+    )
+    parser.add_argument("--latest", metavar="N", type=int, default=default.latest, help="tokens of the sliding window")
+    parser.add_argument(
+        "--page", type=int, default=default.page, choices=decode.PAGE_BLOCK_SIZES, help="tokens per page"
+    )
+    parser.add_argument("--dtype", default="float16", choices=DTYPES, help="of queries, K and V")
+    parser.add_argument(
+        "--contexts",
+        metavar="N",
+        type=int,
+        nargs="+",
+        default=[1024, 4096, 16384, 32768],
+        help="lengths of the sequences whose decode steps are timed",
+    )
     parser.add_argument(
         "--output-dir", metavar="DIR", type=Path, default=ROOT / "build" / "demo", help="where the ONNX files go"
     )
@@ -437,36 +318,58 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def configure(args: argparse.Namespace) -> tuple[Config, Batch]:
     """The model's sizes and the text, or a UsageError."""
+    sizes = {attention.BLOCK: args.block, attention.STRIDE: args.stride}
+    chosen = {attention.SELECT: args.select, attention.COUNT: args.count}
     try:
         raise_first(window_violations(decode.ROWS, decode.LIMITS, args.block, args.stride))
+        raise_first(attention.attribute_violations(ROWS, {**sizes, **chosen}))
     except RuntimeError as error:
         raise UsageError(str(error)) from None
-    if args.layers < 1:
-        raise UsageError(f"--layers must be >= 1, got {args.layers}")
+    for name, value, least in (
+        ("--layers", args.layers, 1),
+        ("--latest", args.latest, 1),
+        ("--contexts", min(args.contexts), 1),
+        ("--count", args.count, 3),
+    ):
+        if value < least:
+            why = ", the blocks that a decode step always chooses" if name == "--count" else ""
+            raise UsageError(f"{name} must be >= {least}{why}, got {value}")
     if args.steps < args.block:
         raise UsageError(
             f"--steps must be >= --block = {args.block}, so that decoding completes windows, got {args.steps}"
         )
-    config = Config(layers=args.layers, block=args.block, stride=args.stride, page=args.page, dtype=DTYPES[args.dtype])
+    config = Config(
+        layers=args.layers,
+        block=args.block,
+        stride=args.stride,
+        select=args.select,
+        count=args.count,
+        latest=args.latest,
+        page=args.page,
+        dtype=DTYPES[args.dtype],
+    )
     return config, read_batch(args.text, args.steps, args.block)
 
 
-def run(config: Config, batch: Batch, folder: Path, progress: Progress) -> int:
+def run(config: Config, batch: Batch, contexts: Sequence[int], folder: Path, progress: Progress) -> int:
     decoder = Decoder(config)
-    prefill_path, decode_path = folder / "prefill.onnx", folder / "decode.onnx"
+    exports = {"prefill": export_prefill, "decode": export_decode, "dense": export_dense}
+    paths = {name: folder / f"{name}.onnx" for name in exports}
     with quiet():
-        progress.stage(f"export {prefill_path}")
-        export_prefill(decoder, prefill_path)
-        progress.stage(f"export {decode_path}")
-        export_decode(decoder, decode_path)
-    checks = [check_graph(prefill_path), check_graph(decode_path)]
+        for name, export in exports.items():
+            progress.stage(f"export {paths[name]}")
+            export(decoder, paths[name])
+    checks = [check_graph(paths[name]) for name in ("prefill", "decode")]
+    prefill, decode, dense = (BoundSession(path) for path in paths.values())
 
     progress.stage(f"prefill {sum(batch.prompts)} bytes in {len(batch.prompts)} sequences")
-    result = serve(BoundSession(prefill_path), BoundSession(decode_path), config, batch, progress)
+    result = serve(prefill, decode, config, batch, progress.steps("decode", batch.steps))
     progress.stage("compare with PyTorch")
     checks += check_result(decoder, batch, result)
+    progress.stage("compare with dense attention")
+    times = [time_steps(decode, dense, config, tokens) for tokens in contexts]
 
-    print(summary(config, batch, result, checks))
+    print(summary(config, batch, result, checks), step_table(times), sep="\n\n")
     for check in checks:
         if not check.passed:
             print(f"nsa_decoder: check failed: {check.name}: {check.detail}", file=sys.stderr)
@@ -484,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"nsa_decoder: error: {error}", file=sys.stderr)
         return 2
-    return run(config, batch, args.output_dir, Progress(sys.stderr))
+    return run(config, batch, args.contexts, args.output_dir, Progress(sys.stderr))
 
 
 if __name__ == "__main__":

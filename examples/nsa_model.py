@@ -1,89 +1,146 @@
-"""A byte-level transformer whose attention reads compressed K and V, as two modules to export.
+"""A byte-level decoder of Native Sparse Attention layers (Yuan et al. 2025, arXiv:2502.11089), as modules to export.
 
-This is the compression branch of Native Sparse Attention (Yuan et al. 2025, arXiv:2502.11089): a window of ``block``
-tokens, moved by ``stride``, becomes one key and one value per head, and a query attends to those instead of to the
-tokens. The paper's selection and sliding-window branches are left out.
+A layer has three branches, each with keys and values of its own, whose results are weighed by gates and added:
 
-Causality: a query at position t sees the window of tokens [s, s + block) if it is complete before the query,
-s + block <= t. Every query also sees the key and value of its own token. So the softmax has an entry even where no
-window is complete yet, and nothing is ever NaN.
+- cmp: attention to compressed tokens. A window of ``block`` tokens, moved by ``stride``, becomes one key and one value.
+- slc: attention to the ``count`` blocks of ``select`` tokens that branch cmp found important.
+- win: attention to the latest ``latest`` tokens, in standard operators.
+
+Queries and keys have rotary positions (RoPE). docs/from-the-paper.md takes such a layer apart.
 
 `Prefill` and `Decode` share one set of weights (random, from a seed) and must agree: the logits of a token do not
-depend on which of the two computed them, up to rounding.
+depend on which of the two computed them, up to rounding. `Dense` is what they are compared with: the same decoder with
+attention to all tokens.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nsa_onnx.exporters import nsa_compress, nsa_compress_infer
+from nsa_onnx.exporters import (
+    nsa_compress,
+    nsa_compress_attention,
+    nsa_compress_attention_infer,
+    nsa_compress_infer,
+    nsa_select_attention,
+    nsa_select_attention_infer,
+)
+
+BRANCHES = ("cmp", "slc", "win")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of the model. ``heads`` query heads share ``kv_heads`` K/V heads in equal groups."""
+    """Sizes of the model. ``heads`` query heads share ``kv_heads`` key/value heads in equal groups."""
 
     layers: int = 2
     width: int = 128
-    heads: int = 4
+    heads: int = 8
     kv_heads: int = 2
-    head_dim: int = 32
+    key_dim: int = 192  # these two as in the paper; the vendor's operators take no others in prefill
+    value_dim: int = 128
     vocabulary: int = 256  # the bytes
     block: int = 32  # tokens per window
     stride: int = 16  # tokens between two windows' starts
-    page: int = 64  # tokens per page of the K/V cache
-    dtype: torch.dtype = torch.float16  # of K and V, cached and compressed; everything else is float32
+    select: int = 64  # tokens per block
+    count: int = 8  # blocks that a query chooses; three are always the same ones
+    latest: int = 128  # tokens of the sliding window
+    page: int = 64  # tokens per page of the K/V caches
+    dtype: torch.dtype = torch.float16  # of queries, K and V, cached and compressed; everything else is float32
     seed: int = 0
+
+    @property
+    def scale(self) -> float:
+        return 1 / math.sqrt(self.key_dim)
+
+
+class Projected(NamedTuple):
+    """What a layer makes of its input, row by row."""
+
+    query: Tensor  # [rows, N1, D]
+    tokens: dict[str, tuple[Tensor, Tensor]]  # keys [rows, N2, D] and values [rows, N2, Dv] of each branch
 
 
 class Attention(nn.Module):
-    """Projections, compression weights and the attention over [own token, visible windows]."""
+    """The weights of the three branches, and what does not depend on how K and V are kept."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        n, g, d = config.kv_heads, config.heads // config.kv_heads, config.head_dim
-        self.query = nn.Linear(config.width, n * g * d, bias=False)
-        self.key = nn.Linear(config.width, n * d, bias=False)
-        self.value = nn.Linear(config.width, n * d, bias=False)
-        self.out = nn.Linear(n * g * d, config.width, bias=False)
+        keys, values = config.kv_heads * config.key_dim, config.kv_heads * config.value_dim
+        self.query = nn.Linear(config.width, config.heads * config.key_dim, bias=False)
+        self.key = nn.ModuleDict({branch: nn.Linear(config.width, keys, bias=False) for branch in BRANCHES})
+        self.value = nn.ModuleDict({branch: nn.Linear(config.width, values, bias=False) for branch in BRANCHES})
+        self.gates = nn.Linear(config.width, config.heads * len(BRANCHES))
+        self.out = nn.Linear(config.heads * config.value_dim, config.width, bias=False)
+        for keys_or_queries in (self.query, *self.key.values()):
+            nn.init.normal_(keys_or_queries.weight, std=1.2 / math.sqrt(config.width))  # so that some keys stand out
         # About the size that gives a compressed token the variance of a token.
-        self.compress_key = nn.Parameter((torch.randn(config.block, n) / math.sqrt(config.block)).to(config.dtype))
-        self.compress_value = nn.Parameter((torch.randn(config.block, n) / math.sqrt(config.block)).to(config.dtype))
+        shape = config.block, config.kv_heads
+        self.compress_key = nn.Parameter((torch.randn(shape) / math.sqrt(config.block)).to(config.dtype))
+        self.compress_value = nn.Parameter((torch.randn(shape) / math.sqrt(config.block)).to(config.dtype))
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [tokens, width] -> q [tokens, N, G, D] float32; k, v [tokens, N, D] in the cache's type."""
-        n, d = self.config.kv_heads, self.config.head_dim
-        q = self.query(x).unflatten(-1, (n, -1, d))
-        k = self.key(x).unflatten(-1, (n, d)).to(self.config.dtype)
-        v = self.value(x).unflatten(-1, (n, d)).to(self.config.dtype)
-        return q, k, v
+    def project(self, x: Tensor, turns: Turns) -> Projected:
+        """x [rows, width], turned by the rows' positions, in the caches' type."""
+        config = self.config
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, windows_k: Tensor, windows_v: Tensor, visible: Tensor) -> Tensor:
-        """Rows of queries, each row with its own windows.
+        def turned(linear: nn.Module) -> Tensor:
+            return turns.apply(linear(x).unflatten(-1, (-1, config.key_dim))).to(config.dtype)
 
-        Args:
-            q: [rows, queries, N, G, D] float32.
-            k, v: [rows, queries, N, D], the queries' own tokens.
-            windows_k, windows_v: [rows, windows, N, D].
-            visible: [rows, queries, windows] bool.
+        def values(branch: str) -> Tensor:
+            return self.value[branch](x).unflatten(-1, (-1, config.value_dim)).to(config.dtype)
 
-        Returns:
-            [rows * queries, width] float32.
-        """
-        k, v, windows_k, windows_v = (t.float() for t in (k, v, windows_k, windows_v))
-        q = q.transpose(1, 2) / math.sqrt(self.config.head_dim)  # [rows, N, queries, G, D]
-        own = (q * k.transpose(1, 2).unsqueeze(-2)).sum(-1, keepdim=True)
-        scores = torch.matmul(q.flatten(2, 3), windows_k.permute(0, 2, 3, 1)).unflatten(2, q.shape[2:4])
-        scores = scores.masked_fill(~visible[:, None, :, None, :], float("-inf"))
-        share = torch.softmax(torch.cat([own, scores], -1), -1)
-        mixed = torch.matmul(share[..., 1:].flatten(2, 3), windows_v.transpose(1, 2)).unflatten(2, q.shape[2:4])
-        mixed = mixed + share[..., :1] * v.transpose(1, 2).unsqueeze(-2)
-        return self.out(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
+        return Projected(
+            turned(self.query), {branch: (turned(self.key[branch]), values(branch)) for branch in BRANCHES}
+        )
+
+    def mix(self, x: Tensor, *branches: Tensor) -> Tensor:
+        """Results of the branches, [rows, N1, Dv] each, weighed by the gates: [rows, width]."""
+        gates = torch.sigmoid(self.gates(x)).unflatten(-1, (len(BRANCHES), -1, 1))
+        mixed = sum(gates[:, index] * result.float() for index, result in enumerate(branches))
+        return self.out(mixed.flatten(1))
+
+
+class Turns(NamedTuple):
+    """Rotary positions: element i and element i + D/2 of a head are turned by position * frequency i."""
+
+    cos: Tensor  # [rows, 1, D/2]
+    sin: Tensor
+
+    @classmethod
+    def at(cls, positions: Tensor, dim: int) -> Turns:
+        frequencies = torch.exp(torch.arange(dim // 2) * (-math.log(10000.0) / (dim // 2)))
+        angles = positions.float()[:, None, None] * frequencies
+        return cls(torch.cos(angles), torch.sin(angles))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """x [rows, N, D] float32."""
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], -1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """Attention in standard operators, in float32.
+
+    Args:
+        query: [rows, queries, N1, D].
+        key, value: [rows, tokens, N2, D] and [rows, tokens, N2, Dv].
+        seen: [rows, queries, tokens] bool. Each query sees a token.
+
+    Returns:
+        [rows, queries, N1, Dv].
+    """
+    groups = query.float().unflatten(2, (key.shape[2], -1)).permute(0, 2, 3, 1, 4)  # [rows, N2, G, queries, D]
+    logits = torch.matmul(groups, key.float().permute(0, 2, 3, 1).unsqueeze(2)) * scale
+    share = torch.softmax(logits.masked_fill(~seen[:, None, None], float("-inf")), -1)
+    result = torch.matmul(share, value.float().transpose(1, 2).unsqueeze(2))
+    return result.permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 class Layer(nn.Module):
@@ -100,7 +157,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The weights; `Prefill` and `Decode` run them."""
+    """The weights; `Prefill`, `Decode` and `Dense` run them."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -113,52 +170,158 @@ class Decoder(nn.Module):
         self.config = config
         self.eval().requires_grad_(False)
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Byte embeddings plus sinusoids: int64 [n], int64 [n] -> float32 [n, width]."""
-        half = self.config.width // 2
-        frequencies = torch.exp(torch.arange(half) * (-math.log(10000.0) / half))
-        angles = positions.float()[:, None] * frequencies
-        return self.embedding(tokens) + torch.cat([torch.sin(angles), torch.cos(angles)], -1)
+    def logits(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x))
+
+
+# --------------------------------------------------------------------------------------------------
+# Prefill
 
 
 class Prefill(nn.Module):
     """A ragged batch of whole sequences in TND layout: all tokens one behind the other.
 
     Inputs: tokens int64 [T]; actual_seq_len int64 [B], prefix sums of the lengths.
-    Outputs: logits float32 [T, 256], then per layer k, v [T, N, D] and windows_k, windows_v [T', N, D].
+    Outputs: logits float32 [T, 256], then per layer the keys and values of each branch, the compressed keys and
+    values, and the chosen blocks int32 [T, N2, count].
+
+    Args:
+        choose: for comparisons in PyTorch: given the layer, its queries and compressed keys, and the blocks that
+            it chose, says which blocks are read instead.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, choose: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.decoder = decoder
+        self.choose = choose
         self.eval()
 
     def forward(self, tokens: Tensor, actual_seq_len: Tensor) -> tuple[Tensor, ...]:
         config = self.decoder.config
-        segment, positions = locate(tokens.shape[0], actual_seq_len)
-        x = self.decoder.embed(tokens, positions)
+        rows = Rows.of(config, tokens.shape[0], actual_seq_len)
+        turns = Turns.at(rows.positions, config.key_dim)
+        x = self.decoder.embedding(tokens)
         caches: list[Tensor] = []
-        for layer in self.decoder.layers:
-            q, k, v = layer.attention.project(layer.norm(x))
-            windows_k, windows_v = (
+        for index, layer in enumerate(self.decoder.layers):
+            attention, normed = layer.attention, layer.norm(x)
+            query, kept = attention.project(normed, turns)
+            compressed = tuple(
                 nsa_compress(t, weight, config.block, config.stride, actual_seq_len=actual_seq_len)
-                for t, weight in ((k, layer.attention.compress_key), (v, layer.attention.compress_value))
+                for t, weight in zip(kept["cmp"], (attention.compress_key, attention.compress_value), strict=True)
             )
-            visible = self._visible(segment, positions, actual_seq_len, windows_k.shape[0])
-            rows = (t.unsqueeze(0) for t in (q, k, v, windows_k, windows_v, visible))
-            x = x + layer.attention.attend(*rows)
+            cmp, chosen = nsa_compress_attention(
+                query,
+                *compressed,
+                config.scale,
+                config.heads,
+                config.block,
+                config.stride,
+                config.select,
+                config.count,
+                topk_mask=rows.forced,
+                atten_mask=rows.hidden,
+                actual_seq_qlen=actual_seq_len,
+                actual_cmp_seq_kvlen=rows.compressed_ends,
+                actual_sel_seq_kvlen=rows.block_ends,
+            )
+            cmp = torch.where(rows.windows[:, None, None] > 0, cmp, 0)
+            chosen = rows.as_in_decode(chosen)
+            if self.choose is not None:
+                chosen = self.choose(index, query, compressed[0], chosen)
+            slc = nsa_select_attention(
+                query,
+                *kept["slc"],
+                chosen,
+                config.scale,
+                config.heads,
+                config.select,
+                config.count,
+                causal=True,
+                actual_seq_qlen=actual_seq_len,
+                actual_seq_kvlen=actual_seq_len,
+            )
+            win = self._latest(query, *kept["win"], rows.first)
+            x = x + attention.mix(normed, cmp, slc, win)
             x = x + layer.mlp(x)
-            caches += [k, v, windows_k, windows_v]
-        return self.decoder.head(self.decoder.norm(x)), *caches
+            caches += [t for branch in BRANCHES for t in kept[branch]]
+            caches += [*compressed, chosen]
+        return self.decoder.logits(x), *caches
 
-    def _visible(self, segment: Tensor, positions: Tensor, actual_seq_len: Tensor, windows: int) -> Tensor:
-        """bool [T, T']: the window lies in the token's own segment and is complete before the token."""
-        config = self.decoder.config
-        lengths = torch.diff(actual_seq_len, prepend=actual_seq_len.new_zeros(1))
-        counts = torch.clamp(lengths - config.block + config.stride, min=0) // config.stride
-        window_segment, index = locate(windows, torch.cumsum(counts, 0))
-        ends = index * config.stride + config.block
-        return (segment[:, None] == window_segment) & (ends <= positions[:, None])
+    def _latest(self, query: Tensor, key: Tensor, value: Tensor, first: Tensor) -> Tensor:
+        """Branch win: pieces of as many queries as the window has tokens see their own piece and the one before."""
+        size, last = self.decoder.config.latest, query.shape[0] - 1
+        piece = torch.arange((last + size) // size)[:, None] * size
+        row, token = piece + torch.arange(size), piece + torch.arange(-size, size)
+        row_, token_ = row[:, :, None], token[:, None, :]
+        row, token = row.clamp(max=last), token.clamp(0, last)  # behind the last row lies nothing
+        seen = (token_ <= row_) & (token_ > row_ - size) & (token_ >= first[row][:, :, None])
+        result = attend(query[row], key[token], value[token], seen, self.decoder.config.scale)
+        return result.flatten(0, 1)[: query.shape[0]]
+
+
+class Rows(NamedTuple):
+    """What each row of a ragged batch sees. The same in all layers.
+
+    ``windows`` and ``blocks`` are what a decode step has at the row's position: the complete windows, and the blocks
+    that can be chosen.
+    """
+
+    positions: Tensor  # [T], in the row's own sequence
+    first: Tensor  # [T], the row where the sequence begins
+    windows: Tensor  # [T]
+    blocks: Tensor  # [T]
+    prefill_blocks: Tensor  # [T], blocks that NsaCompressAttention can choose: of the row's whole sequence
+    compressed_ends: Tensor  # [B], prefix sums of the sequences' windows
+    block_ends: Tensor  # [B], prefix sums of their blocks
+    hidden: Tensor  # [longest, windows] bool: the window is not complete at the position
+    forced: Tensor  # [longest, blocks] bool: decode always chooses the block at the position
+
+    @classmethod
+    def of(cls, config: Config, rows: int, ends: Tensor) -> Rows:
+        segment, positions = locate(rows, ends)
+        lengths = torch.diff(ends, prepend=ends.new_zeros(1))
+        per_sequence = window_counts(config, lengths)
+        per_block = config.select // config.stride
+        blocks = (per_sequence + per_block - 1) // per_block
+        # The masks are for positions, and all sequences share them. A sequence is no longer than the batch.
+        position = torch.arange(rows)
+        hidden = torch.arange(rows // config.stride) >= window_counts(config, position + 1)[:, None]
+        count = block_counts(config, position + 1)[:, None]
+        block = torch.arange((rows + config.select - 1) // config.select)
+        forced = (block == 0) | (block == count - 2) | (block == count - 1)
+        return cls(
+            positions,
+            torch.arange(rows) - positions,
+            window_counts(config, positions + 1),
+            block_counts(config, positions + 1),
+            blocks[segment],
+            torch.cumsum(per_sequence, 0),
+            torch.cumsum(blocks, 0),
+            hidden,
+            forced,
+        )
+
+    def as_in_decode(self, chosen: Tensor) -> Tensor:
+        """Chosen blocks [T, N2, count] of prefill, as a decode step at the row's position would choose them.
+
+        Decode has no blocks of the future. But it always chooses its last block, even where only the end of a window
+        reaches that; prefill then does not have it. The last of the chosen blocks makes room.
+        """
+        blocks, prefill_blocks = (t[:, None, None].int() for t in (self.blocks, self.prefill_blocks))
+        chosen = torch.where(chosen < blocks, chosen, -1)
+        last = torch.where(prefill_blocks < blocks, blocks - 1, chosen[..., -1:])
+        return torch.cat([chosen[..., :-1], last], -1)
+
+
+def window_counts(config: Config, lengths: Tensor) -> Tensor:
+    """Windows that are complete after so many tokens."""
+    return torch.clamp(lengths - config.block + config.stride, min=0) // config.stride
+
+
+def block_counts(config: Config, lengths: Tensor) -> Tensor:
+    """Blocks that a decode step can choose after so many tokens: those of the tokens in windows, but at least one."""
+    reach = window_counts(config, lengths) * config.stride + config.block - config.stride
+    return torch.clamp((reach + config.select - 1) // config.select, min=1)
 
 
 def locate(rows: int, prefix_sums: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,17 +332,19 @@ def locate(rows: int, prefix_sums: Tensor) -> tuple[Tensor, Tensor]:
     return segment, row - starts[segment]
 
 
+# --------------------------------------------------------------------------------------------------
+# Decode
+
+
 class Decode(nn.Module):
-    """One token for each of B sequences, over paged K/V and a cache of compressed windows.
+    """One token for each of B sequences, over paged caches of tokens and of compressed tokens.
 
-    Inputs: tokens int64 [B]; actual_seq_len int64 [B], lengths with the new token; block_table int32
-    [B, P], the pages of each sequence; slot_table int64 [B, W], the cache slots of each sequence's windows
-    in order; slot_mapping int32 [B], the slot of the window this step completes, read only where one is.
-    Then per layer pages_k, pages_v [block_num, page, N, D] and windows_k, windows_v [slots, N, D], which are
-    updated in place.
-    Output: logits float32 [B, 256].
-
-    Padding of slot_table must be a legal index (0 will do): what it points to is finite and masked out.
+    Inputs: tokens int64 [B]; actual_seq_len int64 [B], lengths with the new token; block_table int32 [B, P], the
+    pages of each sequence; compressed_table int32 [B, Q], the pages of its compressed tokens; slot_mapping int32 [B],
+    the row of the compressed cache for the window that this step completes, read only where one is.
+    Then per layer the caches, which are updated in place: pages of the keys and values of each branch, [block_num,
+    page, N2, D or Dv], and the compressed keys and values, [compressed_num * page, N2, D or Dv].
+    Outputs: logits float32 [B, 256], and per layer the chosen blocks int32 [B, N2, count].
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -192,39 +357,104 @@ class Decode(nn.Module):
         tokens: Tensor,
         actual_seq_len: Tensor,
         block_table: Tensor,
-        slot_table: Tensor,
+        compressed_table: Tensor,
         slot_mapping: Tensor,
         *caches: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         config = self.decoder.config
         positions = actual_seq_len - 1
-        page = block_table.long().gather(1, (positions // config.page)[:, None]).squeeze(1)
-        offset = positions % config.page
-        ends = torch.arange(slot_table.shape[1]) * config.stride + config.block
-        visible = ends <= positions[:, None]
+        windows = window_counts(config, actual_seq_len)
+        turns = Turns.at(positions, config.key_dim)
+        page, offset = paged(block_table, positions[:, None], config.page)
+        newest = positions[:, None] - torch.arange(config.latest)  # [B, latest]
+        newest_at = paged(block_table, newest.clamp(min=0), config.page)
+        seen = (newest >= 0).unsqueeze(1)
+        sizes = config.scale, config.heads, config.kv_heads, config.select, config.count, config.page
 
-        def store(token: Tensor, pages: Tensor, weight: Tensor, windows: Tensor) -> Tensor:
-            """Write the token into its page and compress the window it completes, if any: [B, W, N, D]."""
-            pages[page, offset] = token
-            sizes = config.block, config.stride, config.page
-            nsa_compress_infer(
-                pages,
-                weight,
-                slot_mapping,
+        x = self.decoder.embedding(tokens)
+        choices = []
+        for layer, (kept, compressed) in zip(self.decoder.layers, by_layer(caches), strict=True):
+            attention, normed = layer.attention, layer.norm(x)
+            query, new = attention.project(normed, turns)
+            for branch in BRANCHES:
+                for pages, token in zip(kept[branch], new[branch], strict=True):
+                    pages[page, offset] = token.unsqueeze(1)
+            weights = attention.compress_key, attention.compress_value
+            for pages, weight, cache in zip(kept["cmp"], weights, compressed, strict=True):
+                nsa_compress_infer(
+                    pages,
+                    weight,
+                    slot_mapping,
+                    config.block,
+                    config.stride,
+                    config.page,
+                    block_table=block_table,
+                    actual_seq_len=actual_seq_len,
+                    cache=cache,
+                )
+            cmp, chosen = nsa_compress_attention_infer(
+                query,
+                *(cache.unflatten(0, (-1, config.page)) for cache in compressed),
                 *sizes,
-                block_table=block_table,
-                actual_seq_len=actual_seq_len,
-                cache=windows,
+                config.block,
+                config.stride,
+                block_table=compressed_table,
+                actual_cmp_seq_kvlen=windows,
             )
-            return windows[slot_table]
-
-        x = self.decoder.embed(tokens, positions)
-        for index, layer in enumerate(self.decoder.layers):
-            pages_k, pages_v, windows_k, windows_v = caches[4 * index : 4 * index + 4]
-            q, k, v = layer.attention.project(layer.norm(x))
-            seen_k = store(k, pages_k, layer.attention.compress_key, windows_k)
-            seen_v = store(v, pages_v, layer.attention.compress_value, windows_v)
-            queries = (t.unsqueeze(1) for t in (q, k, v))
-            x = x + layer.attention.attend(*queries, seen_k, seen_v, visible.unsqueeze(1))
+            slc = nsa_select_attention_infer(
+                query, *kept["slc"], chosen, *sizes, block_table=block_table, actual_seq_kvlen=actual_seq_len
+            )
+            key, value = (pages[newest_at] for pages in kept["win"])
+            win = attend(query.unsqueeze(1), key, value, seen, config.scale).squeeze(1)
+            x = x + attention.mix(normed, cmp, slc, win)
             x = x + layer.mlp(x)
-        return self.decoder.head(self.decoder.norm(x))
+            choices.append(chosen)
+        return self.decoder.logits(x), *choices
+
+
+CACHES = (*(f"{branch}_{kind}" for branch in BRANCHES for kind in "kv"), "compressed_k", "compressed_v")
+
+
+def by_layer(caches: tuple[Tensor, ...]) -> list[tuple[dict[str, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]]:
+    """Per layer: keys and values of each branch, and the compressed ones; from caches in the order of `CACHES`."""
+    layers = []
+    for start in range(0, len(caches), len(CACHES)):
+        k_and_v = [(caches[i], caches[i + 1]) for i in range(start, start + len(CACHES), 2)]
+        layers.append((dict(zip(BRANCHES, k_and_v, strict=False)), k_and_v[-1]))
+    return layers
+
+
+def paged(block_table: Tensor, tokens: Tensor, page: int) -> tuple[Tensor, Tensor]:
+    """Where tokens [B, n] of the sequences lie: their pages and the offsets in these."""
+    return block_table.long().gather(1, tokens // page), tokens % page
+
+
+class Dense(nn.Module):
+    """`Decode` with attention to all tokens in the place of the three branches, over the K and V of branch slc.
+
+    Inputs: tokens, actual_seq_len and block_table as in `Decode`; per layer the two caches of branch slc.
+    Output: logits float32 [B, 256].
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.eval()
+
+    def forward(self, tokens: Tensor, actual_seq_len: Tensor, block_table: Tensor, *caches: Tensor) -> Tensor:
+        config = self.decoder.config
+        positions = actual_seq_len - 1
+        turns = Turns.at(positions, config.key_dim)
+        page, offset = paged(block_table, positions[:, None], config.page)
+        seen = torch.arange(block_table.shape[1] * config.page) < actual_seq_len[:, None]
+        x = self.decoder.embedding(tokens)
+        for index, layer in enumerate(self.decoder.layers):
+            attention, normed = layer.attention, layer.norm(x)
+            query, new = attention.project(normed, turns)
+            for pages, token in zip(caches[2 * index : 2 * index + 2], new["slc"], strict=True):
+                pages[page, offset] = token.unsqueeze(1)
+            key, value = (pages[block_table.long()].flatten(1, 2) for pages in caches[2 * index : 2 * index + 2])
+            result = attend(query.unsqueeze(1), key, value, seen.unsqueeze(1), config.scale).squeeze(1)
+            x = x + attention.out(result.flatten(1))
+            x = x + layer.mlp(x)
+        return self.decoder.logits(x)

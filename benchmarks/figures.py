@@ -23,27 +23,27 @@ from .contenders import Case
 def decode_in_place(megabytes: int, rounds: int) -> dict[str, Any]:
     """Milliseconds of a step of the demo's decode graph, whose caches have `megabytes`, both ways."""
     sys.path.insert(0, str(limits.ROOT / "examples"))
-    import nsa_decoder
+    import nsa_serving
     import torch
     from nsa_model import Config, Decoder
 
     config = Config()
-    state = nsa_decoder.DecodeState.empty(config, [1024] * 4)
+    state = nsa_serving.DecodeState.empty(config, [1024] * 4)
     # More pages and slots than these sequences use, as a server has them; the shares are the demo's.
     have = sum(cache.nbytes for cache in state.caches.values())
     for name, cache in state.caches.items():
-        rows = max(len(cache), len(cache) * (megabytes << 20) // have)
+        rows = max(len(cache), len(cache) * (megabytes << 20) // have) // config.page * config.page
         state.caches[name] = torch.zeros(rows, *cache.shape[1:], dtype=cache.dtype)
-    with tempfile.TemporaryDirectory() as folder, nsa_decoder.quiet():
+    with tempfile.TemporaryDirectory() as folder, nsa_serving.quiet():
         path = Path(folder) / "decode.onnx"
-        nsa_decoder.export_decode(Decoder(config), path)
-        bound = nsa_decoder.BoundSession(path), nsa_decoder.BoundSession(path)
+        nsa_serving.export_decode(Decoder(config), path)
+        bound = nsa_serving.BoundSession(path), nsa_serving.BoundSession(path)
     state.feed(torch.tensor([1, 2, 3, 4]), torch.tensor([1000] * 4))
-    logits = torch.empty(4, config.vocabulary)
     inputs = {**state.step, **state.caches}
     others = {name: torch.zeros_like(cache) for name, cache in state.caches.items()}
     for session, caches in zip(bound, (state.caches, others), strict=True):
-        session.bind(inputs, {"logits": logits, **{f"{name}.out": cache for name, cache in caches.items()}})
+        outputs = nsa_serving.step_outputs(config, 4)
+        session.bind(inputs, {**outputs, **{f"{name}.out": cache for name, cache in caches.items()}})
     times: list[list[float]] = [[], []]
     for _ in range(rounds + 1):
         for session, of in zip(bound, times, strict=True):

@@ -47,7 +47,7 @@ import nsa_onnx
 from nsa_onnx.operators import attention
 from nsa_onnx.operators.contract import raise_first
 from nsa_onnx.operators.nsa_compress_attention_infer.contract import ROWS, block_count, forced_blocks
-from nsa_onnx.operators.nsa_compress_infer import contract as decode
+from nsa_onnx.operators.nsa_compress_infer import contract
 from nsa_onnx.operators.windows import window_count, window_violations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -299,16 +299,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--latest", metavar="N", type=int, default=default.latest, help="tokens of the sliding window")
     parser.add_argument(
-        "--page", type=int, default=default.page, choices=decode.PAGE_BLOCK_SIZES, help="tokens per page"
+        "--page", type=int, default=default.page, choices=contract.PAGE_BLOCK_SIZES, help="tokens per page"
     )
     parser.add_argument("--dtype", default="float16", choices=DTYPES, help="of queries, K and V")
     parser.add_argument(
         "--contexts",
         metavar="N",
         type=int,
-        nargs="+",
+        nargs="*",
         default=[1024, 4096, 16384, 32768],
-        help="lengths of the sequences whose decode steps are timed",
+        help="lengths of sequences whose decode steps are timed against dense attention; none: no such graph",
     )
     parser.add_argument(
         "--output-dir", metavar="DIR", type=Path, default=ROOT / "build" / "demo", help="where the ONNX files go"
@@ -321,14 +321,14 @@ def configure(args: argparse.Namespace) -> tuple[Config, Batch]:
     sizes = {attention.BLOCK: args.block, attention.STRIDE: args.stride}
     chosen = {attention.SELECT: args.select, attention.COUNT: args.count}
     try:
-        raise_first(window_violations(decode.ROWS, decode.LIMITS, args.block, args.stride))
+        raise_first(window_violations(contract.ROWS, contract.LIMITS, args.block, args.stride))
         raise_first(attention.attribute_violations(ROWS, {**sizes, **chosen}))
     except RuntimeError as error:
         raise UsageError(str(error)) from None
     for name, value, least in (
         ("--layers", args.layers, 1),
         ("--latest", args.latest, 1),
-        ("--contexts", min(args.contexts), 1),
+        ("--contexts", min(args.contexts, default=1), 1),
         ("--count", args.count, 3),
     ):
         if value < least:
@@ -353,23 +353,27 @@ def configure(args: argparse.Namespace) -> tuple[Config, Batch]:
 
 def run(config: Config, batch: Batch, contexts: Sequence[int], folder: Path, progress: Progress) -> int:
     decoder = Decoder(config)
-    exports = {"prefill": export_prefill, "decode": export_decode, "dense": export_dense}
+    exports = {"prefill": export_prefill, "decode": export_decode}
+    if contexts:
+        exports["dense"] = export_dense
     paths = {name: folder / f"{name}.onnx" for name in exports}
     with quiet():
         for name, export in exports.items():
             progress.stage(f"export {paths[name]}")
             export(decoder, paths[name])
     checks = [check_graph(paths[name]) for name in ("prefill", "decode")]
-    prefill, decode, dense = (BoundSession(path) for path in paths.values())
 
     progress.stage(f"prefill {sum(batch.prompts)} bytes in {len(batch.prompts)} sequences")
-    result = serve(prefill, decode, config, batch, progress.steps("decode", batch.steps))
+    decode = BoundSession(paths["decode"])
+    result = serve(BoundSession(paths["prefill"]), decode, config, batch, progress.steps("decode", batch.steps))
     progress.stage("compare with PyTorch")
     checks += check_result(decoder, batch, result)
-    progress.stage("compare with dense attention")
-    times = [time_steps(decode, dense, config, tokens) for tokens in contexts]
+    print(summary(config, batch, result, checks))
+    if contexts:
+        progress.stage("compare with dense attention")
+        dense = BoundSession(paths["dense"])
+        print(f"\n{step_table([time_steps(decode, dense, config, tokens) for tokens in contexts])}")
 
-    print(summary(config, batch, result, checks), step_table(times), sep="\n\n")
     for check in checks:
         if not check.passed:
             print(f"nsa_decoder: check failed: {check.name}: {check.detail}", file=sys.stderr)

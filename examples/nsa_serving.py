@@ -246,14 +246,7 @@ def serve(prefill: BoundSession, decode: BoundSession, config: Config, batch: Ba
     outputs, prefill_time = run_prefill(prefill, config, batch)
     state = DecodeState.empty(config, batch.lengths)
     state.take_prefill(outputs, batch.prompts)
-    served = {
-        "logits": torch.empty(len(batch.prompts), config.vocabulary),
-        **{
-            name: torch.empty(choice_shape(config, len(batch.prompts)), dtype=torch.int32)
-            for name in outputs
-            if name.startswith("chosen")
-        },
-    }
+    served = step_outputs(config, len(batch.prompts))
     decode.bind_in_place(state.step, state.caches, served)
 
     step_times, history = [], {name: [] for name in served}
@@ -276,21 +269,22 @@ def serve(prefill: BoundSession, decode: BoundSession, config: Config, batch: Ba
     return Result(whole("logits"), chosen, state, prefill_time, step_times)
 
 
-def choice_shape(config: Config, rows: int) -> tuple[int, int, int]:
-    return rows, config.kv_heads, config.count
+def step_outputs(config: Config, rows: int) -> dict[str, Tensor]:
+    """Room for the outputs of the decode graph that are not caches, and for prefill's of as many tokens."""
+    shape = rows, config.kv_heads, config.count
+    chosen = {name: torch.empty(shape, dtype=torch.int32) for name in names(config.layers, ["chosen"])}
+    return {"logits": torch.empty(rows, config.vocabulary), **chosen}
 
 
 def run_prefill(prefill: BoundSession, config: Config, batch: Batch) -> tuple[dict[str, Tensor], float]:
     """Outputs of the prefill graph by name, and the seconds it took. T' is known beforehand."""
     ends = prefix_sums(batch.prompts)
     tokens, windows = int(ends[-1]), compressed_length(ends.tolist(), config.block, config.stride)
-    outputs = {"logits": torch.empty(tokens, config.vocabulary)}
+    outputs = step_outputs(config, tokens)
     for name in names(config.layers, CACHES):
         dim = config.key_dim if "_k" in name else config.value_dim
         rows = windows if is_compressed(name) else tokens
         outputs[name] = torch.empty(rows, config.kv_heads, dim, dtype=config.dtype)
-    for name in names(config.layers, ["chosen"]):
-        outputs[name] = torch.empty(choice_shape(config, tokens), dtype=torch.int32)
     text = torch.cat([s[:prompt] for s, prompt in zip(batch.sequences, batch.prompts, strict=True)])
     prefill.bind({"tokens": text, "actual_seq_len": ends}, outputs)
     begin = time.perf_counter()
@@ -325,10 +319,8 @@ def time_steps(decode: BoundSession, dense: BoundSession, config: Config, tokens
     for cache in state.caches.values():
         cache.uniform_(-1, 1, generator=random)
     state.feed(torch.tensor([0]), torch.tensor([tokens]))
-    choices = {
-        name: torch.empty(choice_shape(config, 1), dtype=torch.int32) for name in names(config.layers, ["chosen"])
-    }
-    decode.bind_in_place(state.step, state.caches, {"logits": torch.empty(1, config.vocabulary), **choices})
+    outputs = step_outputs(config, 1)
+    decode.bind_in_place(state.step, state.caches, outputs)
     dense.bind_in_place(*state.dense(), {"logits": torch.empty(1, config.vocabulary)})
 
     def median(session: BoundSession) -> float:
@@ -339,7 +331,7 @@ def time_steps(decode: BoundSession, dense: BoundSession, config: Config, tokens
             times.append(time.perf_counter() - begin)
         return sorted(times[1:])[rounds // 2]
 
-    chosen = choices["chosen.0"][0, 0]
+    chosen = outputs["chosen.0"][0, 0]
     sparse = median(decode)
     starts = chosen[chosen >= 0].long() * config.select
     return StepTimes(

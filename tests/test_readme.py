@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -19,10 +21,11 @@ def test_the_ten_lines_run_as_written_and_print_what_is_shown(tmp_path):
     assert (tmp_path / "compress.onnx").is_file()
 
 
-def test_the_picture_is_what_its_script_draws():
-    script = runpy.run_path(str(ROOT / "docs" / "generate_overview.py"))
-    assert script["TARGET"].read_text("utf-8") == script["svg"](), "run python docs/generate_overview.py"
-    assert "(docs/images/overview.svg)" in README
+@pytest.mark.parametrize(("name", "page"), [("overview", "README.md"), ("layer", "docs/from-the-paper.md")])
+def test_pictures_are_what_their_scripts_draw(name, page):
+    script = runpy.run_path(str(ROOT / "docs" / f"generate_{name}.py"))
+    assert script["TARGET"].read_text("utf-8") == script["svg"](), f"run python docs/generate_{name}.py"
+    assert f"images/{name}.svg)" in (ROOT / page).read_text()
     ElementTree.fromstring(script["svg"]())
 
 

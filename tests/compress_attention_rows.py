@@ -155,15 +155,15 @@ ATTENTION_CASES = {
     "actual_cmp_seq_kvlen_b": ({"actual_cmp_seq_kvlen": [12]}, "actual_cmp_seq_kvlen must have B = 2 elements, got 1"),
     "actual_sel_seq_kvlen_b": ({"actual_sel_seq_kvlen": [2, 3, 4]}, "actual_sel_seq_kvlen must have B = 2 .*got 3"),
     "actual_seq_qlen_negative": ({"actual_seq_qlen": [-1, 3]}, r"actual_seq_qlen\[0\] must be >= 0, got -1"),
+    "actual_cmp_seq_kvlen_negative": ({"actual_cmp_seq_kvlen": [-5, 12]}, r"kvlen\[0\] must be >= 0, got -5"),
+    "actual_sel_seq_kvlen_negative": ({"actual_sel_seq_kvlen": [-2, 2]}, r"sel_seq_kvlen\[0\] must be >= 0, got -2"),
     "actual_seq_qlen_decreasing": ({"actual_seq_qlen": [4, 3]}, r"actual_seq_qlen\[1\] must be >= .*4, got 3"),
     "actual_seq_qlen_last": ({"actual_seq_qlen": [1, 2]}, r"actual_seq_qlen\[1\].*T1 = 3, got 2 .*accumulate"),
-    "actual_cmp_seq_kvlen_negative": ({"actual_cmp_seq_kvlen": [-5, 12]}, r"kvlen\[0\] must be >= 0, got -5"),
     "actual_cmp_seq_kvlen_decreasing": (
         {"actual_cmp_seq_kvlen": [7, 5]},
         r"actual_cmp_seq_kvlen\[1\] must be >= .*7, got 5 .*accumulate",
     ),
     "actual_cmp_seq_kvlen_last": ({"actual_cmp_seq_kvlen": [5, 13]}, r"actual_cmp_seq_kvlen\[1\].*Tc = 12, got 13"),
-    "actual_sel_seq_kvlen_negative": ({"actual_sel_seq_kvlen": [-2, 2]}, r"sel_seq_kvlen\[0\] must be >= 0, got -2"),
     "actual_sel_seq_kvlen_decreasing": ({"actual_sel_seq_kvlen": [2, 1]}, r"sel_seq_kvlen\[1\] must be >= .*2, got 1"),
     "blocks": (
         {"actual_sel_seq_kvlen": [2, 5]},

@@ -157,9 +157,9 @@ SELECT_CASES = {
     "actual_seq_kvlen_empty": ({"actual_seq_kvlen": ()}, "actual_seq_kvlen must have at least 1 element, got 0"),
     "actual_seq_kvlen_b": ({"actual_seq_kvlen": [70]}, "actual_seq_kvlen must have B = 2 elements, got 1"),
     "actual_seq_qlen_negative": ({"actual_seq_qlen": [-1, 3]}, r"actual_seq_qlen\[0\] must be >= 0, got -1"),
+    "actual_seq_kvlen_negative": ({"actual_seq_kvlen": [-5, 70]}, r"actual_seq_kvlen\[0\] must be >= 0, got -5"),
     "actual_seq_qlen_decreasing": ({"actual_seq_qlen": [4, 3]}, r"actual_seq_qlen\[1\] must be >= .*4, got 3"),
     "actual_seq_qlen_last": ({"actual_seq_qlen": [1, 2]}, r"actual_seq_qlen\[1\].*T1 = 3, got 2 .*accumulate"),
-    "actual_seq_kvlen_negative": ({"actual_seq_kvlen": [-5, 70]}, r"actual_seq_kvlen\[0\] must be >= 0, got -5"),
     "actual_seq_kvlen_decreasing": (
         {"actual_seq_kvlen": [40, 30]},
         r"actual_seq_kvlen\[1\] must be >= .*40, got 30 .*accumulate",

@@ -365,21 +365,17 @@ def _length_rows(stage: Stage) -> Iterator[_Row]:
     first, *others = stage.all_lengths
     for name in (first, *others) if stage.lengths else others:
         yield f"{name}_b", RuntimeError, name, f"{name} must have B = {{}} elements, got {{}}", "NSA014"
+    for name in stage.all_lengths:
+        yield f"{name}_negative", RuntimeError, name, f"{name}[{{}}] must be >= 0, got {{}}", "NSA015"
     for name, total in stage.prefix_sums.items():
-        yield _negative_row(name)
         text = f"{name}[{{}}] must be >= the element before it, {{}}, got {{}}"
         yield f"{name}_decreasing", RuntimeError, name, text, "NSA015"
         if total is not None:
             text = f"{name}[{{}}], the last element, must equal {total} = {{}}, got {{}}"
             yield f"{name}_last", RuntimeError, name, text, "NSA015"
     for name in stage.lengths:
-        yield _negative_row(name)
         text = f"{name}[{{}}] must be <= {{}} (pages x {PAGE}), got {{}}"
         yield f"{name}_max", RuntimeError, name, text, "NSA015"
-
-
-def _negative_row(name: str) -> _Row:
-    return f"{name}_negative", RuntimeError, name, f"{name}[{{}}] must be >= 0, got {{}}", "NSA015"
 
 
 def count_violations(stage: Stage, table: Rows, counts: Mapping[str, Dim], batch: Dim = None) -> Violations:

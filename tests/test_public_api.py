@@ -71,7 +71,11 @@ PUBLIC = {
             "input_names=None, output_names=None, external_data=False, verify=None, **options"
         ),
         "nsa_compress": COMPRESS,
+        "nsa_compress_attention": ATTENTION,
+        "nsa_compress_attention_infer": ATTENTION_INFER,
         "nsa_compress_infer": COMPRESS_INFER,
+        "nsa_select_attention": SELECT,
+        "nsa_select_attention_infer": SELECT_INFER,
         "onnx_translation_table": "",
     },
     "nsa_onnx.checker": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
-import attention_cases as cases
+import compress_cases as cases
 import numpy as np
 import pytest
 import torch

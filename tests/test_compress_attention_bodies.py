@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import attention_cases as cases
+import compress_cases as cases
 import nsa_models as models
 import numpy as np
 import onnx

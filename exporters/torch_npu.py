@@ -65,7 +65,10 @@ def _attach(library: torch.library.Library, operator: TorchOperator) -> None:
         library.impl(name, with_optional_lengths(_counting_versions(run) if op.in_place else run), "CPU")
     if lacks("Meta", *_COMPOSITE):
         torch.library.register_fake(operator.npu_op, with_optional_lengths(_fake(operator, fake)), lib=library)
-    if op.gradient and lacks("Autograd", "AutogradCPU", "CompositeImplicitAutograd"):
+    if form is not None and lacks("Autograd", "AutogradCPU", "CompositeImplicitAutograd"):
+        # Our ops have the gradients.
+        library.impl(name, with_optional_lengths(_fake(operator, fake)), "AutogradCPU")
+    elif op.gradient and lacks("Autograd", "AutogradCPU", "CompositeImplicitAutograd"):
         # "Autograd" stands for the backends that have no autograd kernel: NPU tensors keep torch_npu's. A decode step
         # on an NPU, which has no gradient, shall not take the way through Python at all.
         ops.install_autograd(library, name, op, "AutogradCPU" if op.gradient.refuses else "Autograd")

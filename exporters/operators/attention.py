@@ -22,8 +22,7 @@ from nsa_onnx.operators.base import Operator
 from nsa_onnx.operators.contract import Rows, Violations, raise_first
 
 from .. import private
-from .base import Lengths, NpuForm, Op, Tie, TorchOperator, arguments, fake_kernel, kernel
-from .gradients import without_gradient
+from .base import Gradient, Lengths, NpuForm, Op, Tie, TorchOperator, arguments, fake_kernel, kernel
 from .tensors import array, buffer, dense, dtype, host_lengths, require_one_device
 
 
@@ -34,10 +33,10 @@ def attention_operator(
     call: type[Any],
     native_kernel: Callable[..., None],
     *,
-    no_gradient: str,
+    gradient: Gradient,
     npu_results: int,
     npu_form: NpuForm,
-    more: tuple[Op, ...] = (),
+    more: tuple[Op, ...],
 ) -> TorchOperator:
     """An attention stage.
 
@@ -45,13 +44,11 @@ def attention_operator(
         function: what a model calls, named as the op.
         call: a dataclass of the op's arguments.
         native_kernel: of the operator's room.
-        no_gradient: why there is no gradient, and what to do.
         npu_results: how many tensors torch_npu's op returns.
-        more: further ops.
+        more: further ops: of the gradient, and those that only torch_npu's op needs.
     """
     name = function.__name__
     results = "Tensor" if len(node.outputs) == 1 else f"({', '.join(['Tensor'] * len(node.outputs))})"
-    raises, gradient = without_gradient(name, no_gradient)
     checks = _Checks(stage, node.contract.rows)
 
     def run(call: Any) -> Any:
@@ -75,7 +72,7 @@ def attention_operator(
         npu_schema=f"npu::npu_{name}({arguments(npu_form.call)}) -> {npu_results_text}",
         npu_form=npu_form,
         ties=_ties(stage),
-        more=(raises, *more),
+        more=more,
     )
     return operator
 

@@ -14,7 +14,7 @@ from nsa_onnx.operators.nsa_compress_attention.call import kernel as native_kern
 
 from .attention import attention_operator, boolean
 from .base import Lengths, NpuForm, find_op
-from .softmax import LOWEST, by_head, products, row_tiles, sequences, softmax_op
+from .prefill_attention import Piece, gradient_ops, row_tiles, sequences, softmax_op
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,11 @@ def nsa_compress_attention(
             SymInts, or an int64 tensor ``[B]`` (exported as an input).
 
     Returns:
-        attention_out ``[T1, N1, Dv]`` and topk_indices, int32 ``[T1, N2, select_block_count]``.
+        attention_out ``[T1, N1, Dv]``, differentiable with respect to query, key and value, and topk_indices, int32
+        ``[T1, N2, select_block_count]``.
 
     Raises:
-        TypeError, RuntimeError: as `nsa_onnx.nsa_compress_attention`. NotImplementedError in a backward pass.
+        TypeError, RuntimeError: as `nsa_onnx.nsa_compress_attention`.
     """
     results = OPERATOR.run(
         *(query, key, value, scale_value, head_num, compress_block_size, compress_stride),
@@ -79,15 +80,13 @@ def nsa_compress_attention(
     return cast(tuple[Tensor, Tensor], results)
 
 
-def _logits(call: _Call) -> Iterator[tuple[slice, Tensor]]:
+def _pieces(call: _Call) -> Iterator[Piece]:
     for rows, tokens in sequences(call.actual_seq_qlen, call.actual_cmp_seq_kvlen):
-        key = by_head(call.key[tokens])
-        for tile in row_tiles(rows, call.head_num * key.shape[1]):
-            logits = products(call.query[tile], key, call.scale_value)
-            if call.atten_mask is not None:
-                own = slice(tile.start - rows.start, tile.stop - rows.start)
-                logits = logits.masked_fill(call.atten_mask[own, None, : key.shape[1]], LOWEST)
-            yield tile, logits
+        count = tokens.stop - tokens.start
+        for tile in row_tiles(rows, call.head_num * count):
+            own = slice(tile.start - rows.start, tile.stop - rows.start)
+            hidden = None if call.atten_mask is None else call.atten_mask[own, None, :count]
+            yield Piece(tile, tokens, hidden=hidden)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -122,15 +121,16 @@ def _on_npu(call: _Call) -> tuple[Tensor, ...]:
     return find_op(OPERATOR.npu_op)(**vars(call))[:2]  # type: ignore[no-any-return]
 
 
-_SOFTMAX = softmax_op(nsa_compress_attention.__name__, _Call, _logits)
+_SOFTMAX = softmax_op(nsa_compress_attention.__name__, _Call, _pieces)
+_GRADIENT, *_MORE = gradient_ops(nsa_compress_attention.__name__, _Call, contract.STAGE.all_lengths, _pieces)
 OPERATOR = attention_operator(
     OPERATORS[contract.OP_TYPE],
     contract.STAGE,
     nsa_compress_attention,
     _Call,
     native_kernel,
-    no_gradient="call it under torch.no_grad(), or train on an NPU, where torch_npu has one",
+    gradient=_GRADIENT,
     npu_results=4,
     npu_form=NpuForm(_NpuCall, _npu, _on_npu),
-    more=(_SOFTMAX,),
+    more=(_SOFTMAX, *_MORE),
 )

@@ -13,6 +13,7 @@ from nsa_onnx.operators.nsa_compress_attention_infer.call import kernel as nativ
 
 from .attention import attention_operator, decode_query, in_layout, refuse_given, refuse_several_tokens, split_pages
 from .base import Lengths, NpuForm, find_op
+from .gradients import without_gradient
 
 _LAYOUTS = {"TND": 3, "BSND": 4}
 
@@ -124,13 +125,17 @@ def _on_npu(call: _Call) -> tuple[Tensor, Tensor]:
     return find_op(OPERATOR.npu_op)(**given)  # type: ignore[no-any-return]
 
 
+_NO_GRADIENT, _GRADIENT = without_gradient(
+    nsa_compress_attention_infer.__name__, "it is a decode step. Call it under torch.no_grad()"
+)
 OPERATOR = attention_operator(
     OPERATORS[contract.OP_TYPE],
     contract.STAGE,
     nsa_compress_attention_infer,
     _Call,
     native_kernel,
-    no_gradient="it is a decode step. Call it under torch.no_grad()",
+    gradient=_GRADIENT,
     npu_results=2,
     npu_form=NpuForm(_NpuCall, _npu, _on_npu),
+    more=(_NO_GRADIENT,),
 )

@@ -15,7 +15,7 @@ from nsa_onnx.operators.nsa_selected_attention.call import kernel as native_kern
 
 from .attention import attention_operator
 from .base import Lengths, NpuForm, find_op
-from .softmax import LOWEST, by_head, check_blocks, expanded, positions, products, row_tiles, sequences, softmax_op
+from .prefill_attention import Piece, gradient_ops, row_tiles, sequences, softmax_op, tokens_of_blocks
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def nsa_select_attention(
             ``[B]`` (exported as an input).
 
     Returns:
-        attention_out ``[T1, N1, Dv]``.
+        attention_out ``[T1, N1, Dv]``, differentiable with respect to query, key and value.
 
     Raises:
-        TypeError, RuntimeError: as `nsa_onnx.nsa_select_attention`. NotImplementedError in a backward pass.
+        TypeError, RuntimeError: as `nsa_onnx.nsa_select_attention`.
     """
     result = OPERATOR.run(
         *(query, key, value, topk_indices, scale_value, head_num, select_block_size, select_block_count),
@@ -71,23 +71,20 @@ def nsa_select_attention(
     return cast(Tensor, result)
 
 
-def _logits(call: _Call) -> Iterator[tuple[slice, Tensor]]:
+def _pieces(call: _Call) -> Iterator[Piece]:
     for rows, tokens in sequences(call.actual_seq_qlen, call.actual_seq_kvlen):
-        key = by_head(call.key[tokens])
-        kv_heads, count, dim = key.shape
-        groups = torch.arange(kv_heads, device=key.device)[:, None]
-        for tile in row_tiles(rows, call.select_block_count * call.select_block_size * kv_heads * dim):
-            blocks = call.topk_indices[tile]
-            check_blocks(blocks, call.select_block_size, count)
-            places, there = positions(blocks, call.select_block_size, count)
+        count = tokens.stop - tokens.start
+        numbers = call.select_block_count * call.select_block_size * call.key.shape[1] * call.key.shape[2]
+        for tile in row_tiles(rows, numbers):
+            places, there = tokens_of_blocks(call.topk_indices[tile], call.select_block_size, count)
             if not count:
-                places = places[..., :0]
-                there = there[..., :0]
-            logits = products(call.query[tile], key[groups, places.where(there, 0)], call.scale_value)
+                yield Piece(tile, slice(0, 0))
+                continue
+            hidden = None
             if call.causal:
-                own = torch.arange(tile.start - rows.start, tile.stop - rows.start, device=key.device)
-                logits = logits.masked_fill(expanded(places > own[:, None, None], call.head_num), LOWEST)
-            yield tile, logits.masked_fill(expanded(~there, call.head_num), -torch.inf)
+                own = torch.arange(tile.start - rows.start, tile.stop - rows.start, device=places.device)
+                hidden = places > own[:, None, None]
+            yield Piece(tile, tokens.start + places.where(there, 0), there, hidden)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -123,15 +120,16 @@ def _on_npu(call: _Call) -> Tensor:
     return find_op(OPERATOR.npu_op)(**given)[0]  # type: ignore[no-any-return]
 
 
-_SOFTMAX = softmax_op(nsa_select_attention.__name__, _Call, _logits)
+_SOFTMAX = softmax_op(nsa_select_attention.__name__, _Call, _pieces)
+_GRADIENT, *_MORE = gradient_ops(nsa_select_attention.__name__, _Call, contract.STAGE.all_lengths, _pieces)
 OPERATOR = attention_operator(
     OPERATORS[contract.OP_TYPE],
     contract.STAGE,
     nsa_select_attention,
     _Call,
     native_kernel,
-    no_gradient="call it under torch.no_grad(), or train on an NPU, where torch_npu has one",
+    gradient=_GRADIENT,
     npu_results=3,
     npu_form=NpuForm(_NpuCall, _npu, _on_npu),
-    more=(_SOFTMAX,),
+    more=(_SOFTMAX, *_MORE),
 )

@@ -21,6 +21,7 @@ from .attention import (
     split_pages,
 )
 from .base import Lengths, NpuForm, find_op
+from .gradients import without_gradient
 
 _LAYOUTS = {"BSND": 4, "BSH": 3, "TND": 3}
 
@@ -123,13 +124,17 @@ def _on_npu(call: _Call) -> Tensor:
     return find_op(OPERATOR.npu_op)(**given)  # type: ignore[no-any-return]
 
 
+_NO_GRADIENT, _GRADIENT = without_gradient(
+    nsa_select_attention_infer.__name__, "it is a decode step. Call it under torch.no_grad()"
+)
 OPERATOR = attention_operator(
     OPERATORS[contract.OP_TYPE],
     contract.STAGE,
     nsa_select_attention_infer,
     _Call,
     native_kernel,
-    no_gradient="it is a decode step. Call it under torch.no_grad()",
+    gradient=_GRADIENT,
     npu_results=1,
     npu_form=NpuForm(_NpuCall, _npu, _on_npu),
+    more=(_NO_GRADIENT,),
 )

@@ -66,7 +66,8 @@ BEYOND = {
     "select scale": (SELECT, {"scale_value = 0.25": "scale_value = -0.25"}, "NSA065"),
     "select step heads": (
         SELECT_STEP,
-        {"key_value_head_num = 1": "key_value_head_num = 2", "64, 1,": "64, 2,", "int32[2, 1, 2]": "int32[2, 2, 2]"},
+        {"head_num = 4": "head_num = 257", "key_value_head_num = 1": "key_value_head_num = 257"}
+        | {"[2, 4,": "[2, 257,", "64, 1,": "64, 257,", "int32[2, 1, 2]": "int32[2, 257, 2]"},
         "NSA060",
     ),
     "select step page": (

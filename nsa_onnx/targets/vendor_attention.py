@@ -111,8 +111,7 @@ _SELECTED_DECODE = AttentionSizes(
     value_dim=128,
     exact_dims=1,
     group=16,
-    # The kernel reads the blocks that head 0 of the keys has chosen, whatever the head.
-    key_heads=1,
+    key_heads=256,
     page=128,
     min_page=64,
     sequences=3072,
@@ -344,7 +343,6 @@ def _scale_limit(whose: str) -> Limit:
 _SUMS = _Sequences(COMPRESSED_LENGTHS, QUERY_LENGTHS)
 _FEW = f"select fewer blocks, or {CPU} while sequences are this short"
 _WAYS_OUT = {
-    "vendor_key_heads": f"call it once per head of the keys, or {CPU}",
     "vendor_few_blocks": _FEW,
     "vendor_no_tokens": f"leave sequences without keys out, or {CPU}",
     "vendor_no_sequence": "convert it for at least one sequence",

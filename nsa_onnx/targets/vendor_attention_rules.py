@@ -30,10 +30,9 @@ def _heads(heads: int) -> str:
 
 _HEADS = limit_rule(
     "NSA060",
-    f"the vendor's select attention: <= {_SELECTED.heads} heads, {_STEP.key_heads} of paged keys",
-    f"The vendor's select attention takes at most {_SELECTED.heads} query heads.\n"
-    "Its kernel for pages reads, for every key/value head, the blocks that head 0 has chosen: with several of them\n"
-    "its results are wrong.",
+    f"the vendor's select attention: <= {_SELECTED.heads} heads",
+    f"The vendor's select attention takes at most {_SELECTED.heads} query heads, and {_STEP.key_heads} heads of paged "
+    "keys.",
     _LIMITS,
     ("vendor_heads", "vendor_key_heads"),
     example=_heads(_SELECTED.heads + 2),

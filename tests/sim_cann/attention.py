@@ -146,9 +146,12 @@ def select_prefill(rng, dtype, lengths=(12, 20), keys=(128, 192), heads=8, key_h
     }
 
 
-def select_decode(rng, dtype, lengths=(64, 100, 192), heads=4, key_heads=1, dims=(D, DV)):
+def select_decode(rng, dtype, lengths=(64, 100, 192), heads=4, key_heads=1, dims=(D, DV), agree=True):
     topk = np.array([[0, -1], [1, 0], [2, 0]], np.int32)[: len(lengths), None].repeat(key_heads, 1)
     topk[np.array(lengths, int) == 0] = -1
+    if not agree:
+        topk[1:, 1] = topk[1:, 1, ::-1]
+        topk[2, 2] = 1, -1
     return {
         "query": floats(rng, (len(lengths), heads, dims[0]), dtype),
         **pages(rng, dtype, len(lengths), 3, key_heads, dims),
@@ -198,14 +201,14 @@ def check(op_type, made, feeds, **changes):
 
 
 def _all(op_type, *variants):
-    """All variants in both types, each of them one call of the vendor's operator."""
+    """All variants in both types: inputs, attributes, and calls of the vendor's operator if not one."""
     rng, simulator = np.random.default_rng(0), nsa.Simulator()
     for dtype in DTYPES:
-        for inputs, changes in variants:
+        for inputs, changes, *calls in variants:
             feeds = MAKERS[op_type](rng, dtype, **inputs)
             before = simulator.calls(VENDOR[op_type])
             check(op_type, session(op_type, feeds, **changes), feeds, **changes)
-            assert simulator.calls(VENDOR[op_type]) == before + 1
+            assert simulator.calls(VENDOR[op_type]) == before + (calls[0] if calls else 1)
 
 
 def compress_attention_prefill():
@@ -243,8 +246,15 @@ def selected_attention_prefill():
 
 
 def selected_attention_decode():
-    """Blocks that are cut by the sequence's end, fewer blocks than k."""
-    _all("NsaSelectedAttentionInfer", ({}, {}), ({"lengths": (130, 70)}, {"head_num": 4, "scale_value": 0.5}))
+    """Blocks that are cut by the sequence's end, fewer blocks than k; a call for each head where heads do not agree."""
+    several = {"head_num": 6, "key_value_head_num": 3}
+    _all(
+        "NsaSelectedAttentionInfer",
+        ({}, {}),
+        ({"lengths": (130, 70)}, {"head_num": 4, "scale_value": 0.5}),
+        ({"heads": 6, "key_heads": 3}, several),
+        ({"heads": 6, "key_heads": 3, "agree": False}, several, 3),
+    )
 
 
 def no_rows_no_call():
@@ -306,7 +316,6 @@ def vendor_limits():
     error = str(nsa.raised(lambda: nsa.run(session(prefill, without), without)))
     assert "topk_indices[3, 1, 0] is -1" in error, error
 
-    refused("N2 <= 1, got 2", decode, {"key_value_head_num": 2}, key_heads=2)
     refused("N1 / N2 <= 16, got 17", decode, {"head_num": 17}, heads=17)
     refused("Dv = 128, got 64", decode, dims=(192, 64))
     refused("at least 1 token, actual_seq_kvlen: sequence 0 has 0", decode, lengths=(0, 192))
@@ -316,6 +325,10 @@ def vendor_limits():
         wrong["topk_indices"][1, 0] = row
         error = str(nsa.raised(lambda wrong=wrong: nsa.run(session(decode, wrong), wrong)))
         assert words in error, error
+    several = select_decode(rng, nsa.FLOAT16, key_heads=2)
+    made = session(decode, several, [(CHECK, "0")], key_value_head_num=2)
+    error = str(nsa.raised(lambda: nsa.run(made, several)))
+    assert "N2 = 2 needs the check of indices on the device" in error, error
     assert not any(map(simulator.calls, VENDOR.values()))
 
 

@@ -70,7 +70,7 @@ CompressDecodeCase Make(Random* random) {
 }
 
 void Spoil(CompressDecodeCase* c, Random* random) {
-  switch (random->Between(0, 13)) {
+  switch (random->Between(0, 20)) {
     case 0:
       return SpoilNumber(&c->head_num, random);
     case 1:

@@ -85,7 +85,7 @@ DecodeCase Make(Random* random) {
 }
 
 void Spoil(DecodeCase* c, Random* random) {
-  switch (random->Between(0, 12)) {
+  switch (random->Between(0, 20)) {
     case 0:
       return SpoilNumber(&c->block, random);
     case 1:

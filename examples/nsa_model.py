@@ -73,32 +73,25 @@ class Attention(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        keys, values = config.kv_heads * config.key_dim, config.kv_heads * config.value_dim
-        self.query = nn.Linear(config.width, config.heads * config.key_dim, bias=False)
-        self.key = nn.ModuleDict({branch: nn.Linear(config.width, keys, bias=False) for branch in BRANCHES})
-        self.value = nn.ModuleDict({branch: nn.Linear(config.width, values, bias=False) for branch in BRANCHES})
+        kept = config.kv_heads * len(BRANCHES)  # key/value heads of all branches
+        self.queries_and_keys = nn.Linear(config.width, (config.heads + kept) * config.key_dim, bias=False)
+        self.values = nn.Linear(config.width, kept * config.value_dim, bias=False)
         self.gates = nn.Linear(config.width, config.heads * len(BRANCHES))
         self.out = nn.Linear(config.heads * config.value_dim, config.width, bias=False)
-        for keys_or_queries in (self.query, *self.key.values()):
-            nn.init.normal_(keys_or_queries.weight, std=1.2 / math.sqrt(config.width))  # so that some keys stand out
+        nn.init.normal_(self.queries_and_keys.weight, std=1.2 / math.sqrt(config.width))  # so that some keys stand out
         # About the size that gives a compressed token the variance of a token.
         shape = config.block, config.kv_heads
         self.compress_key = nn.Parameter((torch.randn(shape) / math.sqrt(config.block)).to(config.dtype))
         self.compress_value = nn.Parameter((torch.randn(shape) / math.sqrt(config.block)).to(config.dtype))
 
     def project(self, x: Tensor, turns: Turns) -> Projected:
-        """x [rows, width], turned by the rows' positions, in the caches' type."""
+        """x [rows, width]; queries and keys are turned by the rows' positions. All in the caches' type."""
         config = self.config
-
-        def turned(linear: nn.Module) -> Tensor:
-            return turns.apply(linear(x).unflatten(-1, (-1, config.key_dim))).to(config.dtype)
-
-        def values(branch: str) -> Tensor:
-            return self.value[branch](x).unflatten(-1, (-1, config.value_dim)).to(config.dtype)
-
-        return Projected(
-            turned(self.query), {branch: (turned(self.key[branch]), values(branch)) for branch in BRANCHES}
-        )
+        queries_and_keys = turns.apply(self.queries_and_keys(x).unflatten(-1, (-1, config.key_dim)))
+        heads = [config.heads, *(config.kv_heads for _ in BRANCHES)]
+        query, *keys = queries_and_keys.to(config.dtype).split(heads, dim=1)
+        values = self.values(x).unflatten(-1, (-1, config.value_dim)).to(config.dtype).split(config.kv_heads, dim=1)
+        return Projected(query, dict(zip(BRANCHES, zip(keys, values, strict=True), strict=True)))
 
     def mix(self, x: Tensor, *branches: Tensor) -> Tensor:
         """Results of the branches, [rows, N1, Dv] each, weighed by the gates: [rows, width]."""
@@ -224,7 +217,7 @@ class Prefill(nn.Module):
                 actual_cmp_seq_kvlen=rows.compressed_ends,
                 actual_sel_seq_kvlen=rows.block_ends,
             )
-            cmp = torch.where(rows.windows[:, None, None] > 0, cmp, 0)
+            cmp = torch.where(rows.windows[:, None, None] > 0, cmp.float(), 0)
             chosen = rows.as_in_decode(chosen)
             if self.choose is not None:
                 chosen = self.choose(index, query, compressed[0], chosen)

@@ -270,7 +270,7 @@ def text(tmp_path_factory):
 def run_program(*arguments):
     command = [sys.executable, str(EXAMPLES / "nsa_decoder.py"), *map(str, arguments)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=one_thread)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=one_thread)
 
 
 @pytest.fixture(scope="module")

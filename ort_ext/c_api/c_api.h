@@ -67,8 +67,9 @@ NSA_EXPORT const char* nsa_cpu_target(void);
 NSA_EXPORT const char* nsa_cpu_targets(void);
 
 // Use `name` from now on, in the whole process ("auto": the best one); calls that have begun may
-// still use the old one. All give the same bits. The environment variable NSA_ONNX_CPU_TARGET does
-// the same at load time.
+// still use the old one. Operators that compress windows give the same bits on all, attention
+// stages on each of them; between two they may differ by what float32 sums do. The environment
+// variable NSA_ONNX_CPU_TARGET does the same at load time.
 NSA_EXPORT int nsa_set_cpu_target(const char* name, char* error, int64_t error_size);
 
 // Who could compute on an Ascend device here, in the order of preference: a line "name: ok" or

@@ -29,7 +29,7 @@ def _heads(heads: int) -> str:
 
 
 _HEADS = limit_rule(
-    "NSA060",
+    "NSA049",
     f"the vendor's select attention: <= {_SELECTED.heads} heads",
     f"The vendor's select attention takes at most {_SELECTED.heads} query heads, and {_STEP.key_heads} heads of paged "
     "keys.",
@@ -42,12 +42,20 @@ _HEADS = limit_rule(
 
 
 def _batch(batch: int) -> str:
-    step = select_step(q="B, 4, 32", topk="B, 2, 2", table="B, 3", y="B, 4, 16")
+    step = select_step(
+        q="B, 4, 192",
+        k="6, 64, 1, 192",
+        v="6, 64, 1, 128",
+        topk="B, 1, 2",
+        table="B, 3",
+        y="B, 4, 128",
+    )
+    step = step.replace("key_value_head_num = 2", "key_value_head_num = 1")
     return step.replace("int64[2] lengths", f"int64[{batch}] lengths")
 
 
 _SEQUENCES = limit_rule(
-    "NSA061",
+    "NSA050",
     "the vendor's attention: so many sequences",
     "A call of the vendor's attention operators takes a limited number of sequences, and at least one: up to "
     f"{_COMPRESSED.sequences} and\n{_SELECTED.sequences} in prefill, "
@@ -70,11 +78,12 @@ def _keys(tokens: int) -> str:
         ends=[1],
         tokens=[tokens],
         blocks=[-(-tokens // 4)],
+        masks=[f"1, {tokens}"],
     )
 
 
 _LENGTHS = limit_rule(
-    "NSA062",
+    "NSA051",
     "the vendor's attention: lengths of sequences",
     "The vendor's attention operators take sequences of at least one key token and of limited length: "
     f"{_COMPRESSED.length} compressed\n"
@@ -99,11 +108,12 @@ def _two(first: int) -> str:
         ends=(40, 100),
         tokens=lengths,
         blocks=(-(-first // 4), -(-first // 4) + -(-(12 - first) // 4)),
+        masks=[f"60, {max(first, 12 - first)}"],
     )
 
 
 _BLOCKS = limit_rule(
-    "NSA063",
+    "NSA052",
     "the vendor's attention: enough blocks in every sequence",
     "The vendor's attention operators refuse a sequence with fewer than select_block_count blocks; with pages,\n"
     "for select attention, the longest sequence counts. Its prefill takes whole blocks only: lengths of keys that are\n"
@@ -131,7 +141,7 @@ def _mask(columns: int) -> str:
 
 
 _MASKS = limit_rule(
-    "NSA064",
+    "NSA053",
     "the vendor's compress attention: masks as wide as the longest sequence",
     "The vendor's compress attention takes the longest sequence's size for the distance of two rows of a mask: it\n"
     "reads a wider one wrongly.",
@@ -141,15 +151,22 @@ _MASKS = limit_rule(
     accepted=_mask(7),
     hint="cut the mask to the longest sequence, with a Slice",
 )
+
+
+def _scaled(scale: str) -> str:
+    made = select(q="T1, 4, 192", k="T2, 2, 192", v="T2, 2, 128", y="T1, 4, 128")
+    return made.replace("scale_value = 0.25", f"scale_value = {scale}")
+
+
 _SCALE = limit_rule(
-    "NSA065",
+    "NSA054",
     "the vendor's select attention: a scale in (0, 1] with causal",
     "The vendor's select attention hides a token by the lowest float32, and multiplies by the scale afterwards:\n"
     "above 1, rows that see nothing become NaN; below 0, hidden tokens win.",
     _LIMITS,
     ("vendor_causal_scale",),
-    example=select().replace("scale_value = 0.25", "scale_value = 2.0"),
-    accepted=select(),
+    example=_scaled("2.0"),
+    accepted=_scaled("1.0"),
     hint=f"multiply query by the scale instead, or {vendor.CPU}",
 )
 

@@ -64,16 +64,15 @@ HWY_INLINE size_t FetchCalls(size_t rows, size_t columns, size_t steps) {
 }
 
 // SVE's vectors cannot be elements of an array: 24 names stand for one.
-#define NSA_EACH_OF_STEP(M)                                                                    \
-  M(0)                                                                                         \
-  M(1)                                                                                         \
-  M(2)                                                                                         \
-  M(3)                                                                                         \
-  M(4)                                                                                         \
-  M(5)                                                                                         \
-  M(6)                                                                                         \
-  M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15) M(16) M(17) M(18) M(19) M(20) M(21) M(22) \
-      M(23)
+#define NSA_EACH_OF_STEP(M) \
+  M(0)                      \
+  M(1)                      \
+  M(2)                      \
+  M(3)                      \
+  M(4)                      \
+  M(5)                      \
+  M(6)                      \
+  M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15) M(16) M(17) M(18) M(19) M(20) M(21) M(22) M(23)
 
 // Sum i is of row i / kVectors and vector i % kVectors.
 template <class T, size_t kVectors, class Element>

@@ -75,7 +75,7 @@ def make(facts: NodeFacts, attributes: Attributes) -> Sample:
     if rows is None:
         rows = spread(first_known(facts.tensor("query").dim(0), default=40), sequences)
     declared = int(rows[-1])
-    rows = np.minimum(rows, most_rows(heads.query * heads.dim, heads.query * longest))
+    rows = np.minimum(rows, most_rows(heads.query * heads.dim, 4 * heads.query * longest))
     dtype = float_type(facts, FLOATS)
     shapes = {
         "query": (int(rows[-1]), heads.query, heads.dim),

@@ -184,13 +184,25 @@ def test_the_examples_of_what_is_refused_are_right_themselves(make):
         check(make(), run)
 
 
-@pytest.mark.parametrize(("make", "attribute"), [(prefill_example, "head_num"), (decode_example, "key_value_head_num")])
+@pytest.mark.parametrize(
+    ("make", "attribute", "value"),
+    [
+        (prefill_example, "head_num", 1),
+        (prefill_example, "head_num", -(2**63)),
+        (prefill_example, "select_block_size", 2**62),
+        (prefill_example, "select_block_count", 2**20),
+        (decode_example, "key_value_head_num", 1),
+        (decode_example, "head_num", 0),
+        (decode_example, "select_block_size", -1),
+        (decode_example, "page_block_size", 8),
+    ],
+)
 @pytest.mark.parametrize("run", RUNTIMES)
-def test_heads_that_the_shapes_do_not_have_are_refused(make, attribute, run):
+def test_attributes_that_the_shapes_contradict_are_refused(make, attribute, value, run):
     made = expand(model(make()))
     (one,) = [one for one in made.graph.node[0].attribute if one.name == attribute]
-    one.i = 1
-    with pytest.raises(Exception, match=r"check_shapes|out of bounds|out of data bounds"):
+    one.i = value
+    with pytest.raises(Exception, match=r"check_|out of bounds|out of data bounds"):
         run(made, feeds(make()))
 
 

@@ -116,6 +116,7 @@ def test_constants_whose_shapes_disagree_are_left_to_others():
 
 RUN = [
     select(),
+    select(q="2, H, 32", k="T2, N, 32", v="T2, N, 16", topk="2, 1, 2", y="2, H, 16", ends=(2,), blocks=[0, 1, -1, -1]),
     select(dtype="bfloat16", causal=0),
     select(q="T1, 16, 192", k="T2, 1, 192", v="T2, 1, 128", topk="T1, 1, 2", y="T1, 16, 128", heads=16, block=64),
     select(q="3, 4, 32", topk="3, 2, 2", y="3, 4, 16", k="70, 2, 32", v="70, 2, 16", ends=(0, 3), key_ends=(0, 70)),

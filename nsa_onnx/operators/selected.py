@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,6 +13,7 @@ from .attention_reference import softmax
 from .attention_sampling import Heads, most_rows
 from .base import Attributes, Exact, Input
 from .compression import HOST
+from .facts import NodeFacts
 from .numbers import Floats
 
 BLOCKS_TEXT = (
@@ -59,6 +62,12 @@ def tokens_of(blocks: Integers, length: int, select_block_size: int) -> Integers
 
 # --------------------------------------------------------------------------------------------------
 # Samples
+
+
+def heads_of(facts: NodeFacts, attributes: Attributes) -> Heads:
+    """`Heads.of` a node, whose blocks may tell N2 as well."""
+    heads, told = Heads.of(facts, attributes), facts.tensor("topk_indices").dim(1)
+    return heads if told is None else replace(heads, kv=told)
 
 
 def rows_run(attributes: Attributes, heads: Heads) -> int:

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..attention import CAUSAL, COUNT, KEY_LENGTHS, QUERY_LENGTHS, SELECT
-from ..attention_sampling import FLOATS, Heads, as_values, batch, most_rows, spread
+from ..attention_sampling import FLOATS, as_values, batch, most_rows, spread
 from ..base import Attributes, Exact, NotRunError, Sample
 from ..facts import NodeFacts
 from ..sampling import MAX_ELEMENTS, first_known, float_type, floats, note
-from ..selected import attended, rows_run, some_blocks, tokens_of
+from ..selected import attended, heads_of, rows_run, some_blocks, tokens_of
 from .contract import block_violations
 
 
@@ -39,7 +39,7 @@ def reference(values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) ->
 def make(facts: NodeFacts, attributes: Attributes) -> Sample:
     """Valid input for a node. NotRunError if there is none."""
     topk, ends, key_ends = (facts.constants.get(name) for name in ("topk_indices", QUERY_LENGTHS, KEY_LENGTHS))
-    heads, sequences = Heads.of(facts, attributes), batch(facts, (QUERY_LENGTHS, KEY_LENGTHS))
+    heads, sequences = heads_of(facts, attributes), batch(facts, (QUERY_LENGTHS, KEY_LENGTHS))
     query, key, value, blocks = (facts.tensor(name) for name in (*FLOATS, "topk_indices"))
     rows = first_known(query.dim(0), blocks.dim(0), default=8 * sequences)
     keys = first_known(key.dim(0), value.dim(0), default=sequences * (2 * attributes[SELECT] + 5))

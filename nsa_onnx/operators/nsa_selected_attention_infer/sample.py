@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from ...graph.tensors import Integers
 from ..attention import COUNT, KEY_LENGTHS, KV_HEADS, PAGE, SELECT
-from ..attention_sampling import FLOATS, Heads, as_values, batch, most_rows, table
+from ..attention_sampling import FLOATS, as_values, batch, most_rows, table
 from ..base import Attributes, Exact, NotRunError, Sample
 from ..contract import plural
 from ..facts import NodeFacts
 from ..sampling import MAX_ELEMENTS, first_known, float_type, floats, note
-from ..selected import attended, rows_run, some_blocks, tokens_of
+from ..selected import attended, heads_of, rows_run, some_blocks, tokens_of
 from .contract import block_violations, page_violations
 
 
@@ -41,7 +41,7 @@ def make(facts: NodeFacts, attributes: Attributes) -> Sample:
     """Valid input for a node. NotRunError if there is none."""
     topk, lengths = facts.constants.get("topk_indices"), facts.constants.get(KEY_LENGTHS)
     constant_table = "block_table" in facts.constants
-    heads, page = Heads.of(facts, attributes), attributes[PAGE]
+    heads, page = heads_of(facts, attributes), attributes[PAGE]
     dims = [facts.tensor(name).dim(0) for name in ("query", KEY_LENGTHS)]
     sequences = batch(facts, (KEY_LENGTHS, "topk_indices", "block_table"), dims)
     if topk is None and lengths is None and not constant_table:

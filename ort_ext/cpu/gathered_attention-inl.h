@@ -136,8 +136,7 @@ void AddValues(const float* before, const float* weight, size_t pitch, const flo
 #undef NSA_STORE
 }
 
-// Widths of the two loops, given the registers (kSums).
-constexpr int kMostHeadVectors = 4;
+// Vectors of Dv that AddValues takes at once, with four heads.
 constexpr int kValueVectors = kSums / 4;
 
 // The state of one row, in scratch memory; used for one row after the other.

@@ -280,6 +280,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--text", metavar="FILE", type=Path, default=ROOT / "README.md", help="file to serve, taken as bytes"
     )
     parser.add_argument("--layers", metavar="N", type=int, default=default.layers, help="layers of the model")
+    parser.add_argument(
+        "--kv-heads",
+        metavar="N",
+        type=int,
+        default=default.kv_heads,
+        help=f"key/value heads, which share the {default.heads} query heads",
+    )
     parser.add_argument("--steps", metavar="N", type=int, default=128, help="decode steps, at least one window")
     parser.add_argument(
         "--block", metavar="N", type=int, default=default.block, help="tokens per window (compress_block_size)"
@@ -319,10 +326,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def configure(args: argparse.Namespace) -> tuple[Config, Batch]:
     """The model's sizes and the text, or a UsageError."""
     sizes = {attention.BLOCK: args.block, attention.STRIDE: args.stride}
+    heads = {attention.HEADS: Config.heads, attention.KV_HEADS: args.kv_heads}
     chosen = {attention.SELECT: args.select, attention.COUNT: args.count}
     try:
         raise_first(window_violations(contract.ROWS, contract.LIMITS, args.block, args.stride))
-        raise_first(attention.attribute_violations(ROWS, {**sizes, **chosen}))
+        raise_first(attention.attribute_violations(ROWS, {**sizes, **heads, **chosen}))
     except RuntimeError as error:
         raise UsageError(str(error)) from None
     for name, value, least in (
@@ -340,6 +348,7 @@ def configure(args: argparse.Namespace) -> tuple[Config, Batch]:
         )
     config = Config(
         layers=args.layers,
+        kv_heads=args.kv_heads,
         block=args.block,
         stride=args.stride,
         select=args.select,

@@ -136,18 +136,18 @@ def cann_without(folder, *names):
 
 @pytest.fixture(scope="module")
 def demo_models(tmp_path_factory):
-    """The two graphs of the demo, as it exports them."""
+    """The two graphs of the demo, as it exports them; with one key/value head, for the vendor's decode step."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, ROOT / "examples" / "nsa_decoder.py", "--steps", "32", "--output-dir", folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    options = ["--steps", "32", "--kv-heads", "1", "--count", "3", "--contexts"]
+    command = [sys.executable, ROOT / "examples" / "nsa_decoder.py", "--output-dir", folder, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", ["demo_prefill", "demo_decode"])
-def test_the_demo_on_the_device(case, backend, run, demo_models):
-    assert run(case, NSA_ONNX_ASCEND_BACKEND=backend, NSA_TEST_MODELS=str(demo_models)).left() == {}
+@pytest.mark.parametrize("case", ["prefill", "decode"])
+def test_the_demo_on_the_device(case, run, demo_models):
+    assert run(case, program="demo.py", NSA_TEST_MODELS=str(demo_models)).left() == {}
 
 
 @pytest.mark.parametrize("missing", ["libascendcl.so", "libnnopbase.so", "libopapi.so"])

@@ -362,6 +362,7 @@ BAD = {
     "stride": (["--stride", "48"], "compress_stride must be in [16, compress_block_size = 32], got 48"),
     "steps": (["--steps", "8"], "--steps must be >= --block = 32"),
     "layers": (["--layers", "0"], "--layers must be >= 1, got 0"),
+    "heads": (["--kv-heads", "3"], "head_num must be a multiple of N2 = 3, got 8"),
     "select": (["--select", "40"], "select_block_size must be a multiple of 16, got 40"),
     "count": (["--count", "2"], "--count must be >= 3, the blocks that a decode step always chooses, got 2"),
     "latest": (["--latest", "0"], "--latest must be >= 1, got 0"),

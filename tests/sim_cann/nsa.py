@@ -24,7 +24,6 @@ from onnx import TensorProto, helper
 
 import nsa_onnx
 from nsa_onnx.operators import OPERATORS
-from nsa_onnx.targets import cann
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 DTYPES = (FLOAT16, BFLOAT16)
@@ -593,22 +592,6 @@ def nodes_in_a_row():
             assert close(got, *wanted[output.name]), output.name
 
 
-# --------------------------------------------------------------------------------------------------
-# The demo's models: examples/nsa_decoder.py has exported them
-
-DEMO_TOLERANCE = 5e-4  # of the logits, as in the demo itself
-
-
-def demo_model(name):
-    """The model for the device: there, no node may broadcast both of its inputs (docs/ascend.md).
-
-    The provider (1.24.4) puts both broadcast operands into one piece of memory and computes with the second alone.
-    """
-    prepared = cann.prepare(Path(os.environ["NSA_TEST_MODELS"]) / f"{name}.onnx")
-    assert prepared.changes, "the model has what it is prepared for"
-    return prepared.model
-
-
 def the_provider_cannot_broadcast_both_inputs():
     """Why models are prepared, and docs/ascend.md warns. Fails when a newer provider can: then both may go."""
     feeds = {"a": np.array([[1], [2]], np.float32), "b": np.array([4, 8, 16], np.float32)}
@@ -617,85 +600,6 @@ def the_provider_cannot_broadcast_both_inputs():
     model = models.model([helper.make_node("Sub", ["a", "b"], ["y"])], inputs, [output])
     (got,) = session(model).run(None, feeds)
     assert not got.any(), got  # b - b
-
-
-def demo_sessions(name):
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    model = demo_model(name)
-    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    made = nsa_onnx.create_session(model, device="ascend", options=options)
-    placed = [
-        (node.domain, part.ep_name) for part in made.get_provider_graph_assignment_info() for node in part.get_nodes()
-    ]
-    assert placed.count(("nsa_onnx", PROVIDER)) == 4  # K and V of two layers
-    assert ("", PROVIDER) in placed  # standard nodes are there, too
-    return nsa_onnx.create_session(model, device="cpu"), made, weights
-
-
-def run_named(made, feeds):
-    return dict(zip([output.name for output in made.get_outputs()], made.run(None, feeds), strict=True))
-
-
-def check_logits(cpu, ascend):
-    assert np.abs(cpu - ascend).max() <= DEMO_TOLERANCE * np.abs(cpu).max()
-
-
-def demo_prefill():
-    """Prefill of the whole decoder: the windows follow from the device's own K and V, the logits are the CPU's."""
-    on_cpu, on_ascend, weights = demo_sessions("prefill")
-    ends = [16, 48, 148, 300]
-    feeds = {"tokens": np.random.default_rng(21).integers(0, 256, ends[-1]), "actual_seq_len": np.array(ends)}
-    cpu, ascend = run_named(on_cpu, feeds), run_named(on_ascend, feeds)
-    check_logits(cpu["logits"], ascend["logits"])
-    for layer in (0, 1):
-        for kind, name in (("k", "key"), ("v", "value")):
-            x = ascend[f"{kind}.{layer}"]
-            (weight,) = (w for n, w in weights.items() if n.endswith(f"layers.{layer}.attention.compress_{name}"))
-            want = oracle.compress_float64(x, weight, 32, 16, ends)
-            # Half a unit of the last place, and what float32 sums lose where large terms cancel.
-            terms = oracle.compress_float64(np.abs(x), np.abs(weight), 32, 16, ends)
-            error = np.abs(ascend[f"windows_{kind}.{layer}"].astype(np.float64) - want)
-            assert np.all(error <= np.abs(want) * 2.0**-11 + terms * 2.0**-20 + 2.0**-25), (kind, layer)
-    assert oracle.ulp_distance(cpu["windows_k.0"], ascend["windows_k.0"]) <= 1
-
-
-def demo_decode():
-    """Twenty steps of the whole decoder, each side with its own caches: within 1 ulp of the CPU."""
-    on_cpu, on_ascend, _ = demo_sessions("decode")
-    rng = np.random.default_rng(22)
-    batch, pages, windows = 4, 4, 20
-    sizes = {"block_num": batch * pages, "slots": batch * windows}
-    start = {
-        value.name: rng.standard_normal([sizes.get(dim, dim) for dim in value.shape]).astype(np.float16)
-        for value in on_cpu.get_inputs()
-        if value.name.startswith(("pages_", "windows_"))
-    }
-    caches = {"cpu": start, "ascend": start}
-    slot_table = rng.permutation(batch * windows).reshape(batch, windows)
-    feeds = {
-        "block_table": rng.permutation(batch * pages).reshape(batch, pages).astype(np.int32),
-        "slot_table": slot_table,
-    }
-    lengths, written = np.array([31, 47, 63, 200]), 0
-    for _ in range(20):
-        lengths = lengths + 1
-        complete = (lengths >= 32) & ((lengths - 32) % 16 == 0)
-        slots = np.where(complete, slot_table[np.arange(batch), np.maximum(lengths - 32, 0) // 16], -1)
-        written += complete.sum()
-        feeds |= {
-            "tokens": rng.integers(0, 256, batch),
-            "actual_seq_len": lengths,
-            "slot_mapping": slots.astype(np.int32),
-        }
-        results = {}
-        for device, made in (("cpu", on_cpu), ("ascend", on_ascend)):
-            results[device] = run_named(made, {**feeds, **caches[device]})
-            caches[device] = {name.removesuffix(".out"): a for name, a in results[device].items() if name != "logits"}
-        check_logits(results["cpu"]["logits"], results["ascend"]["logits"])
-        for name, array in caches["cpu"].items():
-            assert oracle.ulp_distance(array, caches["ascend"][name]) <= 1, name
-    assert written == 7
 
 
 # --------------------------------------------------------------------------------------------------

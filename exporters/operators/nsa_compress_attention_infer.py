@@ -11,7 +11,15 @@ from nsa_onnx.operators import OPERATORS
 from nsa_onnx.operators.nsa_compress_attention_infer import contract
 from nsa_onnx.operators.nsa_compress_attention_infer.call import kernel as native_kernel
 
-from .attention import attention_operator, decode_query, in_layout, refuse_given, refuse_several_tokens, split_pages
+from .attention import (
+    attention_operator,
+    decode_query,
+    in_layout,
+    refuse_empty_on_npu,
+    refuse_given,
+    refuse_several_tokens,
+    split_pages,
+)
 from .base import Lengths, NpuForm, find_op
 from .gradients import without_gradient
 
@@ -119,6 +127,7 @@ def _npu(call: _NpuCall) -> tuple[Tensor, Tensor]:
 def _on_npu(call: _Call) -> tuple[Tensor, Tensor]:
     """The vendor's kernel may take a missing mask for one unless it knows the other lengths as well."""
     lengths = call.actual_cmp_seq_kvlen
+    refuse_empty_on_npu(OPERATOR.npu_function, "compressed tokens", lengths)
     tokens = [(length - 1) * call.compress_stride + call.compress_block_size for length in lengths]
     pages = {"key": call.key.flatten(2), "value": call.value.flatten(2)}
     given = vars(call) | pages | {"actual_seq_qlen": [1] * len(lengths), "actual_sel_seq_kvlen": tokens}

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.attention import steps
+from nsa_onnx.operators.contract import raise_first
 from nsa_onnx.operators.nsa_selected_attention import contract
 from nsa_onnx.operators.nsa_selected_attention.call import kernel as native_kernel
 
 from .attention import attention_operator
 from .base import Lengths, NpuForm, find_op
 from .prefill_attention import Piece, gradient_ops, row_tiles, sequences, softmax_op, tokens_of_blocks
+from .tensors import host_lengths
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,18 @@ def _npu(call: _NpuCall) -> tuple[Tensor, ...]:
 
 
 def _on_npu(call: _Call) -> Tensor:
+    """The vendor's kernel checks no index, and reads as many whole blocks as it is told. It masks before it scales."""
+    size, name = call.select_block_size, OPERATOR.npu_function
+    queries, ends = (host_lengths(one).tolist() for one in (call.actual_seq_qlen, call.actual_seq_kvlen))
+    blocks = call.topk_indices.tolist()  # waits for the device
+    raise_first(contract.block_violations(blocks, queries, ends, size))
+    if bool((call.topk_indices < 0).any()):
+        raise RuntimeError(f"{name} takes no -1 in topk_indices on an NPU")
+    for b, length in enumerate(steps(ends)):
+        if length % size:
+            raise RuntimeError(f"{name} takes whole blocks of {size} on an NPU, and sequence {b} has {length} keys")
+    if call.causal and not 0 < call.scale_value <= 1:
+        raise RuntimeError(f"with causal, {name} takes a scale_value in (0, 1] on an NPU, got {call.scale_value}")
     given = dict(vars(call))
     if given.pop("causal"):
         given["atten_mask"] = call.query.new_ones((1, 1), dtype=torch.bool)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.contract import raise_first
 from nsa_onnx.operators.nsa_selected_attention_infer import contract
 from nsa_onnx.operators.nsa_selected_attention_infer.call import kernel as native_kernel
 
@@ -16,12 +18,14 @@ from .attention import (
     decode_query,
     in_layout,
     one_token,
+    refuse_empty_on_npu,
     refuse_given,
     refuse_several_tokens,
     split_pages,
 )
 from .base import Lengths, NpuForm, find_op
 from .gradients import without_gradient
+from .tensors import host_lengths
 
 _LAYOUTS = {"BSND": 4, "BSH": 3, "TND": 3}
 
@@ -119,6 +123,27 @@ def _npu(call: _NpuCall) -> Tensor:
 
 
 def _on_npu(call: _Call) -> Tensor:
+    """The vendor's kernel checks no index. It reads the blocks of the first key/value head for all of them, wants -1
+    behind all blocks, and blocks that differ. The order of blocks does not matter.
+    """
+    name, heads = OPERATOR.npu_function, call.key_value_head_num
+    lengths = host_lengths(call.actual_seq_kvlen).tolist()
+    refuse_empty_on_npu(name, "keys", lengths)
+    blocks = call.topk_indices.cpu()  # waits for the device
+    raise_first(contract.block_violations(blocks.tolist(), lengths, call.select_block_size))
+    blocks = blocks.sort(-1, descending=True).values
+    if bool(((blocks[..., 1:] == blocks[..., :-1]) & (blocks[..., 1:] >= 0)).any()):
+        raise RuntimeError(f"{name} takes no block of topk_indices twice on an NPU")
+    if bool((blocks == blocks[:, :1]).all()):
+        return _npu_kernel(call, blocks)
+    group = call.head_num // heads
+    own = [slice(head * group, (head + 1) * group) for head in range(heads)]
+    results = [_npu_kernel(call, blocks[:, [head] * heads])[:, part] for head, part in enumerate(own)]
+    return torch.cat(results, 1)
+
+
+def _npu_kernel(call: _Call, blocks: Tensor) -> Tensor:
+    call = replace(call, topk_indices=blocks.contiguous().to(call.query.device))
     pages = {"key": call.key.flatten(2), "value": call.value.flatten(2)}
     given = vars(call) | pages | {"layout": "TND", "actual_seq_qlen": [1] * len(call.actual_seq_kvlen)}
     return find_op(OPERATOR.npu_op)(**given)  # type: ignore[no-any-return]

@@ -1,5 +1,7 @@
 """torch_npu's attention stages: their layouts, masks and further results, off the NPU and in graphs."""
 
+import sys
+
 import attention_cases as cases
 import onnx
 import pytest
@@ -243,13 +245,80 @@ def test_gradients_off_the_npu_are_those_of_our_ops(name):
         assert ours.abs().sum() > 0
 
 
+# --------------------------------------------------------------------------------------------------
+# Our ops on NPU tensors. No NPU here: the kernels for it are there, and give torch_npu what it takes.
+
+
+def on_npu(name, args, keywords):
+    operator = BY_NAME[name]
+    return cases.results(hooks.npu_kernel(operator, operator.op)(*args, **keywords))
+
+
+def taken_by_the_vendor(name):
+    """A call without what the vendor's kernels get wrong."""
+    args, keywords = cases.CALLS[name]()
+    if name == "nsa_select_attention":
+        query, key, value, _, *rest = args
+        topk = torch.tensor([1, 0, 0], dtype=torch.int32).expand(40, cases.KV_HEADS, 3).clone()
+        args, keywords = (query, key[:192], value[:192], topk, *rest), keywords | {"actual_seq_kvlen": [64 * 2, 64 * 3]}
+        topk[16:] = 0
+    return args, keywords
+
+
 @pytest.mark.parametrize("kind", ["list", "tensor"])
 @pytest.mark.parametrize("name", NAMES)
 def test_our_ops_on_npu_tensors_go_to_torch_npu(name, kind):
-    """No NPU here: the kernels for it are there, and give torch_npu what it takes."""
-    operator, (args, keywords) = BY_NAME[name], cases.CALLS[name]()
-    for overload in operator.op.schemas:
+    args, keywords = taken_by_the_vendor(name)
+    for overload in BY_NAME[name].op.schemas:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"nsa_onnx::{overload}", "PrivateUse1")
-    got = cases.results(hooks.npu_kernel(operator, operator.op)(*args, **cases.with_lengths(keywords, kind)))
+    got = on_npu(name, args, cases.with_lengths(keywords, kind))
     want = cases.results(getattr(exporters, name)(*args, **keywords))
-    assert all(same(a, b) for a, b in zip(got, want, strict=True))
+    for one, other in zip(got, want, strict=True):
+        # Where heads choose different blocks, these come in another order.
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-4)
+
+
+def test_the_vendor_gets_what_its_kernels_take(monkeypatch):
+    """Masks as wide as the longest sequence; the blocks of one head at a time, -1 last."""
+    seen = []
+    packet = torch.ops.npu.npu_nsa_select_attention_infer
+    module = sys.modules[exporters.operators.nsa_selected_attention_infer.__name__]
+    monkeypatch.setattr(module, "find_op", lambda name: lambda **given: (seen.append(given), packet(**given))[1])
+    args, keywords = cases.select_attention_infer()
+    on_npu("nsa_select_attention_infer", args, keywords)
+    assert [call["topk_indices"].tolist() for call in seen] == [
+        [[[1, 0]] * 2, [[0, -1]] * 2],
+        [[[0, -1]] * 2, [[-1, -1]] * 2],
+    ]
+    assert all(call["actual_seq_qlen"] == [1, 1] and call["layout"] == "TND" for call in seen)
+
+    module = sys.modules[exporters.operators.nsa_compress_attention.__name__]
+    attend = torch.ops.npu.npu_nsa_compress_attention
+    monkeypatch.setattr(module, "find_op", lambda name: lambda **given: (seen.append(given), attend(**given))[1])
+    args, keywords = cases.compress_attention()
+    keywords["atten_mask"] = torch.zeros(50, 40, dtype=torch.bool)
+    on_npu("nsa_compress_attention", args, keywords)
+    assert seen[-1]["atten_mask"].shape == (24, 6)
+    assert seen[-1]["topk_mask"].shape == (24, 2)
+
+
+def test_what_the_vendors_kernels_get_wrong_is_refused():
+    args, keywords = cases.select_attention()
+    with pytest.raises(RuntimeError, match="npu_nsa_select_attention takes no -1 in topk_indices on an NPU"):
+        on_npu("nsa_select_attention", args, keywords)
+    args[3].fill_(0)
+    with pytest.raises(RuntimeError, match="takes whole blocks of 64 on an NPU, and sequence 0 has 80 keys"):
+        on_npu("nsa_select_attention", args, keywords)
+    args[3][0, 0, 0] = 2
+    with pytest.raises(RuntimeError, match=r"topk_indices\[0, 0, 0\] must be in \[-1, 2\)"):
+        on_npu("nsa_select_attention", args, keywords)
+    args, keywords = taken_by_the_vendor("nsa_select_attention")
+    with pytest.raises(RuntimeError, match=r"takes a scale_value in \(0, 1\] on an NPU, got 2.0"):
+        on_npu("nsa_select_attention", (*args[:4], 2.0, *args[5:]), keywords)
+    args, keywords = cases.select_attention_infer()
+    args[3][0, 0] = 1
+    with pytest.raises(RuntimeError, match="takes no block of topk_indices twice on an NPU"):
+        on_npu("nsa_select_attention_infer", args, keywords)
+    args, keywords = cases.compress_attention_infer()
+    with pytest.raises(RuntimeError, match="takes no sequence without compressed tokens on an NPU, and sequence 1"):
+        on_npu("nsa_compress_attention_infer", args, keywords | {"actual_cmp_seq_kvlen": [100, 0]})

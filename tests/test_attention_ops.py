@@ -206,6 +206,13 @@ ERRORS = [
         TypeError,
         "must be int64, got int32",
     ),
+    ("nsa_compress_attention", {"actual_sel_seq_kvlen": [2, 5]}, RuntimeError, "so it has 2 blocks, got 3"),
+    (
+        "nsa_compress_attention",
+        {"atten_mask": torch.ones(24, 5).bool()},
+        RuntimeError,
+        r"atten_mask.shape\[1\] must be >= 6",
+    ),
     ("nsa_compress_attention_infer", {"block_table": None}, TypeError, "block_table must be .* got NoneType"),
     ("nsa_compress_attention_infer", {"actual_cmp_seq_kvlen": [129, 0]}, RuntimeError, r"must be <= 128 .*got 129"),
     ("nsa_compress_attention_infer", {"actual_cmp_seq_kvlen": [1]}, RuntimeError, "must have B = 2 elements, got 1"),

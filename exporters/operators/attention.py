@@ -7,7 +7,7 @@ the modules of the stages say how it is made of ours.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,13 @@ from nsa_onnx.operators.attention import COUNT, SCALE, Stage, count_violations, 
 from nsa_onnx.operators.attention_checks import call_violations
 from nsa_onnx.operators.base import Lengths as Kind
 from nsa_onnx.operators.base import Operator
-from nsa_onnx.operators.contract import Rows, Violations, raise_first
+from nsa_onnx.operators.contract import Rows, Shape, Violations, raise_first
 
 from .. import private
 from .base import Gradient, Lengths, NpuForm, Op, Tie, TorchOperator, arguments, fake_kernel, kernel
 from .tensors import array, buffer, dense, dtype, host_lengths, require_one_device
+
+OwnViolations = Callable[[Any, Mapping[str, Shape], Mapping[str, Sequence[int]]], Violations]
 
 
 def attention_operator(
@@ -37,6 +39,7 @@ def attention_operator(
     npu_results: int,
     npu_form: NpuForm,
     more: tuple[Op, ...],
+    own_violations: OwnViolations | None = None,
 ) -> TorchOperator:
     """An attention stage.
 
@@ -46,10 +49,11 @@ def attention_operator(
         native_kernel: of the operator's room.
         npu_results: how many tensors torch_npu's op returns.
         more: further ops: of the gradient, and those that only torch_npu's op needs.
+        own_violations: of the stage alone: for a call, the shapes of its arrays and the lengths that are known.
     """
     name = function.__name__
     results = "Tensor" if len(node.outputs) == 1 else f"({', '.join(['Tensor'] * len(node.outputs))})"
-    checks = _Checks(stage, node.contract.rows)
+    checks = _Checks(stage, node.contract.rows, own_violations)
 
     def run(call: Any) -> Any:
         operator.check_lengths(vars(call))
@@ -91,8 +95,8 @@ def _ties(stage: Stage) -> tuple[Tie, ...]:
 class _Checks:
     """What a call of a stage may break, masks and indices left to the kernel, which looks at their data."""
 
-    def __init__(self, stage: Stage, rows: Rows) -> None:
-        self._stage, self._rows = stage, rows
+    def __init__(self, stage: Stage, rows: Rows, own: OwnViolations | None) -> None:
+        self._stage, self._rows, self._own = stage, rows, own
 
     def check_kinds(self, call: Any) -> None:
         """The TypeErrors."""
@@ -121,6 +125,8 @@ class _Checks:
         yield from call_violations(stage, rows, shapes, numbers, known)
         counts = {name: _count(one) for name, one in lengths.items()}
         yield from count_violations(stage, rows, counts, shapes["query"][0] if stage.lengths else None)
+        if self._own is not None:
+            yield from self._own(call, shapes, known)
 
 
 def _is_known(lengths: Any) -> bool:

@@ -145,4 +145,7 @@ OPERATOR = attention_operator(
     npu_results=4,
     npu_form=NpuForm(_NpuCall, _npu, _on_npu),
     more=(_SOFTMAX, *_MORE),
+    own_violations=lambda call, shapes, lengths: contract.value_violations(
+        shapes, lengths, call.compress_stride, call.select_block_size
+    ),
 )

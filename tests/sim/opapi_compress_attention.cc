@@ -135,7 +135,9 @@ void check_prefill(const Prefill& job, std::int64_t head_num) {
   if (std::accumulate(job.lengths.begin(), job.lengths.end(), std::int64_t{0}) > query[0] ||
       std::accumulate(job.cmp_lengths.begin(), job.cmp_lengths.end(), std::int64_t{0}) > key[0])
     tiling("Query T and key T need be larger than the sums of the lengths");
-  require_windows(job.windows.block, job.windows.stride, job.windows.select);
+  // The tiling reads these attributes through pointers to char, which is signed here.
+  require_windows(static_cast<char>(job.windows.block), static_cast<char>(job.windows.stride),
+                  static_cast<char>(job.windows.select));
   const auto [least, most] = std::minmax_element(job.cmp_lengths.begin(), job.cmp_lengths.end());
   const std::int64_t count = job.windows.count;
   if (count < 1 || count > 32 || count > ceil_div(*least, job.windows.per_block()))

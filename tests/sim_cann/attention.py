@@ -290,6 +290,7 @@ def vendor_limits():
     refused("at least 1 token, actual_cmp_seq_kvlen: sequence 1 has 0", prefill, tokens=(9, 0))
     refused("got 2, actual_cmp_seq_kvlen: sequence 0 has 4 tokens in 1 blocks", prefill, tokens=(4, 9))
     refused("at most 14000 tokens", prefill, lengths=(1,), tokens=(14001,), dims=(16, 16))
+    refused("select_block_size as a char", prefill, {"select_block_size": 128}, per_block=8)
     wide = compress_prefill(rng, nsa.FLOAT16, masks=True)
     wide["atten_mask"] = np.pad(wide["atten_mask"], ((0, 0), (0, 1)))
     error = str(nsa.raised(lambda: nsa.run(session(prefill, wide), wide)))

@@ -1,10 +1,12 @@
 // NsaCompressAttention on an Ascend device by the vendor's operator of the same name.
 //
-// What only its kernel tells (ops-transformer, November 2025 and July 2026): it takes the longest
-// sequence's size for the distance of two rows of a mask.
+// What only its sources tell (ops-transformer, November 2025 and July 2026): the kernel takes the
+// longest sequence's size for the distance of two rows of a mask; the host code reads attributes as
+// char, which is signed on x86-64.
 #include "device/cann/aclnn.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 
 #include "device/cann/attention.h"
@@ -32,6 +34,13 @@ const AclnnNsaCompressAttention& Vendor() {
 constexpr spec::AttentionSizes kSizes = spec::kVendorNsaCompressAttention;
 constexpr int64_t kMasked = 1;  // its sparse mode; masks may be missing all the same
 
+// An attribute as the vendor's host code reads it.
+void RequireChar(const std::string& name, int64_t value) {
+  if (value <= std::numeric_limits<char>::max()) return;
+  RefuseAttention("reads " + name + " as a char, which is signed on this host, so that " +
+                  std::to_string(value) + " is too much");
+}
+
 Tensor MakeMask(const char* name, const Mask& mask, int64_t columns) {
   if (mask.data == nullptr) return nullptr;
   if (mask.columns != columns) {
@@ -46,7 +55,11 @@ Tensor MakeMask(const char* name, const Mask& mask, int64_t columns) {
 
 void RequireAclnn() { Vendor(); }
 
-void RequireAclnnNode(const Node& node) { RequireAttributes(kSizes, node.attributes); }
+void RequireAclnnNode(const Node& node) {
+  RequireAttributes(kSizes, node.attributes);
+  RequireChar("compress_block_size", *node.attributes.block);
+  RequireChar("select_block_size", node.attributes.select_block);
+}
 
 void LaunchAclnn(const Run& run, device::Launch& launch) {
   const AttentionAttributes& attributes = *run.attributes;

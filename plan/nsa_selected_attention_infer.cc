@@ -68,9 +68,10 @@ std::string ReadTable(const Call& call, int64_t b, int64_t length, const int32_t
   const int64_t page = *call.attributes.page, size = call.attributes.select_block;
   constexpr int64_t kNeeded = -2;
   for (int64_t i = 0; i < block_count; ++i) {
-    if (blocks[i] < 0) continue;
-    const int64_t end = std::min((blocks[i] + 1) * size, length);
-    for (int64_t p = blocks[i] * size / page; p <= (end - 1) / page; ++p) {
+    const int64_t block = blocks[i];
+    if (block < 0) continue;
+    const int64_t end = std::min((block + 1) * size, length);
+    for (int64_t p = block * size / page; p <= (end - 1) / page; ++p) {
       (*pages)[static_cast<size_t>(p)] = kNeeded;
     }
   }

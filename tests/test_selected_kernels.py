@@ -193,6 +193,31 @@ def test_a_bad_block_is_found_before_anything_is_written(name, where):
     HALF[:] = 0
 
 
+def test_the_last_block_that_an_index_can_name_is_read_where_it_lies():
+    """2^35 tokens in pages that are all the same one; in a process of its own, which a wrong place may end."""
+    done = subprocess.run([sys.executable, "-c", LAST_BLOCK], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "2.0\n"), done.stderr[-2000:]
+
+
+LAST_BLOCK = """
+import numpy as np
+from nsa_onnx.operators.nsa_selected_attention_infer import call
+from nsa_onnx.runtime.native import Buffer
+
+def buffer(array):
+    return Buffer(array.ctypes.data, array.shape)
+
+PAGE = 1024
+tokens, out = np.full((1, PAGE, 1, 16), 2, np.float16), np.zeros((1, 1, 16), np.float16)
+table, topk = np.zeros((1, 2**31 * 16 // PAGE), np.int32), np.full((1, 1, 1), 2**31 - 1, np.int32)
+query, lengths = np.ones((1, 1, 16), np.float16), np.array([table.size * PAGE])
+arrays = [buffer(array) for array in (query, tokens, tokens, topk)]
+call.kernel("float16", *arrays, 1.0, 1, 1, 16, 1, PAGE, buffer(table), lengths, buffer(out), 1)
+assert (out == out[0, 0, 0]).all()
+print(out[0, 0, 0])
+"""
+
+
 # --------------------------------------------------------------------------------------------------
 # Memory that others change
 

@@ -112,6 +112,8 @@ std::string CheckPages(const Call& call, const std::vector<int64_t>& lengths) {
 }
 
 std::string PlanRuns(const Call& call, const std::vector<int64_t>& lengths, Plan* plan) {
+  // A step of no sequences may have any number of heads.
+  if (lengths.empty()) return {};
   if (call.topk_indices == nullptr) return CheckPages(call, lengths);
   std::vector<int32_t> blocks;
   std::string error = ReadBlocks(call, lengths, &blocks);

@@ -176,6 +176,7 @@ size_t PartsSize(const KernelData& data) {
 size_t ScratchSize(const KernelData& data) { return cpu::GatherScratchSize(ShapeOf(data)); }
 
 void RunKernel(DType dtype, KernelData data, const cpu::Parallel& parallel) {
+  if (data.batch == 0) return;  // of any number of heads
   const Kernels kernels = ActiveKernels(dtype);
   const int64_t parts = PartCount(data), units = data.batch * data.heads;
   const std::unique_ptr<float[]> sums(new float[PartsSize(data)]);

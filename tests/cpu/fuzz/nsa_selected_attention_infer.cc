@@ -227,7 +227,29 @@ const Register<SelectedDecodeCase> part("nsa_selected_attention_infer", Make, Sp
                                           .page = 32,
                                           .lengths = {29, 11},
                                           .topk = {-1, 0},
-                                          .table = {8, 1}}});
+                                          .table = {8, 1}},
+                                         // No sequences, of more heads than can be counted times k
+                                         {.dtype = DType::kFloat16,
+                                          .values = Values::kModerate,
+                                          .seed = 4u,
+                                          .scale = 1,
+                                          .batch = 0,
+                                          .heads = int64_t{1} << 58,
+                                          .kv_heads = int64_t{1} << 58,
+                                          .dim = 64,
+                                          .value_dim = 64,
+                                          .pages = 0,
+                                          .max_pages = 0,
+                                          .head_num = int64_t{1} << 58,
+                                          .key_value_head_num = int64_t{1} << 58,
+                                          .block = 16,
+                                          .columns = 128,
+                                          .count = 128,
+                                          .page_tokens = 16,
+                                          .page = 16,
+                                          .lengths = {},
+                                          .topk = {},
+                                          .table = {}}});
 
 }  // namespace
 }  // namespace nsa::cpu::fuzz

@@ -276,11 +276,11 @@ class Rows(NamedTuple):
         per_sequence = window_counts(config, lengths)
         per_block = config.select // config.stride
         blocks = (per_sequence + per_block - 1) // per_block
-        # The masks are for positions, and all sequences share them. A sequence is no longer than the batch.
-        position = torch.arange(rows)
-        hidden = torch.arange(rows // config.stride) >= window_counts(config, position + 1)[:, None]
+        # The masks are for positions, and all sequences share them.
+        position = torch.arange(size(lengths))
+        hidden = torch.arange(size(per_sequence)) >= window_counts(config, position + 1)[:, None]
         count = block_counts(config, position + 1)[:, None]
-        block = torch.arange((rows + config.select - 1) // config.select)
+        block = torch.arange(size(blocks))
         forced = (block == 0) | (block == count - 2) | (block == count - 1)
         return cls(
             positions,
@@ -304,6 +304,13 @@ class Rows(NamedTuple):
         chosen = torch.where(chosen < blocks, chosen, -1)
         last = torch.where(prefill_blocks < blocks, blocks - 1, chosen[..., -1:])
         return torch.cat([chosen[..., :-1], last], -1)
+
+
+def size(counts: Tensor) -> int:
+    """The largest of some counts, as a size: in a graph, one that is known when it runs."""
+    largest = counts.max().item()  # int() would be asked for its value in the export
+    torch._check(largest >= 0)
+    return largest
 
 
 def window_counts(config: Config, lengths: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from nsa_model import Config, Decoder, Prefill
+from nsa_model import Config, Decoder, Prefill, block_counts
 from nsa_serving import (
     Batch,
     BoundSession,
@@ -121,16 +121,19 @@ class Choices:
         self.config = config
         self.lengths = lengths
         self.served = served  # per layer
+        self.blocks = torch.cat([block_counts(config, torch.arange(length) + 1) for length in lengths])[:, None, None]
         self.made = 0
         self.gaps: list[float] = []  # of each choice that differs: between the scores of its other blocks, relative
 
     def __call__(self, layer: int, query: Tensor, compressed_key: Tensor, chosen: Tensor) -> Tensor:
         served = self.served[layer]
-        different = (served.sort(-1).values != chosen.sort(-1).values).any(-1)
+        # Prefill also has blocks of the future, which it does not read.
+        ours, theirs = (torch.where(blocks < self.blocks, blocks, -1).sort(-1).values for blocks in (served, chosen))
+        different = (ours != theirs).any(-1)
         self.made += different.numel()
         for row, group in different.nonzero().tolist():
             scores = self._scores(query[row], compressed_key[:, group], row, group)
-            others = set(served[row, group].tolist()) ^ set(chosen[row, group].tolist())
+            others = set(ours[row, group].tolist()) ^ set(theirs[row, group].tolist())
             swapped = [scores.get(block, -math.inf) for block in others]
             self.gaps.append((max(swapped) - min(swapped)) / max(swapped) if swapped else math.inf)
         return served

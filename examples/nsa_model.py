@@ -264,6 +264,8 @@ class Rows(NamedTuple):
     windows: Tensor  # [T]
     blocks: Tensor  # [T]
     prefill_blocks: Tensor  # [T], blocks that NsaCompressAttention can choose: of the row's whole sequence
+    behind: Tensor  # [T] bool: the row's token lies behind the blocks that decode can choose
+    future: Tensor  # [T], a block of the future that such a row has not chosen; -1 where the sequence has none
     compressed_ends: Tensor  # [B], prefix sums of the sequences' windows
     block_ends: Tensor  # [B], prefix sums of their blocks
     hidden: Tensor  # [longest, windows] bool: the window is not complete at the position
@@ -282,12 +284,17 @@ class Rows(NamedTuple):
         count = block_counts(config, position + 1)[:, None]
         block = torch.arange(size(blocks))
         forced = (block == 0) | (block == count - 2) | (block == count - 1)
+        blocks_there = block_counts(config, positions + 1)
+        # A row behind its blocks has fewer than `count`, so it has chosen the first `count` of its sequence.
+        longer = (lengths > config.count * config.select)[segment]
         return cls(
             positions,
             torch.arange(rows) - positions,
             window_counts(config, positions + 1),
-            block_counts(config, positions + 1),
+            blocks_there,
             blocks[segment],
+            blocks_there * config.select <= positions,
+            torch.where(longer, config.count, -1),
             torch.cumsum(per_sequence, 0),
             torch.cumsum(blocks, 0),
             hidden,
@@ -295,13 +302,18 @@ class Rows(NamedTuple):
         )
 
     def as_in_decode(self, chosen: Tensor) -> Tensor:
-        """Chosen blocks [T, N2, count] of prefill, as a decode step at the row's position would choose them.
+        """Chosen blocks [T, N2, count] of prefill, so that a row reads what a decode step at its position would.
 
-        Decode has no blocks of the future. But it always chooses its last block, even where only the end of a window
-        reaches that; prefill then does not have it. The last of the chosen blocks makes room.
+        Most blocks that decode does not have lie in the future, where ``causal`` hides them. One may not: the block
+        behind decode's last one, if the row's own token is in it. A block of the future takes its place.
+
+        And decode always chooses its last block, even where only the end of a window reaches that; prefill then does
+        not have it. The last of the chosen blocks makes room.
         """
-        blocks, prefill_blocks = (t[:, None, None].int() for t in (self.blocks, self.prefill_blocks))
-        chosen = torch.where(chosen < blocks, chosen, -1)
+        blocks, prefill_blocks, future = (
+            t[:, None, None].int() for t in (self.blocks, self.prefill_blocks, self.future)
+        )
+        chosen = torch.where((chosen == blocks) & self.behind[:, None, None], future, chosen)
         last = torch.where(prefill_blocks < blocks, blocks - 1, chosen[..., -1:])
         return torch.cat([chosen[..., :-1], last], -1)
 

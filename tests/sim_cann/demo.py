@@ -1,7 +1,6 @@
 """The demo's models on the real onnxruntime-cann and the simulated CANN: ``python demo.py <case>``.
 
-examples/nsa_decoder.py has exported them, with one key/value head: the vendor's decode step takes no more. Runs where
-nsa.py does; tests/test_cann.py starts it once per case.
+examples/nsa_decoder.py has exported them. Runs where nsa.py does; tests/test_cann.py starts it once per case.
 """
 
 import gc
@@ -71,44 +70,6 @@ def prefill():
             error = np.abs(ascend[f"compressed_{kind}.{layer}"].astype(np.float64) - want)
             assert np.all(error <= np.abs(want) * 2.0**-11 + terms * 2.0**-20 + 2.0**-25), (kind, layer)
     assert oracle.ulp_distance(cpu["compressed_k.0"], ascend["compressed_k.0"]) <= 1
-
-
-def decode():
-    """Twenty steps, each side with its own caches: within 1 ulp of the CPU."""
-    on_cpu, on_ascend, _ = sessions("decode")
-    rng = np.random.default_rng(22)
-    batch, pages = 4, 8
-    sizes = {"block_num": batch * pages, f"{PAGE}*compressed_num": batch * PAGE}  # one page of compressed tokens each
-    start = {
-        value.name: rng.standard_normal([sizes.get(dim, dim) for dim in value.shape]).astype(np.float16)
-        for value in on_cpu.get_inputs()
-        if "." in value.name
-    }
-    caches = {"cpu": start, "ascend": start}
-    compressed_table = rng.permutation(batch)
-    feeds = {
-        "block_table": rng.permutation(batch * pages).reshape(batch, pages).astype(np.int32),
-        "compressed_table": compressed_table[:, None].astype(np.int32),
-    }
-    lengths, written = np.array([223, 239, 255, 400]), 0
-    for _ in range(20):
-        lengths = lengths + 1
-        complete = (lengths - 32) % 16 == 0
-        slots = np.where(complete, compressed_table * PAGE + (lengths - 32) // 16, -1)
-        written += complete.sum()
-        feeds |= {
-            "tokens": rng.integers(0, 256, batch),
-            "actual_seq_len": lengths,
-            "slot_mapping": slots.astype(np.int32),
-        }
-        results = {}
-        for device, made in (("cpu", on_cpu), ("ascend", on_ascend)):
-            results[device] = run(made, {**feeds, **caches[device]})
-            caches[device] = {name.removesuffix(".out"): a for name, a in results[device].items() if ".out" in name}
-        check(results["cpu"], results["ascend"])
-        for name, array in caches["cpu"].items():
-            assert oracle.ulp_distance(array, caches["ascend"][name]) <= 1, name
-    assert written == 7
 
 
 if __name__ == "__main__":

@@ -56,8 +56,9 @@ MAX_BYTES = 4096  # of the text; more would only take longer
 
 # Largest |onnxruntime - PyTorch| over the largest |logit|. Both compute in float32 but sum matrix products
 # in different orders, so that now and then a query, K or V rounds to the other 16-bit neighbour: 2**-11 of one
-# element, 2**-8 in bfloat16. TODO
-TOLERANCE = {torch.float16: 5e-4, torch.bfloat16: 4e-3}
+# element, 2**-8 in bfloat16. Measured: 4e-5 and 2e-4, see docs/demo.md; ten times that is allowed. One wrong
+# compression weight gives 1e-1, a block that is not read 2e-2.
+TOLERANCE = {torch.float16: 5e-4, torch.bfloat16: 2e-3}
 # Scores of blocks that may change places, as a share of the greater one.
 NEAR_TIE = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
 

@@ -31,7 +31,7 @@ from .graph.external import SMALL_BYTES, inside
 from .graph.reading import load
 from .graph.writing import NotWritableError, replace_file, require_no_weights, write_model
 from .operators import OPERATORS
-from .operators.contract import DOMAIN, plural
+from .operators.contract import DOMAIN, listed, plural
 from .operators.example import example_model
 from .operators.expand import expand
 from .operators.nsa_compress.call import nsa_compress
@@ -215,7 +215,7 @@ def _expand(arguments: argparse.Namespace) -> int:
         raise _CommandError(f"{arguments.model}: {error}") from error
     write_model(result, Path(arguments.model), Path(arguments.output))
     bodies = [function.name for function in result.functions if function.domain == DOMAIN]
-    added = f"{' and '.join(bodies)} in standard operators" if bodies else "nothing added, there is no NSA node"
+    added = f"{listed(bodies)} in standard operators" if bodies else "nothing added, there is no NSA node"
     speaker(arguments.quiet)(f"wrote {arguments.output}: {added}")
     return OK
 

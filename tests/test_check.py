@@ -21,6 +21,7 @@ from nsa_onnx.checker.rules.registry import general
 from nsa_onnx.graph.bounds import propagates_safely
 from nsa_onnx.graph.outline import Outline
 from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.example import example_model
 from nsa_onnx.operators.expand import expand
 from nsa_onnx.operators.facts import NODE_ROWS
 from nsa_onnx.operators.schema import OUTPUT_RANKS
@@ -740,3 +741,19 @@ def test_no_mutated_file_breaks_the_checker(tmp_path_factory, data):
         return
     report.to_text().encode()
     json.loads(report.to_json())
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("op_type", OPERATORS)
+def test_an_input_may_have_any_rank(op_type, rank):
+    operator = OPERATORS[op_type]
+    for name in operator.input_names:
+        model = example_model(operator, operator.example)
+        del model.graph.initializer[:]
+        model.graph.ClearField("value_info")
+        known = {one.name: one for one in model.graph.input}
+        if name not in known:
+            model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, [2] * rank))
+        else:
+            known[name].CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT16, [2] * rank))
+        assert not check(model).ok or rank == 1

@@ -18,6 +18,8 @@ from onnx import TensorProto, helper
 
 import nsa_onnx
 from nsa_onnx.cli import main
+from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.example import example_model
 
 
 @pytest.fixture
@@ -169,6 +171,18 @@ def test_infer_shapes_says_what_stands_against_it(capsys, bad, tmp_path):
     assert str(bad) in err
     assert "got 40" in err
     assert not target.exists()
+
+
+def test_expand_lists_what_it_has_added(capsys, tmp_path):
+    operators = sorted(OPERATORS.values(), key=lambda operator: operator.op_type)[:3]
+    models_of = [onnx.compose.add_prefix(example_model(one, one.example), f"{one.op_type}_") for one in operators]
+    model = models_of[0]
+    for other in models_of[1:]:
+        model.graph.MergeFrom(other.graph)
+    onnx.save(model, tmp_path / "in.onnx")
+    status, out, _ = run(capsys, "expand", tmp_path / "in.onnx", "-o", tmp_path / "out.onnx")
+    names = "NsaCompress, NsaCompressAttention and NsaCompressAttentionInfer"
+    assert (status, out) == (0, f"wrote {tmp_path / 'out.onnx'}: {names} in standard operators\n")
 
 
 def test_expand_writes_a_model_for_any_runtime(capsys, good, tmp_path):

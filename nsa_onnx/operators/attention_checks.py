@@ -72,7 +72,8 @@ def _violations(
 ) -> Violations:
     yield from rank_violations(stage, rows, ranks)
     yield from attribute_violations(rows, numbers)
-    right = {name: shape for name, shape in shapes.items() if len(shape) == len(stage.arrays.get(name, ()))}
+    wanted = {name: len(dims) for name, dims in stage.arrays.items()}
+    right = {name: shape for name, shape in shapes.items() if len(shape) == wanted.get(name)}
     yield from dim_violations(stage, rows, right, numbers)
     sizes = array_sizes(stage, right)
     yield from in_order(rows, _length_violations(stage, rows, sizes, numbers, counts, lengths))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import nsa_models as models
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import selected_cases as cases
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from test_select import NODES, ORACLES, decode_calls, prefill_calls
 import nsa_onnx
 from nsa_onnx.operators import OPERATORS
 from nsa_onnx.operators.bodies import MIN_OPSET
+from nsa_onnx.operators.example import example_model
 from nsa_onnx.operators.expand import expand
 
 RUNTIMES = [models.run_ort, models.run_reference]
@@ -258,3 +260,11 @@ def test_the_turns_of_any_number_of_rows_cover_them(data):
         np.random.default_rng(rows), [rows], [200], select=128, count=data.draw(st.integers(1, 64)), dim=16, heads=2
     )
     check(call, models.run_ort)
+
+
+@pytest.mark.parametrize("op_type", OPERATORS)
+def test_onnxruntime_has_nothing_to_say_when_it_loads_a_body(op_type, capfd):
+    operator = OPERATORS[op_type]
+    portable = expand(example_model(operator, operator.example))
+    onnxruntime.InferenceSession(portable.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert not "".join(capfd.readouterr())

@@ -82,7 +82,7 @@ BLOCKS_FIT = f"""
 
 # Expects, [rows, N2, units] each: places, where the first token of a unit lies among all tokens; seen, of how many of
 # the unit's tokens the logits count; read, how many weigh anything. The two differ where a row sees none of its tokens.
-# And unit, keys and values, [tokens * N2, D or Dv] of any type, and nowhere, a row of them for what is not read.
+# And unit, keys and values, [tokens * N2, D or Dv] of any type; NOWHERE is a row of them for what is not read.
 _LOOP = """
     # A token's row in keys and values, which are [tokens * N2, D or Dv].
     kv_heads_scalar = Squeeze (kv_heads, zero_row)
@@ -120,7 +120,7 @@ _LOOP = """
         is_seen_units = Less (offsets, seen_i)
         is_read_units = Less (offsets, read_i)
         places_all = Add (places_i, offsets_of_heads)
-        index_units = Where (is_read_units, places_all, nowhere)
+        index_units = Where (is_read_units, places_all, NOWHERE)
         index = Reshape <allowzero = 1> (index_units, index_shape)
         query_i = Gather <axis = 0> (query_turns, i)
         query_32 = Cast <to = 1> (query_i)
@@ -151,13 +151,15 @@ _LOOP = """
 """
 
 # The loop and the output, where the row `nowhere` of keys and values is 0.
-ATTENTION = _LOOP.replace("WEIGHTS", "weights = Softmax <axis = -1> (logits)").replace(
-    "VALUES", "values_i = Identity (values_32)"
+ATTENTION = (
+    _LOOP.replace("WEIGHTS", "weights = Softmax <axis = -1> (logits)")
+    .replace("VALUES", "values_i = Identity (values_32)")
+    .replace("NOWHERE", "nowhere")
 )
 
-# The same where that row may hold anything, and where there may be no unit. A softmax over nothing is an error in some
-# runtimes: it gets one logit more, which weighs nothing.
-ATTENTION_IN_PAGES = _LOOP.replace(
+# The same where that row is the first, which may hold anything, and where there may be no unit. A softmax over nothing
+# is an error in some runtimes: it gets one logit more, which weighs nothing.
+ATTENTION_IN_PAGES = _LOOP.replace("NOWHERE", "zero").replace(
     "WEIGHTS",
     """one_more_shape = Concat <axis = 0> (pairs, group, one_row)
         one_more = Expand (minus_infinity, one_more_shape)

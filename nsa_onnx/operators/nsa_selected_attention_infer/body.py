@@ -87,7 +87,6 @@ BODY = f"""
     places = Slice (places_all_units, zero_row, units_end, two_row)
     read = Slice (sizes_all, zero_row, units_end, two_row)
     seen = Identity (read)
-    nowhere = Identity (zero)
     key_rows = Mul (page_tokens, kv_heads)
     keys_shape = Concat <axis = 0> (key_rows, head_dim)
     keys = Reshape <allowzero = 1> (key, keys_shape)

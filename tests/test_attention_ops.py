@@ -27,6 +27,15 @@ def eager_on_arrays(name, args, keywords):
 # Values
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_array_is_refused_by_its_name(name):
+    args, keywords = cases.CALLS[name]()
+    for index, wrong in enumerate(("query", "key", "value")):
+        given = [to_numpy(one) if place == index else one for place, one in enumerate(args)]
+        with pytest.raises(TypeError, match=f"^{wrong} must be a torch tensor, got ndarray .*from_numpy"):
+            getattr(exporters, name)(*given, **keywords)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)

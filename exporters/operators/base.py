@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -219,6 +220,9 @@ class TorchOperator:
         kwargs |= {name: _traced(kwargs[name]) for name in self.lengths}
         in_tensors = {name: () for name in self.lengths if isinstance(kwargs[name], Tensor)}
         self.check_kinds(self.call(*args, **(kwargs | in_tensors)))
+        for name, value in (dict(zip(self.parameters, args, strict=False)) | kwargs).items():
+            if isinstance(value, np.ndarray):
+                raise TypeError(f"{name} must be a torch tensor, got ndarray (torch.from_numpy makes one)")
         if in_tensors:  # an overload takes lengths of one kind
             kwargs |= {name: _in_tensor(kwargs[name]) for name in self.lengths}
         op = self.overload(self.in_place or self.op, kwargs)

@@ -757,3 +757,15 @@ def test_an_input_may_have_any_rank(op_type, rank):
         else:
             known[name].CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT16, [2] * rank))
         assert not check(model).ok or rank == 1
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan"), float("inf"), "64", [64], 0, -1, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("op_type", OPERATORS)
+def test_an_attribute_may_have_any_value(op_type, value):
+    operator = OPERATORS[op_type]
+    for attribute in operator.attributes:
+        model = example_model(operator, operator.example)
+        kept = [one for one in model.graph.node[0].attribute if one.name != attribute.name]
+        model.graph.node[0].ClearField("attribute")
+        model.graph.node[0].attribute.extend([*kept, helper.make_attribute(attribute.name, value)])
+        assert not check(model).ok or (attribute.is_float and isinstance(value, (int, float)))

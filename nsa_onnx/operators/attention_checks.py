@@ -103,7 +103,7 @@ def _length_violations(
             total = None if dim is None else sizes.get(dim)
             found += prefix_sum_violations(rows, name, lengths[name], total, dim is not None)
     page, pages = numbers.get(PAGE), sizes.get("P")
-    longest = int(page) * pages if page is not None and pages is not None else None
+    longest = page * pages if isinstance(page, int) and pages is not None else None  # a float breaks a row of its own
     for name in stage.lengths:
         if name in lengths:
             found += length_violations(rows, name, lengths[name], longest)

@@ -768,4 +768,4 @@ def test_an_attribute_may_have_any_value(op_type, value):
         kept = [one for one in model.graph.node[0].attribute if one.name != attribute.name]
         model.graph.node[0].ClearField("attribute")
         model.graph.node[0].attribute.extend([*kept, helper.make_attribute(attribute.name, value)])
-        assert not check(model).ok or (attribute.is_float and isinstance(value, (int, float)))
+        assert not check(model).ok or (attribute.is_float and value == 0.5)

@@ -208,6 +208,9 @@ class Operator(ABC):
         for name in sorted(self.attribute_names):
             if name not in facts.attributes:
                 yield node_violation("attribute_missing", name)
+        for attribute in self.attributes:
+            if attribute.is_float and (value := facts.integer(attribute.name)) is not None:
+                yield node_violation("attribute_float", attribute.name, value)
         yield from self.contract_violations(facts)
 
     @abstractmethod

@@ -19,6 +19,7 @@ NODE_ROWS = {
     **table(
         ("input_missing", TypeError, "inputs", "{} is a required input and is not connected", "NSA004"),
         ("attribute_missing", TypeError, "attributes", "{} is a required attribute and is missing", "NSA005"),
+        ("attribute_float", TypeError, "attributes", "{} must be a float attribute, got an int one: {}", "NSA005"),
         ("seq_negative", RuntimeError, SEQ, f"{SEQ}[{{}}] must be >= 0, got {{}}", "NSA015"),
     ),
     **TENSOR_ROWS,

@@ -159,16 +159,20 @@ ATTENTION = (
 
 # The same where that row is the first, which may hold anything, and where there may be no unit. A softmax over nothing
 # is an error in some runtimes: it gets one logit more, which weighs nothing.
-ATTENTION_IN_PAGES = _LOOP.replace("NOWHERE", "zero").replace(
-    "WEIGHTS",
-    """one_more_shape = Concat <axis = 0> (pairs, group, one_row)
+ATTENTION_IN_PAGES = (
+    _LOOP.replace("NOWHERE", "zero")
+    .replace(
+        "WEIGHTS",
+        """one_more_shape = Concat <axis = 0> (pairs, group, one_row)
         one_more = Expand (minus_infinity, one_more_shape)
         logits_more = Concat <axis = 2> (logits, one_more)
         weights_more = Softmax <axis = -1> (logits_more)
         weights = Slice (weights_more, zero_row, tokens, two_row)""",
-).replace(
-    "VALUES",
-    """column_shape = Concat <axis = 0> (pairs, tokens, one_row)
+    )
+    .replace(
+        "VALUES",
+        """column_shape = Concat <axis = 0> (pairs, tokens, one_row)
         is_read_column = Reshape <allowzero = 1> (is_read_units, column_shape)
         values_i = Where (is_read_column, values_32, no_value)""",
+    )
 )

@@ -163,8 +163,8 @@ row_rule(
     f"D is a multiple of {ALIGNMENT}, at most {MAX_HEAD_DIM} in a compression and at most {ATTENTION.max_head_dim} in "
     "an attention stage; there,\nkey has the D of query, and Dv, that of value, is a multiple of "
     f"{ALIGNMENT} as well and at most D.",
-    hint="Pad with zeros to a size that the target takes and Slice the result, or serve it on the CPU; a compression may "
-    f"also be Split in parts of at most {MAX_HEAD_DIM}: every channel is compressed on its own",
+    hint="Pad with zeros to a size that the target takes and Slice the result, or serve it on the CPU; a compression "
+    f"may also be Split in parts of at most {MAX_HEAD_DIM}: every channel is compressed on its own",
 )
 
 

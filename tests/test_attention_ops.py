@@ -1,6 +1,8 @@
 """The torch ops of the attention stages: values, fake kernels, torch's rules, errors, export."""
 
+import re
 import warnings
+from pathlib import Path
 
 import attention_cases as cases
 import nsa_models
@@ -361,3 +363,49 @@ def test_a_decode_step_in_portable_form(dynamo, tmp_path):
     feeds = {value.name: to_numpy(tensor) for value, tensor in zip(proto.graph.input, arguments, strict=True)}
     for got, result in zip(nsa_models.run_ort(proto, feeds), want, strict=True):  # without our library
         torch.testing.assert_close(torch.from_numpy(got), result, rtol=2e-3, atol=2e-3)
+
+
+@pytest.fixture
+def documented():
+    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text("utf-8")
+    (code,) = re.findall(r"## A layer with attention.*?```python\n(.*?)```", text, re.DOTALL)
+    found = {}
+    exec(code, found)
+    return found
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_the_layer_of_the_documentation_serves_batches_of_any_lengths(documented, dynamo, tmp_path):
+    def arguments(ends):
+        tokens = ends[-1]
+        return *(randn(tokens, heads, 64, seed=heads) for heads in (4, 2, 2)), randn(32, 2, seed=5), torch.tensor(ends)
+
+    model, path = documented["Prefill"]().eval(), tmp_path / "prefill.onnx"
+    if dynamo:
+        tokens, batch = torch.export.Dim("tokens"), torch.export.Dim("batch")
+        sizes = {"dynamic_shapes": ({0: tokens}, {0: tokens}, {0: tokens}, None, {0: batch})}
+    else:
+        names = ["q", "k", "v", "weight", "ends"]
+        axes = {"q": {0: "T"}, "k": {0: "T"}, "v": {0: "T"}, "ends": {0: "B"}}
+        sizes = {"input_names": names, "dynamic_axes": axes}
+    exporters.export(model, arguments([100, 300]), path, dynamo=dynamo, **sizes)
+    proto = onnx.load(path)
+    for ends in ([100, 300], [20, 110, 250], [5]):
+        given = arguments(ends)
+        assert all(same(a, b) for a, b in zip(run_onnx(proto, *given), model(*given), strict=True))
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_the_decode_step_of_the_documentation(documented, dynamo, tmp_path):
+    table, compressed = torch.tensor([[3, 1, 0], [2, 5, -1]]).int(), torch.tensor([[2], [1]]).int()
+    tokens = randn(6, 64, 2, 64), randn(6, 64, 2, 64, seed=1)
+    caches = torch.zeros(192, 2, 64).half(), torch.zeros(192, 2, 64).half()
+    slots = torch.tensor([2 * 64 + (176 - 32) // 16, -1]).int()
+    arguments = randn(2, 4, 64), *tokens, *caches, randn(32, 2), slots, torch.tensor([176, 20]), table, compressed
+    model, path = documented["Decode"]().eval(), tmp_path / "decode.onnx"
+    result = exporters.export(model, arguments, path, dynamo=dynamo)
+    assert result.mutated == {"ck_out": "ck", "cv_out": "cv"}
+    got = run_onnx(onnx.load(path), *(one.clone() for one in arguments))
+    want = [*model(*arguments), *caches]  # which are now updated
+    assert caches[0][slots[0]].abs().sum() > 0
+    assert all(same(a, b) for a, b in zip(got, want, strict=True))

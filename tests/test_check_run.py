@@ -392,3 +392,20 @@ def test_facts_make_a_key_whatever_they_hold():
     (node,) = analyse(models.compress([40, 100])).nodes
     assert running._identity(node.facts) == running._identity(dataclasses.replace(node.facts))
     hash(running._identity(node.facts))
+
+
+@pytest.mark.parametrize(("rows", "columns", "blocks"), [(2048, 127, 32), (33, 2, 1), (5, 40, 3), (1, 1, 1), (9, 0, 0)])
+def test_lengths_are_within_constant_masks(rows, columns, blocks):
+    made = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18, "nsa_onnx" : 1]>
+        model (float16[T1, 4, 32] q, float16[Tc, 2, 32] k, float16[Tc, 2, 16] v, int64[B] ends, int64[B] tokens,
+               int64[B] blocks) => (float16[T1, 4, 16] y, int32[T1, 2, 2] topk) {
+            y, topk = nsa_onnx.NsaCompressAttention
+              <scale_value = 0.25, head_num = 4, compress_block_size = 32, compress_stride = 16,
+               select_block_size = 64, select_block_count = 2>
+              (q, k, v, ends, tokens, blocks, hidden, chosen)
+        }""")
+    for name, shape in (("hidden", (rows, columns)), ("chosen", (rows, blocks))):
+        made.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, bool), name))
+    report = check(made, run=True)
+    assert report.ok and [run.note for run in report.runs]

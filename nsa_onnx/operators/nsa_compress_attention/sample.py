@@ -66,7 +66,9 @@ def make(facts: NodeFacts, attributes: Attributes) -> Sample:
     sequences = batch(facts, (QUERY_LENGTHS, COMPRESSED_LENGTHS, BLOCK_LENGTHS))
     per_block = attributes[SELECT] // attributes[STRIDE]
     wanted = _compressed(facts, sequences, per_block)
+    most_queries, most_tokens = _within_masks(facts, per_block)
     compressed = np.minimum(wanted, min(most_rows(heads.kv * heads.dim, heads.query), MAX_TOKENS))
+    compressed = np.cumsum(np.minimum(_lengths(compressed.tolist()), most_tokens))
     blocks = np.cumsum(
         [block_count(int(n), attributes[STRIDE], attributes[SELECT]) for n in _lengths(compressed.tolist())]
     )
@@ -76,6 +78,7 @@ def make(facts: NodeFacts, attributes: Attributes) -> Sample:
         rows = spread(first_known(facts.tensor("query").dim(0), default=40), sequences)
     declared = int(rows[-1])
     rows = np.minimum(rows, most_rows(heads.query * heads.dim, 4 * heads.query * longest))
+    rows = np.cumsum(np.minimum(_lengths(rows.tolist()), most_queries))
     dtype = float_type(facts, FLOATS)
     shapes = {
         "query": (int(rows[-1]), heads.query, heads.dim),
@@ -97,6 +100,16 @@ def make(facts: NodeFacts, attributes: Attributes) -> Sample:
             values[name] = mask
     text = note(f"query {list(shapes['query'])} {dtype}", declared, int(rows[-1]), "T1")
     return Sample(dtype, values, note(text, int(wanted[-1]), int(compressed[-1]), "Tc"))
+
+
+def _within_masks(facts: NodeFacts, per_block: int) -> tuple[int, int]:
+    """The most tokens of query and of key that a sequence may have for constant masks."""
+    rows, tokens = [MAX_TOKENS], [MAX_TOKENS]
+    for name, mask in facts.masks.items():
+        if mask.ndim == 2:
+            rows.append(mask.shape[0])
+            tokens.append(mask.shape[1] * (per_block if name == "topk_mask" else 1))
+    return min(rows), min(tokens)
 
 
 def _compressed(facts: NodeFacts, sequences: int, per_block: int) -> Integers:

@@ -145,8 +145,9 @@ def demo_models(tmp_path_factory):
     return folder
 
 
-def test_prefill_of_the_demo_on_the_device(run, demo_models):
-    assert run("prefill", program="demo.py", NSA_TEST_MODELS=str(demo_models)).left() == {}
+@pytest.mark.parametrize("case", ["prefill", "decode"])
+def test_the_demo_on_the_device(case, run, demo_models):
+    assert run(case, program="demo.py", NSA_TEST_MODELS=str(demo_models)).left() == {}
 
 
 @pytest.mark.parametrize("missing", ["libascendcl.so", "libnnopbase.so", "libopapi.so"])

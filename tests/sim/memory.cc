@@ -14,7 +14,9 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <future>
 #include <map>
+#include <memory>
 
 #include "control.h"
 #include "simulator.h"
@@ -291,7 +293,23 @@ void copy_later(void* dst, std::size_t dst_size, const void* src, std::size_t si
   if (size == 0) return;
   const Direction ways = check_copy(dst, dst_size, src, size, kind);
   const HostSide side = host_side(ways.to_device ? src : dst);
-  submit(stream, "memcpy", [=] { copy(dst, src, size, ways, side); });
+  if (side.pinned || ways.from_device == ways.to_device) {
+    submit(stream, "memcpy", [=] { copy(dst, src, size, ways, side); });
+    return;
+  }
+  // Pageable memory of the host: the call returns when the copy is over, or has failed (CANN 8.5;
+  // 8.0 promised nothing).
+  const auto over = std::make_shared<std::promise<void>>();
+  submit(stream, "memcpy", [=] {
+    try {
+      copy(dst, src, size, ways, side);
+    } catch (...) {
+      over->set_value();
+      throw;
+    }
+    over->set_value();
+  });
+  over->get_future().wait();
 }
 
 }  // namespace nsa_sim

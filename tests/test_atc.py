@@ -399,7 +399,9 @@ def test_the_command_writes_the_model_and_prints_the_changes(capsys, tmp_path):
     assert (status, err) == (0, "")
     assert "E16005" in out
     assert onnx.load(target) == prepare_atc(around()).model
-    assert command(capsys, target, "-o", target) == (0, f"nothing to change\nwrote {target} for target atc\n", "")
+    said = f"nothing to change\nwrote {target} for target atc\n"
+    said += f"limits are for another command: nsa-onnx check --target atc {target}\n"
+    assert command(capsys, target, "-o", target) == (0, said, "")
 
 
 def test_a_refusal_is_a_line_per_reason_and_nothing_is_written(capsys, tmp_path):

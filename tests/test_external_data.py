@@ -69,7 +69,8 @@ def test_fuse_and_explain_see_the_same(both):
     assert candidates(onnx.load(both[0])) == candidates(
         onnx.load(both[1], load_external_data=False), folder=both[1].parent
     )
-    assert explain(both[0]) == explain(both[1])
+    pages = [explain(path).replace(str(path.parent), "") for path in both]  # but for the folder, which fuse's line has
+    assert pages[0] == pages[1]
 
 
 def test_prepare_says_the_same(both):

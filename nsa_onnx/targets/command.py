@@ -56,4 +56,5 @@ def run(arguments: argparse.Namespace, model: ModelProto) -> int:
     for line in [*prepared.changes, *(f"note: {note}" for note in prepared.notes)] or ["nothing to change"]:
         say(line)
     say(f"wrote {arguments.output} for target {target.name}")
+    say(f"limits are for another command: nsa-onnx check --target {target.name} {source}")
     return 0

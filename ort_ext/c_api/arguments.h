@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <exception>
 #include <initializer_list>
+#include <new>
 #include <string>
 
 #include "c_api/c_api.h"
@@ -23,6 +24,8 @@ int Guarded(char* error, int64_t error_size, Call call) noexcept {
   try {
     const std::string message = call();
     return message.empty() ? 0 : Fail(message.c_str(), error, error_size);
+  } catch (const std::bad_alloc&) {
+    return Fail("not enough memory for this call", error, error_size);
   } catch (const std::exception& e) {
     return Fail(e.what(), error, error_size);
   } catch (...) {

@@ -17,6 +17,7 @@
 #include <future>
 #include <map>
 #include <memory>
+#include <utility>
 
 #include "control.h"
 #include "simulator.h"
@@ -298,18 +299,11 @@ void copy_later(void* dst, std::size_t dst_size, const void* src, std::size_t si
     return;
   }
   // Pageable memory of the host: the call returns when the copy is over, or has failed (CANN 8.5;
-  // 8.0 promised nothing).
-  const auto over = std::make_shared<std::promise<void>>();
-  submit(stream, "memcpy", [=] {
-    try {
-      copy(dst, src, size, ways, side);
-    } catch (...) {
-      over->set_value();
-      throw;
-    }
-    over->set_value();
-  });
-  over->get_future().wait();
+  // 8.0 promised nothing). The promise is the task's alone: it breaks when the task is gone.
+  auto over = std::make_shared<std::promise<void>>();
+  const std::future<void> end = over->get_future();
+  submit(stream, "memcpy", [=, over = std::move(over)] { copy(dst, src, size, ways, side); });
+  end.wait();
 }
 
 }  // namespace nsa_sim

@@ -399,8 +399,8 @@ def test_the_command_writes_the_model_and_prints_the_changes(capsys, tmp_path):
     assert (status, err) == (0, "")
     assert "E16005" in out
     assert onnx.load(target) == prepare_atc(around()).model
-    said = f"nothing to change\nwrote {target} for target atc\n"
-    said += f"limits are for another command: nsa-onnx check --target atc {target}\n"
+    said = f"nothing to change\nlimits are for another command: nsa-onnx check --target atc {target}\n"
+    said += f"wrote {target} for target atc\n"
     assert command(capsys, target, "-o", target) == (0, said, "")
 
 

@@ -55,6 +55,6 @@ def run(arguments: argparse.Namespace, model: ModelProto) -> int:
     say = speaker(arguments.quiet)
     for line in [*prepared.changes, *(f"note: {note}" for note in prepared.notes)] or ["nothing to change"]:
         say(line)
-    say(f"wrote {arguments.output} for target {target.name}")
     say(f"limits are for another command: nsa-onnx check --target {target.name} {source}")
+    say(f"wrote {arguments.output} for target {target.name}")
     return 0

@@ -383,7 +383,7 @@ def test_events_are_waited_for_and_asked(child):
         begin, end, status = create_event(), create_event(), ctypes.c_int(-1)
         got, why = failure(call, "aclrtStreamWaitEvent", None, begin)
         assert got == {PARAM_INVALID} and "never recorded" in why
-        there, x = malloc(16), np.zeros(4, np.int32)
+        there, (x, staging) = malloc(16), pinned_array((4,), np.int32)
         call("aclrtRecordEvent", begin, None)
         copy_async(there, x, 16, H2D)
         call("aclrtRecordEvent", end, None)
@@ -397,6 +397,7 @@ def test_events_are_waited_for_and_asked(child):
         assert {DELAY / 1000} <= elapsed.value < {DELAY}
         call("aclrtDestroyEvent", begin)
         call("aclrtDestroyEvent", end)
+        call("aclrtFreeHost", staging)
         call("aclrtFree", there)
         """,
         NSA_SIM_DELAY_US=DELAY,
@@ -407,10 +408,12 @@ def test_destroying_a_stream_waits_for_its_tasks(child):
     child(
         """
         start()
-        stream, there, x = create_stream(), malloc(16), np.ones(4, np.int32)
+        stream, there, (x, staging) = create_stream(), malloc(16), pinned_array((4,), np.int32)
+        x[:] = 1
         copy_async(there, x, 16, H2D, stream)
         call("aclrtDestroyStream", stream)
         assert (download(there, x) == 1).all()
+        call("aclrtFreeHost", staging)
         call("aclrtFree", there)
         """,
         NSA_SIM_DELAY_US=DELAY,

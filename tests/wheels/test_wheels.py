@@ -31,7 +31,9 @@ ARCHITECTURES = ("x86_64", "aarch64")
 PLATFORMS = {arch: f"manylinux_2_17_{arch}" for arch in ARCHITECTURES} | {"pure": "any"}
 C_LIBRARY = {"libc", "ld", "libpthread", "libdl", "libm"}
 EXPORTS = {
-    *("RegisterCustomOps", "nsa_compress", "nsa_compress_infer", "nsa_version", "nsa_ascend_backends"),
+    *("RegisterCustomOps", "nsa_version", "nsa_ascend_backends"),
+    *("nsa_compress", "nsa_compress_attention", "nsa_selected_attention"),
+    *("nsa_compress_infer", "nsa_compress_attention_infer", "nsa_selected_attention_infer"),
     *("nsa_cpu_target", "nsa_cpu_targets", "nsa_set_cpu_target"),
 }
 # Emulated processors and what the library offers on them.

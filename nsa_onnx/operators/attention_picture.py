@@ -12,6 +12,8 @@ from .facts import NodeFacts
 from .pictures import MAX_DRAWN_LENGTH, Attended, NotDrawnError, constant_lengths, made_up_lengths
 
 Forced = Callable[[int], tuple[int, ...]]
+# Beyond it, a size is too absurd to draw. Tokens, a length times a size, stay within 64 bits.
+_MAX_SIZE = 2**20
 
 
 def sizes(facts: NodeFacts, *names: str) -> tuple[int, ...]:
@@ -21,7 +23,7 @@ def sizes(facts: NodeFacts, *names: str) -> tuple[int, ...]:
         NotDrawnError: one is not known, or absurd.
     """
     values = [facts.integer(name) for name in names]
-    known = tuple(value for value in values if value is not None and 1 <= value <= MAX_DRAWN_LENGTH)
+    known = tuple(value for value in values if value is not None and 1 <= value <= _MAX_SIZE)
     if len(known) < len(names):
         raise NotDrawnError("Attributes are not known or absurd, so the blocks have no size to draw.")
     return known
@@ -42,6 +44,8 @@ def attended(
 ) -> Attended:
     """The picture of sequences of so many tokens, of which a query token reads so many."""
     block, number = sizes(facts, SELECT, COUNT)
+    if int(tokens.max(initial=0)) > MAX_DRAWN_LENGTH:
+        raise NotDrawnError("So many tokens cannot be drawn.")
     blocks = (-(-tokens // block)).tolist()
     always = tuple(forced(there) for there in blocks)
     return Attended(block, block, tokens, None, why, number, always, reads, chooses)

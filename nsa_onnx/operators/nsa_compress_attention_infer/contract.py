@@ -46,4 +46,4 @@ def block_count(compressed: int, compress_block_size: int, compress_stride: int,
 
 def forced_blocks(blocks: int) -> tuple[int, ...]:
     """Those that are always selected: the first one and the last two, as far as they exist."""
-    return tuple(sorted({0, blocks - 2, blocks - 1} & set(range(blocks))))
+    return tuple(sorted(block for block in {0, blocks - 2, blocks - 1} if 0 <= block < blocks))

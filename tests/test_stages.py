@@ -1,0 +1,101 @@
+"""Rules on what the stages of a layer hand on and see, and what explain draws of them."""
+
+import re
+from itertools import accumulate, pairwise
+
+import onnx.parser
+import pytest
+
+from nsa_onnx import check
+from nsa_onnx.explain import explain
+from nsa_onnx.operators.model_text import integers
+from nsa_onnx.operators.nsa_compress_attention.rule_examples import attention
+from nsa_onnx.operators.nsa_compress_attention_infer.rule_examples import attention_step
+from nsa_onnx.operators.nsa_selected_attention.rule_examples import RULE_EXAMPLES, select
+from nsa_onnx.operators.nsa_selected_attention_infer.rule_examples import select_step
+
+
+def found(text, rule):
+    return [finding.message for finding in check(onnx.parser.parse_model(text)).findings if finding.rule == rule]
+
+
+def masked(hidden, ends, tokens):
+    """Prefill with a constant atten_mask, its rows as strings of 0 and 1; windows of 32 tokens."""
+    values = [int(bit) for row in hidden for bit in row]
+    shape = f"{len(hidden)}, {len(hidden[0])}"
+    made = attention(
+        q=f"{ends[-1]}, 4, 32",
+        y=f"{ends[-1]}, 4, 16",
+        topk=f"{ends[-1]}, 2, 2",
+        k=f"{tokens[-1]}, 2, 32",
+        v=f"{tokens[-1]}, 2, 16",
+        ends=ends,
+        tokens=tokens,
+        blocks=list(accumulate(-(-(end - start) // 4) for start, end in pairwise((0, *tokens)))),
+        masks=[shape],
+    )
+    constant = integers("hidden", values, "bool", shape)
+    return made.replace(f"bool[{shape}] hidden", "bool unused").replace("<int64", f"<{constant}, int64", 1)
+
+
+def test_rows_before_the_first_window_is_complete_may_see_nothing():
+    assert found(masked(["11"] * 31 + ["01"] * 2, (33,), (2,)), "NSA048") == []
+    assert found(masked(["11"] * 32 + ["01"], (33,), (2,)), "NSA048") == [
+        "atten_mask: row 31 sees no token, so the result is an average of all"
+    ]
+    assert found(masked(["01"] * 31 + ["11"] * 2, (33,), (2,)), "NSA048") == [
+        "atten_mask: row 31 and 1 more rows sees no token, so the result is an average of all"
+    ]
+
+
+def test_a_row_is_blind_to_the_tokens_of_its_own_sequence():
+    """The second column is not hidden, but the longer sequence alone has a second compressed token."""
+    hidden = ["100"] * 40
+    assert found(masked(hidden, (40,), (2,)), "NSA048") == []
+    (message,) = found(masked(hidden, (40, 50), (1, 3)), "NSA048")
+    assert message.startswith("atten_mask: row 31 and 8 more rows")
+    # A sequence too short to see anything has no row behind its first window.
+    assert found(masked(hidden, (31, 71), (1, 3)), "NSA048") == []
+
+
+def test_sizes_are_compared_through_nodes_that_change_the_form_only():
+    text = RULE_EXAMPLES["NSA046"].triggers
+    (message,) = found(text, "NSA046")
+    for made, expected in (("Identity (topk)", [message]), ("Neg (topk)", [])):
+        changed = text.replace("    [read]", f"    other = {made}\n    [read]").replace("k, v, topk", "k, v, other")
+        assert "other, ends" in changed and found(changed, "NSA046") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            attention(tokens=(63, 83), ends=(1000, 1320), blocks=(16, 21)),
+            ["1,008 tokens, 2 of 16 blocks", "83 compressed tokens"],
+        ),
+        (attention_step(lengths=[62, 0]), ["1,008 tokens, 2 of 16 blocks", "always chosen", "62 compressed tokens"]),
+        (
+            select(ends=(1, 3), key_ends=(100, 130)),
+            ["100 tokens, 2 of 4 blocks", "reads at most 2 blocks", "94 tokens"],
+        ),
+        (select_step(lengths=[100, 20]), ["100 tokens, 2 of 4 blocks", "20 tokens, 1 of 1 block", "84 tokens"]),
+    ],
+    ids=["compress", "compress_step", "select", "select_step"],
+)
+def test_the_page_shows_the_blocks_of_each_sequence_and_what_is_read(text, words):
+    page = re.sub(r"<[^>]+>", "", explain(onnx.parser.parse_model(text)))
+    assert [word for word in words if word not in page] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        attention_step(lengths=[2**33, 5]),
+        attention(tokens=(2**33, 2**34), ends=(1, 2), blocks=(1, 2), stride=2**34),
+        attention(tokens=(2**33, 2**34), ends=(1, 2), blocks=(1, 2), stride=2**20),
+    ],
+    ids=["tokens", "stride", "product"],
+)
+def test_a_page_of_absurd_sizes_is_made_at_once_and_draws_nothing(text):
+    page = explain(onnx.parser.parse_model(text))
+    assert "cannot be drawn" in page or "no size to draw" in page

@@ -6,9 +6,7 @@ namespace nsa::selected_attention_decode {
 // [B, N1, Dv]: the shape of query, but for the last dim.
 void Operator::InferShape(OrtShapeInferContext* context) {
   ort::InferredType type = ort::InputType(context, Index::kQuery, 3);
-  const ort::InferredType value = ort::InputType(context, Index::kValue, 4);
-  type.dims[2] = value.dims[3];
-  type.symbols[2] = value.symbols[3];
+  type.TakeDim(2, ort::InputType(context, Index::kValue, 4), 3);
   ort::SetOutputType(context, type);
 }
 

@@ -97,8 +97,9 @@ _LENGTHS = limit_rule(
 )
 
 
-def _two(first: int) -> str:
-    lengths = (first, 12)
+def _two(first: int, columns: int) -> str:
+    """Two sequences, the first one of ``first`` compressed tokens, and a mask of so many columns."""
+    blocks = -(-first // 4)
     return attention(
         q="100, 4, 32",
         k="12, 2, 32",
@@ -106,9 +107,9 @@ def _two(first: int) -> str:
         y="100, 4, 16",
         topk="100, 2, 2",
         ends=(40, 100),
-        tokens=lengths,
-        blocks=(-(-first // 4), -(-first // 4) + -(-(12 - first) // 4)),
-        masks=[f"60, {max(first, 12 - first)}"],
+        tokens=(first, 12),
+        blocks=(blocks, blocks - (first - 12) // 4),
+        masks=[f"60, {columns}"],
     )
 
 
@@ -120,26 +121,10 @@ _BLOCKS = limit_rule(
     "multiples of select_block_size.",
     _LIMITS,
     ("vendor_few_blocks", "vendor_partial_block"),
-    example=_two(4),
-    accepted=_two(5),
+    example=_two(4, columns=8),
+    accepted=_two(5, columns=7),
     hint=f"select fewer blocks, pad the sequences, or {vendor.CPU} while they are short",
 )
-
-
-def _mask(columns: int) -> str:
-    return attention(
-        q="100, 4, 32",
-        k="12, 2, 32",
-        v="12, 2, 16",
-        y="100, 4, 16",
-        topk="100, 2, 2",
-        ends=(40, 100),
-        tokens=(5, 12),
-        blocks=(2, 4),
-        masks=[f"60, {columns}"],
-    )
-
-
 _MASKS = limit_rule(
     "NSA053",
     "the vendor's compress attention: masks as wide as the longest sequence",
@@ -147,8 +132,8 @@ _MASKS = limit_rule(
     "reads a wider one wrongly.",
     _LIMITS,
     ("vendor_mask_columns", "vendor_topk_mask_columns"),
-    example=_mask(8),
-    accepted=_mask(7),
+    example=_two(5, columns=8),
+    accepted=_two(5, columns=7),
     hint="cut the mask to the longest sequence, with a Slice",
 )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from .attention import CAUSAL, COUNT, HEADS, KV_HEADS, LIMITS, PAGE, SCALE, SELECT, Stage
 from .attention_checks import node_violations
-from .base import Attribute, Input, Operator, Output, T
+from .base import Attribute, Attributes, Input, Operator, Output, T
 from .contract import Violations
 from .facts import NodeFacts
 from .windows import ALIGNMENT, BLOCK, STRIDE
@@ -75,9 +76,11 @@ def query(rows: str, text: str) -> Input:
 
 
 class AttentionOperator(Operator):
-    """An attention stage. Besides what `Operator` asks for, a subclass sets ``stage``."""
+    """An attention stage. Besides what `Operator` asks for, a subclass sets ``stage`` and ``function``."""
 
     stage: Stage
+    function: Callable[..., Any]
+    """The eager call, as a static method."""
 
     def contract_violations(self, facts: NodeFacts) -> Violations:
         right = True
@@ -90,6 +93,12 @@ class AttentionOperator(Operator):
     def value_violations(self, facts: NodeFacts) -> Violations:
         """The rows of the stage's own on masks, blocks and indices, for a node that is right but for them."""
         return iter(())
+
+    def call(self, inputs: Sequence[Any], attributes: Attributes) -> tuple[Any, ...]:
+        given = dict(zip(self.input_names, inputs, strict=True))
+        lengths = {name: given.pop(name).tolist() for name in self.stage.all_lengths}
+        results = self.function(**given, **lengths, **attributes)
+        return results if isinstance(results, tuple) else (results,)
 
     def known_dims(self, facts: NodeFacts) -> Mapping[tuple[int, int], int]:
         heads, count = facts.integer(HEADS), facts.integer(COUNT)

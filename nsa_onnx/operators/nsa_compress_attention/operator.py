@@ -61,6 +61,7 @@ class NsaCompressAttention(AttentionOperator):
 
     contract = contract.CONTRACT
     stage = STAGE
+    function = staticmethod(nsa_compress_attention)
     doc = _DOC
     inputs = (
         query("T1", "the query tokens of all sequences, one sequence after the other."),
@@ -156,8 +157,3 @@ class NsaCompressAttention(AttentionOperator):
 
     def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Exact, Ranked]:
         return sample.reference(values, attributes)
-
-    def call(self, inputs: Sequence[Any], attributes: Attributes) -> tuple[Any, Any]:
-        given = dict(zip(self.input_names, inputs, strict=True))
-        lengths = {name: given.pop(name).tolist() for name in self.stage.all_lengths}
-        return nsa_compress_attention(**given, **lengths, **attributes)

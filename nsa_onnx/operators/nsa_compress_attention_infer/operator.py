@@ -53,6 +53,7 @@ class NsaCompressAttentionInfer(AttentionOperator):
 
     contract = contract.CONTRACT
     stage = STAGE
+    function = staticmethod(nsa_compress_attention_infer)
     doc = _DOC
     inputs = (
         query("B", "one query token of each sequence."),
@@ -107,8 +108,3 @@ class NsaCompressAttentionInfer(AttentionOperator):
 
     def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Exact, Ranked]:
         return sample.reference(values, attributes)
-
-    def call(self, inputs: Sequence[Any], attributes: Attributes) -> tuple[Any, Any]:
-        given = dict(zip(self.input_names, inputs, strict=True))
-        lengths = {name: given.pop(name).tolist() for name in self.stage.all_lengths}
-        return nsa_compress_attention_infer(**given, **lengths, **attributes)

@@ -48,6 +48,7 @@ class NsaSelectedAttention(AttentionOperator):
 
     contract = contract.CONTRACT
     stage = STAGE
+    function = staticmethod(nsa_select_attention)
     doc = _DOC
     inputs = (
         query("T1", "the query tokens of all sequences, one sequence after the other."),
@@ -100,8 +101,3 @@ class NsaSelectedAttention(AttentionOperator):
 
     def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Exact]:
         return (sample.reference(values, attributes),)
-
-    def call(self, inputs: Sequence[Any], attributes: Attributes) -> tuple[Any]:
-        given = dict(zip(self.input_names, inputs, strict=True))
-        lengths = {name: given.pop(name).tolist() for name in self.stage.all_lengths}
-        return (nsa_select_attention(**given, **lengths, **attributes),)

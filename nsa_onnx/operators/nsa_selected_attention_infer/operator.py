@@ -45,6 +45,7 @@ class NsaSelectedAttentionInfer(AttentionOperator):
 
     contract = contract.CONTRACT
     stage = STAGE
+    function = staticmethod(nsa_select_attention_infer)
     doc = _DOC
     inputs = (
         query("B", "one query token of each sequence."),
@@ -98,8 +99,3 @@ class NsaSelectedAttentionInfer(AttentionOperator):
 
     def reference(self, values: Mapping[str, npt.NDArray[Any]], attributes: Attributes) -> tuple[Exact]:
         return (sample.reference(values, attributes),)
-
-    def call(self, inputs: Sequence[Any], attributes: Attributes) -> tuple[Any]:
-        given = dict(zip(self.input_names, inputs, strict=True))
-        lengths = {name: given.pop(name).tolist() for name in self.stage.all_lengths}
-        return (nsa_select_attention_infer(**given, **lengths, **attributes),)

@@ -5,6 +5,9 @@
 // A step keeps these sums in registers. It goes down the tokens, which no hardware foresees; so
 // while it works on some tokens it fetches what comes next, into the second-level cache, and in the
 // order of memory, which is what memory is fastest at.
+//
+// A short step takes only four tokens and keeps their weights in registers instead, and the sums in
+// the first-level cache. That reads memory nearly in its order, which hardware does foresee.
 #if defined(NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_INL_H_
 #undef NSA_ONNX_ORT_EXT_CPU_WINDOW_STEP_INL_H_
@@ -42,6 +45,7 @@ struct Tile {
   size_t head_pitch;      // from a head to the next
   const uint16_t* ahead;  // what is read next, fetched while this tile is worked on
   bool ahead_in_order;    // it is all of its tokens: fetch it in the order of memory
+  bool ahead_is_near;     // short steps alone: into the first-level cache instead of the second
   const float*
       sums;  // of the first vector, youngest window: [vectors, sums_pitch], windows are neighbours
   float* results;  // where they go, laid out like them
@@ -54,13 +58,19 @@ struct Tile {
 // Highway's goes to the first-level cache, which the tile at work fills.
 HWY_INLINE void PrefetchToSecondLevel(const uint16_t* from) { __builtin_prefetch(from, 0, 2); }
 
-// To memory, past the caches if asked, where the vector is aligned and whole: Highway would round
-// its size up.
+// To memory, past the caches if asked, where the vector is whole (Highway would round its size up)
+// and it or its halves are aligned. A line that is written both ways is slow, so either all vectors
+// of an output are aligned, halved or not, or none is.
 template <class D>
 HWY_INLINE void Write(D d, hn::Vec<D> v, uint16_t* to, bool streams) {
   const size_t bytes = hn::Lanes(d) * sizeof(uint16_t);
-  if (streams && bytes >= 16 && reinterpret_cast<uintptr_t>(to) % bytes == 0) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(to);
+  if (streams && bytes >= 16 && address % bytes == 0) {
     hn::Stream(v, d, to);
+  } else if (streams && bytes >= 32 && address % (bytes / 2) == 0) {
+    const hn::Half<D> half;
+    hn::Stream(hn::LowerHalf(half, v), half, to);
+    hn::Stream(hn::UpperHalf(half, v), half, to + hn::Lanes(half));
   } else {
     hn::StoreU(v, d, to);
   }
@@ -72,16 +82,21 @@ HWY_INLINE void Write(D d, hn::Vec<D> v, uint16_t* to, bool streams) {
 #define NSA_EACH_VECTOR(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
 #define NSA_EACH_PAIR(M) M(0, 1) M(2, 3) M(4, 5) M(6, 7) M(8, 9) M(10, 11) M(12, 13) M(14, 15)
 
-template <int kIndex>
-HWY_INLINE VF Pick(VF v0, VF v1, VF v2, VF v3, VF v4, VF v5, VF v6, VF v7) {
-  if constexpr (kIndex == 0) return v0;
-  if constexpr (kIndex == 1) return v1;
-  if constexpr (kIndex == 2) return v2;
-  if constexpr (kIndex == 3) return v3;
-  if constexpr (kIndex == 4) return v4;
-  if constexpr (kIndex == 5) return v5;
-  if constexpr (kIndex == 6) return v6;
-  if constexpr (kIndex == 7) return v7;
+template <int kIndex, class... Others>
+HWY_INLINE VF Pick(VF first, Others... others) {
+  if constexpr (kIndex == 0) return first;
+  if constexpr (kIndex > 0) return Pick<kIndex - 1>(others...);
+}
+
+// Vector `kIndex` of a token, where a step takes them in pairs or one by one.
+template <class T, int kIndex, bool kPairs>
+HWY_INLINE VF LoadVector(const uint16_t* token) {
+  const size_t lanes = hn::Lanes(DF());
+  if constexpr (kPairs) {
+    return T::template LoadOfPair<kIndex % 2 == 1>(token + (kIndex - kIndex % 2) * lanes);
+  } else {
+    return T::Load(token + kIndex * lanes);
+  }
 }
 
 // kVectors vectors of every token into the sums of kWindows windows. kShare neighbouring vectors
@@ -113,12 +128,7 @@ HWY_INLINE void Step(const Tile& tile) {
   for (size_t j = 0; j < tile.tokens; ++j) {
     constexpr size_t kLine = 64 / sizeof(uint16_t);
     for (size_t i = 0; i < kVectors * lanes; i += kLine) PrefetchToSecondLevel(ahead + i);
-    const auto load = [&](auto index) HWY_ATTR {
-      constexpr int i = decltype(index)::value < kVectors ? decltype(index)::value : 0;
-      if constexpr (kPairs) return T::template LoadOfPair<i % 2 == 1>(token + (i - i % 2) * lanes);
-      if constexpr (!kPairs) return T::Load(token + i * lanes);
-    };
-#define NSA_X(i) const VF x##i = load(std::integral_constant<int, i>());
+#define NSA_X(i) const VF x##i = LoadVector<T, (i < kVectors ? i : 0), kPairs>(token);
     NSA_EACH_VECTOR(NSA_X);
 #undef NSA_X
 #define NSA_ADD(i)                                                                       \
@@ -197,6 +207,110 @@ void Walk(Tile& tile, size_t heads, size_t vectors) {
     }
     if constexpr (kMost > 1) {
       for (; left > 0; --left) Take<T, kWindows, 1, 1>(&tile);
+    }
+    tile.weight += tile.head_pitch;
+  }
+}
+
+// A short step takes kShortTokens tokens, vector by vector. The weights of at most
+// kMostShortWindows windows stay in registers meanwhile.
+constexpr int kShortTokens = 4;
+constexpr int kMostShortWindows = 4;
+
+#define NSA_EACH_FOURTH(M) M(0) M(1) M(2) M(3)
+#define NSA_WEIGHTS w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15
+
+// One vector of every token; kIndex and kPairs as for LoadVector. Returns the oldest window's sum,
+// which is not stored if it goes to the output.
+template <class T, int kWindows, int kIndex, bool kPairs, class... Weights>
+HWY_INLINE VF ShortStep(const Tile& tile, Weights... weights) {
+  static_assert(kWindows <= kMostShortWindows);
+  const DF df;
+  const size_t lanes = hn::Lanes(df);
+  const float* const sums = tile.sums + kIndex * tile.sums_pitch;
+  float* const results = tile.results + kIndex * tile.sums_pitch;
+#define NSA_LOAD(i)                                                    \
+  VF s##i = hn::Zero(df);                                              \
+  if constexpr (i < kWindows) {                                        \
+    if (i > 0 || !tile.begins) s##i = hn::LoadU(df, sums + i * lanes); \
+  }
+  NSA_EACH_FOURTH(NSA_LOAD);
+#undef NSA_LOAD
+#define NSA_ADD(i) \
+  if constexpr (i < kWindows) s##i = T::Add(s##i, x, Pick<kToken * kWindows + i>(weights...));
+#define NSA_TAKE(j)                                                               \
+  {                                                                               \
+    constexpr int kToken = j;                                                     \
+    const VF x = LoadVector<T, kIndex, kPairs>(tile.token + kToken * tile.pitch); \
+    NSA_ADD(0) NSA_ADD(1) NSA_ADD(2) NSA_ADD(3)                                   \
+  }
+  NSA_EACH_FOURTH(NSA_TAKE);
+#undef NSA_TAKE
+#undef NSA_ADD
+#define NSA_STORE(i)                                                       \
+  if (i < kWindows - 1 || (i == kWindows - 1 && tile.output == nullptr)) { \
+    hn::StoreU(s##i, df, results + i * lanes);                             \
+  }
+  NSA_EACH_FOURTH(NSA_STORE);
+#undef NSA_STORE
+  return Pick<kWindows - 1>(s0, s1, s2, s3);
+}
+
+// Fetches what a short step of kVectors vectors is to fetch, in the order of memory.
+template <int kVectors>
+HWY_INLINE void FetchAhead(const Tile& tile) {
+  constexpr size_t kLine = 64 / sizeof(uint16_t);
+  const size_t elements = kVectors * hn::Lanes(DF()) * kShortTokens;
+  const uint16_t* const from = tile.ahead;
+  if (tile.ahead_is_near) {
+    for (size_t i = 0; i < elements; i += kLine) __builtin_prefetch(from + i, 0, 3);
+  } else {
+    for (size_t i = 0; i < elements; i += kLine) PrefetchToSecondLevel(from + i);
+  }
+}
+
+// All of a tile of kShortTokens tokens that is `heads` heads of `vectors` vectors wide.
+template <class T, int kWindows>
+void ShortWalk(Tile& whole, size_t heads, size_t vectors) {
+  Tile tile = whole;  // a copy, which no store to the sums can change: it stays in registers
+  const DF df;
+  const size_t lanes = hn::Lanes(df);
+  const auto next = [&](size_t count) HWY_ATTR {
+    const size_t elements = count * lanes;
+    tile.token += elements;
+    tile.ahead += elements * kShortTokens;
+    tile.sums += count * tile.sums_pitch;
+    tile.results += count * tile.sums_pitch;
+    if (tile.output != nullptr) tile.output += elements;
+  };
+  for (; heads > 0; --heads) {
+#define NSA_WEIGHT(i)                                                                 \
+  VF w##i = hn::Zero(df);                                                             \
+  if constexpr (i < kShortTokens * kWindows) {                                        \
+    w##i = hn::Set(df, tile.weight[i / kWindows * tile.weight_pitch + i % kWindows]); \
+  }
+    NSA_EACH_SUM(NSA_WEIGHT);
+#undef NSA_WEIGHT
+    size_t left = vectors;
+    for (; left >= 2; left -= 2) {
+      FetchAhead<2>(tile);
+      const VF first = ShortStep<T, kWindows, 0, T::kInPairs>(tile, NSA_WEIGHTS);
+      const VF second = ShortStep<T, kWindows, 1, T::kInPairs>(tile, NSA_WEIGHTS);
+      if (tile.output != nullptr) {
+        if constexpr (T::kInPairs) {
+          Write(DPair(), T::NarrowPair(first, second), tile.output, tile.streams);
+        } else {
+          Write(DH(), T::Narrow(first), tile.output, tile.streams);
+          Write(DH(), T::Narrow(second), tile.output + lanes, tile.streams);
+        }
+      }
+      next(2);
+    }
+    if (left > 0) {
+      FetchAhead<1>(tile);
+      const VF sum = ShortStep<T, kWindows, 0, false>(tile, NSA_WEIGHTS);
+      if (tile.output != nullptr) Write(DH(), T::Narrow(sum), tile.output, tile.streams);
+      next(1);
     }
     tile.weight += tile.head_pitch;
   }

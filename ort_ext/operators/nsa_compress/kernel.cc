@@ -13,7 +13,13 @@
 //   sum one place further, as that of a window one chunk older; the oldest goes to the output
 //   instead.
 //
-//   The step is in cpu/window_step-inl.h. While it works on one chunk it fetches the next one.
+//   The steps are in cpu/window_step-inl.h. While one works it fetches what comes later, in the
+//   order of memory. A core that does so in software alone has too few requests under way to read
+//   at the speed of memory; the rest must come from its own prefetching, which follows tokens that
+//   are used soon after they were fetched and nearly in order. So a chunk is taken in parts of four
+//   tokens (short steps), and what is fetched is only some 8 KiB ahead. With more than four windows
+//   per token, or tokens so short that a chunk is a few lines, computing is the limit: then a part
+//   is a chunk, and the sums stay in registers for longer.
 //
 // The order of additions, j = 0, 1, 2, ..., is the contract's and the same in every instruction
 // set.
@@ -81,8 +87,17 @@ constexpr size_t kMostAhead = (size_t{128} << 10) / sizeof(uint16_t);
 // its beginning there, and a cache reads every line from memory that is written to.
 constexpr int64_t kStreamedBytes = int64_t{2} << 20;
 
-// For fewer windows, looking at the exponents costs more than a fused step saves.
+// For fewer windows, looking at the exponents costs more than a fused step saves; and short steps
+// never look.
 constexpr size_t kWindowsWorthLooking = 3;
+
+// Elements of a token from which on short steps pay.
+constexpr size_t kShortStepPitch = 256 / sizeof(uint16_t);
+
+// How far ahead of its tokens a short step fetches, in elements: 8 KiB, and at least 3 KiB beyond
+// the part at work. Found by trying on a Zen 4: half or twice of it costs a tenth of the speed.
+constexpr size_t kShortStepAhead = (size_t{8} << 10) / sizeof(uint16_t);
+constexpr size_t kBeyondThePart = (size_t{3} << 10) / sizeof(uint16_t);
 
 static_assert(spec::nsa_compress::kLimits.max_block <= cpu::kMostWindows * spec::kAlignment);
 
@@ -93,6 +108,15 @@ HWY_INLINE const decltype(&Walk<T, 1>)* Passes() {
                                                      Walk<T, 4>, Walk<T, 5>, Walk<T, 6>,
                                                      Walk<T, 7>, Walk<T, 8>};
   static_assert(sizeof passes / sizeof *passes == cpu::kMostWindows);
+  return passes;
+}
+
+// The same in short steps.
+template <class T>
+HWY_INLINE const decltype(&Walk<T, 1>)* ShortPasses() {
+  static constexpr decltype(&Walk<T, 1>) passes[] = {ShortWalk<T, 1>, ShortWalk<T, 2>,
+                                                     ShortWalk<T, 3>, ShortWalk<T, 4>};
+  static_assert(sizeof passes / sizeof *passes == kMostShortWindows);
   return passes;
 }
 
@@ -108,8 +132,11 @@ class Prefill {
         ages_(OverlappingWindows(data)),
         last_tokens_(static_cast<size_t>(data.block) - (ages_ - 1) * stride_),
         pitch_(heads_ * dim_),
-        part_tokens_(PartTokens()),
-        tile_heads_(std::min(heads_, std::max<size_t>(1, kMostAhead / (part_tokens_ * dim_)))),
+        short_(ShortStepsPay()),
+        part_tokens_(short_ ? kShortTokens : PartTokens()),
+        tile_heads_(
+            short_ ? heads_
+                   : std::min(heads_, std::max<size_t>(1, kMostAhead / (part_tokens_ * dim_)))),
         streams_(Streams(data)),
         sums_(cpu::AlignedToLine(scratch)),
         weights_(sums_ + pitch_ * ages_) {
@@ -148,6 +175,11 @@ class Prefill {
     const int64_t bytes =
         (last.first_row + last.rows) * data.heads * data.dim * int64_t{sizeof(uint16_t)};
     return bytes >= kStreamedBytes;
+  }
+
+  // Not where a head is a single vector: each would have weights of its own to load.
+  bool ShortStepsPay() const {
+    return ages_ <= kMostShortWindows && pitch_ >= kShortStepPitch && dim_ >= 2 * hn::Lanes(DF());
   }
 
   // The most tokens of a chunk, halved as often as it takes, that are not too much to fetch ahead.
@@ -194,6 +226,8 @@ class Prefill {
       tile.head_pitch = ages_;
       tile.ahead = last ? next : tile.token + tile_heads_ * dim_;
       tile.ahead_in_order = tile_heads_ == heads_;
+      tile.ahead_is_near = false;
+      if (short_) FetchAheadOfPart(&tile, windows);
       tile.sums = sums;
       tile.results = end == stride_ ? sums + lanes : sums;  // with the next chunk all are older
       tile.sums_pitch = ages_ * lanes;
@@ -204,8 +238,20 @@ class Prefill {
     }
   }
 
+  // What a short step fetches, and into which cache: without other windows' sums, the first-level
+  // cache has room for it.
+  void FetchAheadOfPart(Tile* tile, size_t windows) const {
+    const size_t part = part_tokens_ * pitch_;
+    tile->ahead += std::max(kBeyondThePart, kShortStepAhead - std::min(part, kShortStepAhead));
+    tile->ahead_is_near = windows == 1 && part <= kShortStepAhead;
+  }
+
   void WalkAll(Tile& tile, size_t windows, size_t heads) const {
     const size_t vectors = dim_ / hn::Lanes(DF());
+    if (short_) {
+      ShortPasses<T>()[windows - 1](tile, heads, vectors);
+      return;
+    }
     if constexpr (std::is_same_v<T, SimdBFloat16>) {
       if (windows >= kWindowsWorthLooking) {
         const Exponents exponents = ExponentsOf(tile.token, pitch_, tile.tokens, heads * dim_);
@@ -224,6 +270,7 @@ class Prefill {
   size_t ages_;         // windows that cover a chunk
   size_t last_tokens_;  // of a window's last chunk
   size_t pitch_;        // elements of a token
+  bool short_;          // parts are short steps
   size_t part_tokens_;  // of a chunk that are taken at once
   size_t tile_heads_;   // and heads of them
   bool streams_;

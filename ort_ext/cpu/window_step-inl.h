@@ -17,9 +17,9 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "cpu/vectors-inl.h"
 #include "cpu/window_step.h"
@@ -45,7 +45,6 @@ struct Tile {
   size_t head_pitch;      // from a head to the next
   const uint16_t* ahead;  // what is read next, fetched while this tile is worked on
   bool ahead_in_order;    // it is all of its tokens: fetch it in the order of memory
-  bool ahead_is_near;     // short steps alone: into the first-level cache instead of the second
   const float*
       sums;  // of the first vector, youngest window: [vectors, sums_pitch], windows are neighbours
   float* results;  // where they go, laid out like them
@@ -57,6 +56,15 @@ struct Tile {
 
 // Highway's goes to the first-level cache, which the tile at work fills.
 HWY_INLINE void PrefetchToSecondLevel(const uint16_t* from) { __builtin_prefetch(from, 0, 2); }
+
+// Loads an element of each page from `from` on, up to `end`. A prefetch brings nothing (on Zen 4)
+// while the processor does not know where its page lies, and only a load makes it find out.
+HWY_INLINE void TouchPages(const uint16_t* from, const uint16_t* end) {
+  constexpr size_t kPage = (size_t{4} << 10) / sizeof(uint16_t);
+  for (; from < end; from += std::min<size_t>(kPage, static_cast<size_t>(end - from))) {
+    static_cast<void>(*static_cast<const volatile uint16_t*>(from));
+  }
+}
 
 // To memory, past the caches if asked, where the vector is whole (Highway would round its size up)
 // and it or its halves are aligned. A line that is written both ways is slow, so either all vectors
@@ -261,12 +269,7 @@ template <int kVectors>
 HWY_INLINE void FetchAhead(const Tile& tile) {
   constexpr size_t kLine = 64 / sizeof(uint16_t);
   const size_t elements = kVectors * hn::Lanes(DF()) * kShortTokens;
-  const uint16_t* const from = tile.ahead;
-  if (tile.ahead_is_near) {
-    for (size_t i = 0; i < elements; i += kLine) __builtin_prefetch(from + i, 0, 3);
-  } else {
-    for (size_t i = 0; i < elements; i += kLine) PrefetchToSecondLevel(from + i);
-  }
+  for (size_t i = 0; i < elements; i += kLine) PrefetchToSecondLevel(tile.ahead + i);
 }
 
 // All of a tile of kShortTokens tokens that is `heads` heads of `vectors` vectors wide.

@@ -99,6 +99,9 @@ constexpr size_t kShortStepPitch = 256 / sizeof(uint16_t);
 constexpr size_t kShortStepAhead = (size_t{8} << 10) / sizeof(uint16_t);
 constexpr size_t kBeyondThePart = (size_t{3} << 10) / sizeof(uint16_t);
 
+// And how far ahead pages are touched, so that their addresses are known when they are fetched.
+constexpr size_t kPagesAhead = (size_t{32} << 10) / sizeof(uint16_t);
+
 static_assert(spec::nsa_compress::kLimits.max_block <= cpu::kMostWindows * spec::kAlignment);
 
 // Walk for 1 to kMostWindows windows.
@@ -159,6 +162,7 @@ class Prefill {
   // next begins at `next`.
   void Run(size_t token, size_t row, size_t rows, const uint16_t* next) {
     const size_t chunks = rows + ages_ - 1;
+    end_ = input_ + (token + (rows - 1) * stride_ + (ages_ - 1) * stride_ + last_tokens_) * pitch_;
     const uint16_t* chunk = input_ + token * pitch_;
     for (size_t c = 0; c < chunks; ++c) {
       const uint16_t* after = c + 1 < chunks ? chunk + stride_ * pitch_ : next;
@@ -214,6 +218,9 @@ class Prefill {
   void Part(const uint16_t* token, size_t begin, size_t end, size_t youngest, size_t windows,
             uint16_t* output, const uint16_t* next) {
     const size_t lanes = hn::Lanes(DF());
+    const uint16_t* const far = token + std::min(kPagesAhead, static_cast<size_t>(end_ - token));
+    const size_t part = (end - begin) * pitch_;
+    TouchPages(far, far + std::min(part, static_cast<size_t>(end_ - far)));
     for (size_t n = 0; n < heads_; n += tile_heads_) {
       const bool last = n + tile_heads_ >= heads_;
       float* const sums = sums_ + n * dim_ * ages_ + youngest * lanes;
@@ -226,8 +233,7 @@ class Prefill {
       tile.head_pitch = ages_;
       tile.ahead = last ? next : tile.token + tile_heads_ * dim_;
       tile.ahead_in_order = tile_heads_ == heads_;
-      tile.ahead_is_near = false;
-      if (short_) FetchAheadOfPart(&tile, windows);
+      if (short_) tile.ahead += FartherAhead();
       tile.sums = sums;
       tile.results = end == stride_ ? sums + lanes : sums;  // with the next chunk all are older
       tile.sums_pitch = ages_ * lanes;
@@ -238,12 +244,10 @@ class Prefill {
     }
   }
 
-  // What a short step fetches, and into which cache: without other windows' sums, the first-level
-  // cache has room for it.
-  void FetchAheadOfPart(Tile* tile, size_t windows) const {
+  // What a short step fetches.
+  size_t FartherAhead() const {
     const size_t part = part_tokens_ * pitch_;
-    tile->ahead += std::max(kBeyondThePart, kShortStepAhead - std::min(part, kShortStepAhead));
-    tile->ahead_is_near = windows == 1 && part <= kShortStepAhead;
+    return std::max(kBeyondThePart, kShortStepAhead - std::min(part, kShortStepAhead));
   }
 
   void WalkAll(Tile& tile, size_t windows, size_t heads) const {
@@ -265,6 +269,7 @@ class Prefill {
   }
 
   const uint16_t* input_;
+  const uint16_t* end_ = nullptr;  // of the tokens that Run reads
   uint16_t* output_;
   size_t heads_, dim_, stride_;
   size_t ages_;         // windows that cover a chunk

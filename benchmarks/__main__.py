@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +238,22 @@ def _shaped(section: str, arguments: argparse.Namespace, results: list[Any]) -> 
     return {"commands": results[0]}
 
 
+def _reads(arguments: argparse.Namespace, target: str) -> list[dict[str, Any]]:
+    """The fastest ways to read memory, in huge pages and in ordinary ones; chooses the former for the whole run."""
+    size = max(2, min(arguments.megabytes, 256))
+    reads, found = [], {}
+    for threads in arguments.threads:
+        for huge in (True, False):
+            with Worker() as worker:
+                ranked = worker.call("limits:search", target=target, threads=threads, megabytes=size, huge=huge)
+            if huge:
+                found[threads] = ranked
+            plain = next(of for of in ranked if of["way"] == list(astuple(limits.Way())))
+            reads.append({"threads": threads, "huge": huge, "best": ranked[:3], "plain": plain["gb_per_s"]})
+    limits.choose(found)
+    return reads
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole run as one record."""
     limits.build()
@@ -245,12 +261,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     target = native.cpu_target()
     operations = {str(n): limits.operations_per_second(target, n) / 1e9 for n in arguments.threads}
     run["machine"]["gflops"] = operations
+    run["machine"]["reads"] = _reads(arguments, target)
     plans = list(_plans(arguments)) if "prefill" in arguments.sections else []
     calls = {name: of for name, of in _calls(arguments).items() if name in arguments.sections}
     with _progress(prefill.steps(plans, arguments.rounds) + sum(map(len, calls.values()))) as tick:
         if plans:
             with prefill.Team() as team:
-                run["prefill"] = [prefill.measure(plan, team, arguments.rounds, tick) for plan in plans]
+                run["prefill"] = [
+                    prefill.measure(plan, team, arguments.rounds, tick, operations[str(plan.case.threads)])
+                    for plan in plans
+                ]
         for section, of in calls.items():
             results = []
             for function, given in of:

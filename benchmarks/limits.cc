@@ -21,16 +21,23 @@
 #include <thread>
 #include <vector>
 
-#include "hwy/cache_control.h"
-
 #ifndef NSA_ONNX_BENCHMARKS_LIMITS_CC_
 #define NSA_ONNX_BENCHMARKS_LIMITS_CC_
 namespace nsa::bench {
 
+// Where a software prefetch brings what it fetches.
+enum Hint { kNone, kFirstLevel, kSecondLevel, kPastTheCaches, kHints };
+
+// Ways to cut what is read into streams, of which a piece each is read in turn: 1, 2, 4 or 8.
+constexpr size_t kSplits = 4;
+
+// The sum, modulo 2^32, of the little-endian 32-bit words: proof that all was read. `ahead`: bytes
+// that the software prefetch runs before the reading.
+using ReadFunction = uint32_t (*)(const uint8_t* from, size_t size, size_t ahead);
+
 struct Functions {
-  // The sum, modulo 2^32, of the little-endian 32-bit words: proof that all was read.
-  // One form loads vectors as long as the kernels', the other half as long.
-  uint32_t (*read[2])(const uint8_t* from, size_t size, size_t ahead);
+  // With vectors as long as the kernels', and half as long.
+  ReadFunction read[2][kSplits][kHints];
   // `turns` times kChains fused multiply-adds of whole vectors; returns the lanes of one.
   size_t (*multiply_add)(size_t turns, float* result);
 };
@@ -49,25 +56,41 @@ namespace hn = hwy::HWY_NAMESPACE;
 // As long as the kernels' vectors.
 using DF = hn::CappedTag<float, 16>;
 
-// `ahead`: bytes that a software prefetch runs before the reading, 0 for none.
+template <int kHint>
+HWY_INLINE void Prefetch(const uint8_t* from) {
+  if constexpr (kHint == kFirstLevel) __builtin_prefetch(from, 0, 3);
+  if constexpr (kHint == kSecondLevel) __builtin_prefetch(from, 0, 2);
+  if constexpr (kHint == kPastTheCaches) __builtin_prefetch(from, 0, 0);
+}
+
+// One stream's piece, whose sums are independent: four vectors.
 template <class DU>
+HWY_INLINE hn::Vec<DU> Piece(DU du, const uint8_t* from) {
+  const size_t lanes = hn::Lanes(du);
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(from);
+  const auto a = hn::Add(hn::LoadU(du, words), hn::LoadU(du, words + lanes));
+  const auto b = hn::Add(hn::LoadU(du, words + 2 * lanes), hn::LoadU(du, words + 3 * lanes));
+  return hn::Add(a, b);
+}
+
+template <class DU, int kSplit, int kHint>
 uint32_t Read(const uint8_t* from, size_t size, size_t ahead) {
+  constexpr size_t kStreams = size_t{1} << kSplit;
   const DU du;
-  const size_t lanes = hn::Lanes(du), step = 4 * lanes * sizeof(uint32_t);
-  auto a = hn::Zero(du), b = a, c = a, d = a;
-  size_t i = 0;
-  for (; i + step <= size; i += step) {
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(from + i);
-    if (ahead != 0) {
-      for (size_t line = 0; line < step; line += 64) hwy::Prefetch(from + i + ahead + line);
+  const size_t piece = 4 * hn::Lanes(du) * sizeof(uint32_t);
+  const size_t share = size / kStreams / piece * piece;
+  auto even = hn::Zero(du), odd = even;
+  for (size_t i = 0; i < share; i += piece) {
+    for (size_t stream = 0; stream < kStreams; ++stream) {
+      const uint8_t* const at = from + stream * share + i;
+      for (size_t line = 0; line < piece; line += 64) Prefetch<kHint>(at + ahead + line);
+      const auto sum = Piece(du, at);
+      if (stream % 2 == 0) even = hn::Add(even, sum);
+      if (stream % 2 == 1) odd = hn::Add(odd, sum);
     }
-    a = hn::Add(a, hn::LoadU(du, words));
-    b = hn::Add(b, hn::LoadU(du, words + lanes));
-    c = hn::Add(c, hn::LoadU(du, words + 2 * lanes));
-    d = hn::Add(d, hn::LoadU(du, words + 3 * lanes));
   }
-  uint32_t sum = hn::ReduceSum(du, hn::Add(hn::Add(a, b), hn::Add(c, d)));
-  for (; i + sizeof(uint32_t) <= size; i += sizeof(uint32_t)) {
+  uint32_t sum = hn::ReduceSum(du, hn::Add(even, odd));
+  for (size_t i = kStreams * share; i + sizeof(uint32_t) <= size; i += sizeof(uint32_t)) {
     uint32_t word;
     std::memcpy(&word, from + i, sizeof(word));
     sum += word;
@@ -95,8 +118,18 @@ size_t MultiplyAdd(size_t turns, float* result) {
 }
 
 const Functions* TargetFunctions() {
-  static constexpr Functions functions = {
-      {Read<hn::CappedTag<uint32_t, 16>>, Read<hn::CappedTag<uint32_t, 8>>}, MultiplyAdd};
+#define NSA_HINTS(D, split)                                                          \
+  {Read<D, split, kNone>, Read<D, split, kFirstLevel>, Read<D, split, kSecondLevel>, \
+   Read<D, split, kPastTheCaches>}
+#define NSA_SPLITS(D)                                                  \
+  {                                                                    \
+    NSA_HINTS(D, 0), NSA_HINTS(D, 1), NSA_HINTS(D, 2), NSA_HINTS(D, 3) \
+  }
+  using Whole = hn::CappedTag<uint32_t, 16>;
+  using Half = hn::CappedTag<uint32_t, 8>;
+  static constexpr Functions functions = {{NSA_SPLITS(Whole), NSA_SPLITS(Half)}, MultiplyAdd};
+#undef NSA_SPLITS
+#undef NSA_HINTS
   return &functions;
 }
 
@@ -166,17 +199,18 @@ double Seconds(int64_t threads, const std::function<void(int64_t)>& body) {
 
 // Reads runs of memory, `repeats` times, each thread an equal share of the runs in order.
 NSA_BENCH_EXPORT double nsa_bench_read(const char* target, const uint8_t* const* runs,
-                                       const int64_t* sizes, int64_t count, int form, int64_t ahead,
-                                       int64_t threads, int64_t repeats, uint32_t* sum) {
+                                       const int64_t* sizes, int64_t count, int half, int split,
+                                       int hint, int64_t ahead, int64_t threads, int64_t repeats,
+                                       uint32_t* sum) {
   const nsa::bench::Functions* functions = nsa::bench::FunctionsOf(target);
   if (functions == nullptr) return -1;
+  const nsa::bench::ReadFunction read = functions->read[half][split][hint];
   std::atomic<uint32_t> total{0};
   const double seconds = nsa::bench::Seconds(threads, [&](int64_t thread) {
     uint32_t own = 0;
     for (int64_t repeat = 0; repeat < repeats; ++repeat) {
       for (int64_t i = count * thread / threads; i < count * (thread + 1) / threads; ++i) {
-        own += functions->read[form](runs[i], static_cast<size_t>(sizes[i]),
-                                     static_cast<size_t>(ahead));
+        own += read(runs[i], static_cast<size_t>(sizes[i]), static_cast<size_t>(ahead));
       }
     }
     total.fetch_add(own);

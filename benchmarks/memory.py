@@ -15,15 +15,15 @@ _HUGE = 1 << 21
 _PERIOD = 4099
 
 
-def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-    """An array in memory of its own, from a page boundary on, with huge pages where the system gives them.
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any], huge: bool = True) -> Any:
+    """An array in memory of its own, from a page boundary on, with huge pages where the system gives them, or without.
 
     onnxruntime and torch align as well (to 64 bytes); numpy does not.
     """
     size = int(np.prod(shape)) * dtype.itemsize
-    memory = mmap.mmap(-1, size + 2 * _HUGE)
+    memory = mmap.mmap(-1, size + 2 * _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has none
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        memory.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
     begin = -np.frombuffer(memory, np.uint8).ctypes.data % _HUGE
     return np.frombuffer(memory, np.uint8, max(size, 1), begin)[:size].view(dtype).reshape(shape)
 

@@ -6,6 +6,7 @@ ratios: both of its sides were measured moments apart, so that other load on the
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -69,8 +70,11 @@ def steps(plans: Sequence[Plan], rounds: int) -> int:
     return sum(len(plan.names) * (1 + rounds) for plan in plans)
 
 
-def measure(plan: Plan, team: Team, rounds: int, tick: Tick) -> dict[str, Any]:
-    """One case; a record for report.py and JSON. AssertionError if a contender computes something else."""
+def measure(plan: Plan, team: Team, rounds: int, tick: Tick, gflops: float = math.inf) -> dict[str, Any]:
+    """One case; a record for report.py and JSON. AssertionError if a contender computes something else.
+
+    gflops: what the machine computes with the case's threads.
+    """
     once = dict(_prepared(plan, team, tick))
     _check(plan, team)
     turns = _turns(once, rounds)
@@ -85,7 +89,7 @@ def measure(plan: Plan, team: Team, rounds: int, tick: Tick) -> dict[str, Any]:
                 seconds[name].append(None)
     for name in plan.names:
         team.of(name).call("worker:forget")
-    return _record(plan, seconds)
+    return _record(plan, seconds, gflops)
 
 
 def _prepared(plan: Plan, team: Team, tick: Tick) -> Iterator[tuple[str, float]]:
@@ -137,7 +141,7 @@ def _median_ratio(over: Sequence[float | None], under: Sequence[float | None]) -
     return statistics.median(a / b for a, b in zip(over, under, strict=True) if a is not None and b is not None)
 
 
-def _record(plan: Plan, seconds: dict[str, list[float | None]]) -> dict[str, Any]:
+def _record(plan: Plan, seconds: dict[str, list[float | None]], gflops: float) -> dict[str, Any]:
     moved = {name: _bytes(name, plan.case_of(name)) for name in plan.names}
     speeds = {name: [None if s is None else moved[name] / s / 1e9 for s in times] for name, times in seconds.items()}
     medians = {name: statistics.median(s for s in of if s is not None) for name, of in speeds.items()}
@@ -153,6 +157,8 @@ def _record(plan: Plan, seconds: dict[str, list[float | None]]) -> dict[str, Any
             "seconds": [s for s in seconds[name] if s is not None],
         }
     case = plan.case
+    computing = max(case.operations / gflops, 1e-9) / 1e9
+    bound = [speed and min(speed, case.moved_bytes / computing / 1e9) for speed in speeds[limit]]
     return {
         "name": plan.name,
         **asdict(case),
@@ -161,6 +167,8 @@ def _record(plan: Plan, seconds: dict[str, list[float | None]]) -> dict[str, Any
         "note": machine.cache_note(case.input_bytes),
         "operations_per_byte": case.operations / case.moved_bytes,
         "limit": limit,
+        # The node against the lower of two limits: reading, and computing at the speed of multiply-adds.
+        "of_both": _median_ratio(speeds[NODE], bound),
         "contenders": results,
     }
 

@@ -29,11 +29,26 @@ def head(machine: Record, threads: Sequence[int]) -> str:
     )
 
 
+def reads(records: Sequence[Record]) -> str:
+    """Which ways to read memory are fastest here."""
+    rows = [
+        [
+            *(str(r["threads"]), "huge" if r["huge"] else "ordinary", f"{r['plain']:.1f}"),
+            *(f"{of['gb_per_s']:.1f}  {of['name']}" for of in r["best"]),
+        ]
+        for r in records
+    ]
+    title = "The fastest ways to read memory, GB/s; plain: one stream, no prefetch"
+    return table(title, ["threads", "pages", "plain", "read", "read 2", "read 3"], rows, left=6)
+
+
 def prefill(records: Sequence[Record]) -> Iterator[str]:
     """Two tables per dtype and number of threads: speeds beside the limit, and our node over its peers."""
     for dtype, threads in dict.fromkeys((r["dtype"], r["threads"]) for r in records):
         some = [r for r in records if (r["dtype"], r["threads"]) == (dtype, threads)]
-        yield _speeds(f"Prefill, {dtype}, threads: {threads}. GB/s, and speed over the fastest read (1 = limit)", some)
+        yield _speeds(
+            f"Prefill, {dtype}, threads: {threads}. GB/s, and speed over the fastest read (both: or computing)", some
+        )
         with_peers = [r for r in some if len(r["contenders"]) > 6]
         if with_peers:
             yield _peers("Our node's speed over each peer's; in brackets the peer's GB/s", with_peers)
@@ -71,9 +86,23 @@ def _speeds(title: str, records: Sequence[Record]) -> str:
         of = record["contenders"]
         ours = [f"{of[name]['gb_per_s']:.1f}" for name in (NODE, EAGER)]
         ratios = [f"{of[name]['of_limit']:.2f}" for name in (NODE, EAGER)]
+        ratios.append(f"{record['of_both']:.2f}")
         limit, copy = f"{of[record['limit']]['gb_per_s']:.1f}", f"{of['copy']['gb_per_s']:.1f}"
         rows.append([*_case(record), limit, copy, *ours, *ratios, record["limit"], record["note"]])
-    columns = ["L/S", "input", "MB", "read", "copy", "node", "eager", "node/read", "eager/read", "fastest read", ""]
+    columns = [
+        "L/S",
+        "input",
+        "MB",
+        "read",
+        "copy",
+        "node",
+        "eager",
+        "node/read",
+        "eager/read",
+        "node/both",
+        "fastest",
+        "",
+    ]
     return table(title, columns, rows, left=2)
 
 
@@ -172,7 +201,7 @@ def step(record: Record) -> Iterator[str]:
 
 def full(run: Record) -> str:
     """The whole report."""
-    parts = [head(run["machine"], run["threads"])]
+    parts = [head(run["machine"], run["threads"]), reads(run["machine"]["reads"])]
     writers: dict[str, Callable[[Any], Iterator[str]]] = {
         **{"prefill": prefill, "decode": decode, "compressed": compressed},
         **{"selected": selected, "step": step},

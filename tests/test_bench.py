@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -156,12 +156,26 @@ def test_the_read_limit_reads_every_byte():
     words = memory.aligned_empty((1_000_003,), np.dtype(np.uint32))
     words[:] = np.random.default_rng(0).integers(1 << 32, size=words.size, dtype=np.uint32)
     total = int(words.sum(dtype=np.uint64)) % (1 << 32)
-    for form in limits.READ_FORMS:
-        for threads in (1, 2, 3):
+    for way in limits.ways():
+        for threads in (1, 3):
             for target in native.cpu_targets():
-                read = limits.Reading(limits.shares(words.ctypes.data, words.nbytes, threads), target, threads, form)
-                assert read() > 0 and read.sum.value == total, (form, threads, target)
-                assert read(3) > 0 and read.sum.value == 3 * total % (1 << 32)
+                read = limits.Reading(limits.shares(words.ctypes.data, words.nbytes, threads), target, threads, way)
+                assert read(2) > 0 and read.sum.value == 2 * total % (1 << 32), (way, threads, target)
+
+
+def test_the_fastest_way_to_read_is_searched_and_taken(monkeypatch, tiny):
+    _, run, _ = tiny
+    reads = run["machine"]["reads"]
+    assert [(of["threads"], of["huge"]) for of in reads] == [(1, True), (1, False), (2, True), (2, False)]
+    for of in reads:
+        speeds = [way["gb_per_s"] for way in of["best"]]
+        assert speeds == sorted(speeds, reverse=True) and speeds[0] >= of["plain"] > 0
+    limits.build()
+    monkeypatch.setenv("NSA_ONNX_BENCH_WAYS", "{}")
+    found = limits.search(native.cpu_target(), 2, 1)
+    assert len(found) == len(set(limits.ways())) == 68
+    limits.choose({2: found})
+    assert [list(astuple(way)) for way in limits.best(2)] == [list(of["way"]) for of in found[:3]]
 
 
 def test_no_limit_is_measured_on_another_instruction_set_than_the_kernels():

@@ -136,6 +136,14 @@ def analyse(model: Source, *, folder: str | os.PathLike[str] | None = None, targ
         raise UnreadableModelError(f"{path or 'model'}: holds text that is not UTF-8") from error
 
 
+def analyse_graph(path: str) -> Analysis:
+    """Of a file; UnreadableModelError as well for a model without a graph."""
+    seen = analyse(path)
+    if not seen.proto.HasField("graph"):
+        raise UnreadableModelError(f"{path}: the model has no graph")
+    return seen
+
+
 def _analyse(proto: ModelProto, path: str, folder: Path | None, target: str) -> Analysis:
     outline, light = Outline.of(proto), without_weights(proto, folder)
     inferred, seen, error = infer(light, outline, OUTPUT_RANKS, observing)

@@ -18,6 +18,12 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
 
 PROGRAM = "nsa-onnx"
+OK, FOUND, UNUSABLE = 0, 1, 2
+"""Exit statuses: success; something was found, or the command could not do its work; wrong usage or files."""
+
+
+class CommandError(Exception):
+    """A command that cannot be done; the message is for the user."""
 
 
 def clean(text: str) -> str:
@@ -157,3 +163,24 @@ def _suggestion(message: str) -> str:
     found = re.search(r"'([^']{1,64})' \(choose from (.*)\)$", message)
     close = found and difflib.get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """What every command takes that writes a model."""
+    parser.add_argument("model", metavar="MODEL", help="an ONNX file")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", required=True, type=output_file, help="where the result goes; may be MODEL"
+    )
+    add_quiet(parser)
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """For commands that say what they did."""
+    parser.add_argument("--quiet", action="store_true", help="do not say what was done; errors are said all the same")
+
+
+def output_file(text: str) -> str:
+    """A file's name, as an argument."""
+    if text == "-":  # many programs' word for standard output, where these print what they did
+        raise argparse.ArgumentTypeError("must be a file, not standard output; a file of that name is ./-")
+    return text

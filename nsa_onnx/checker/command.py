@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..console import progress, show, tell, wants_color
+from ..console import FOUND, OK, UNUSABLE, progress, show, tell, wants_color
 from ..graph.reading import UnreadableModelError, load
 from ..graph.writing import NotWritableError, replace_file, require_no_weights
 from ..rulebook.finding import Severity
@@ -25,9 +25,6 @@ from .report import Report
 from .run import RunUnavailableError, require_onnxruntime
 
 SUFFIX = ".onnx"
-OK, FOUND, UNUSABLE = 0, 1, 2
-
-DESCRIPTION = "Say what is wrong with models' NSA nodes. Exit 0 clean, 1 findings, 2 a model cannot be checked."
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--explain", action=_Tell, metavar="ID", help="explain a rule: --explain NSA012")
 
 
-def run(arguments: argparse.Namespace, version: str) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Check, write, and give the exit status.
 
     Raises:
@@ -158,7 +155,7 @@ def run(arguments: argparse.Namespace, version: str) -> int:
     for output in outputs:
         color = not output.file and wants_color(sys.stdout)
         told = not output.file
-        context = Context(version, fail_on, alone, color, told, arguments.quiet)
+        context = Context(arguments.version, fail_on, alone, color, told, arguments.quiet)
         rendered = FORMATS[output.format](outcomes, context)
         if output.file:
             replace_file(Path(output.file), f"{rendered}\n".encode())

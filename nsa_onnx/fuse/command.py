@@ -6,19 +6,18 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ..analysis import Analysis, NsaNode, nodes_of
-from ..console import speaker, tell
+from ..analysis import Analysis, NsaNode, analyse_graph, nodes_of
+from ..console import OK, UNUSABLE, CommandError, add_files, speaker, tell
+from ..graph.errors import NotWritableError, UnreadableModelError
 from ..graph.writing import write_model
-from ..recognise.wanted import WINDOWS
 from ..runtime.session import require_trial_sessions
 from . import Candidate, FuseResult, fuse
 from .compare import compare
 
-DESCRIPTION = f"Replace the compression written in standard operators by {WINDOWS.op_type}, where that is proven."
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options, beside MODEL and -o OUT."""
+    """The options."""
+    add_files(parser)
     parser.add_argument(
         "--allow-rounding",
         action="store_true",
@@ -31,18 +30,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, seen: Analysis) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Fuse, check, compare if that is asked for, then write. Returns the exit status.
 
     Raises:
-        ValueError: it cannot be done; nothing has been written.
+        CommandError: it cannot be done; nothing has been written.
+        UnreadableModelError, NotWritableError, OSError: with the file's name.
     """
+    try:
+        return _run(arguments, analyse_graph(arguments.model))
+    except UnicodeError as error:
+        raise UnreadableModelError(f"{arguments.model}: holds text that is not UTF-8") from error
+    except (UnreadableModelError, NotWritableError):
+        raise
+    except ValueError as error:
+        raise CommandError(f"{arguments.model}: {error}") from error
+
+
+def _run(arguments: argparse.Namespace, seen: Analysis) -> int:
     if arguments.verify:
         try:
             require_trial_sessions()
         except RuntimeError as error:
             tell(f"--verify: {error}")
-            return 2
+            return UNUSABLE
     say = speaker(arguments.quiet)
     result = fuse(seen, allow_rounding=arguments.allow_rounding)
     if wrong := _new_errors(seen, result):
@@ -59,7 +70,7 @@ def run(arguments: argparse.Namespace, seen: Analysis) -> int:
     if not result.complete:
         say("the model is too large to be looked at as a whole: there may be more")
     say(f"wrote {arguments.output}")
-    return 0
+    return OK
 
 
 def _new_errors(seen: Analysis, result: FuseResult) -> list[str]:

@@ -10,14 +10,11 @@ import onnx
 import onnx.serialization
 from onnx import ModelProto
 
+from .errors import UnreadableModelError as UnreadableModelError
 from .wire import MAX_UNSCANNED_BYTES, WireError, scan
 
 # Protobuf cannot hold more in one message, so a larger file is no model.
 MAX_FILE_BYTES = 2**31 - 1
-
-
-class UnreadableModelError(ValueError):
-    """The file cannot be read as an ONNX model. The message names the file and says why."""
 
 
 def load(path: Path) -> ModelProto:
@@ -48,6 +45,14 @@ def load(path: Path) -> ModelProto:
         raise UnreadableModelError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # onnx has a parser per file type, each with exceptions of its own
         raise UnreadableModelError(f"{path}: not an ONNX model ({type(error).__name__})") from error
+
+
+def load_graph(path: Path) -> ModelProto:
+    """The same; UnreadableModelError as well for a model without a graph."""
+    model = load(path)
+    if not model.HasField("graph"):
+        raise UnreadableModelError(f"{path}: the model has no graph")
+    return model
 
 
 _ORT = (

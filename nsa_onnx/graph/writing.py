@@ -10,11 +10,8 @@ from pathlib import Path
 
 from onnx import ModelProto, TensorProto
 
+from .errors import NotWritableError as NotWritableError
 from .walk import subgraphs_of
-
-
-class NotWritableError(ValueError):
-    """A result that cannot become a file where it is wanted; the message is for the user."""
 
 
 def write_model(model: ModelProto, source: Path, target: Path) -> None:

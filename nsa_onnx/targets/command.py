@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onnx import ModelProto
-
-from ..console import speaker, tell
+from ..console import FOUND, OK, UNUSABLE, add_files, speaker, tell
+from ..graph.errors import UnreadableModelError
+from ..graph.reading import load_graph
 from ..graph.writing import write_model
 from . import TARGETS
 from .preparing import PrepareError
 
-DESCRIPTION = "Write a model that a target takes: what it is known to get wrong or to reject is rewritten."
 PREPARING = {name: target for name, target in TARGETS.items() if target.prepare is not None}
 
 
 def add_arguments(parser: argparse.ArgumentParser, target: str | None = None) -> None:
-    """The options, beside MODEL and -o OUT; for one target alone if it is given."""
+    """The options; for one target alone if it is given."""
+    add_files(parser)
     if target is None:
         parser.add_argument("--target", choices=PREPARING, required=True, help="what the model is meant for")
     else:
@@ -33,28 +33,31 @@ def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
-def run(arguments: argparse.Namespace, model: ModelProto) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Prepare and write. Returns the exit status.
 
     Raises:
         UnreadableModelError, NotWritableError, OSError: with the file's name.
     """
+    model = load_graph(Path(arguments.model))
     source, target = Path(arguments.model), PREPARING[arguments.target]
     given = {option for one in PREPARING.values() for option in one.options if getattr(arguments, option, False)}
     if unknown := sorted(given - set(target.options)):
         tell(f"{_flag(unknown[0])} is nothing that target {target.name} knows")
-        return 2
+        return UNUSABLE
     assert target.prepare is not None
     try:
         prepared = target.prepare(model, folder=source.parent, **dict.fromkeys(given, True))
     except PrepareError as error:
         for reason in error.reasons:
             tell(f"{source}: {reason}")
-        return 1
+        return FOUND
+    except UnreadableModelError as error:
+        raise UnreadableModelError(f"{source}: {error}") from error
     write_model(prepared.model, source, Path(arguments.output))
     say = speaker(arguments.quiet)
     for line in [*prepared.changes, *(f"note: {note}" for note in prepared.notes)] or ["nothing to change"]:
         say(line)
     say(f"limits are for another command: nsa-onnx check --target {target.name} {source}")
     say(f"wrote {arguments.output} for target {target.name}")
-    return 0
+    return OK

@@ -5,22 +5,22 @@
 exported file with onnxruntime. ``check`` finds mistakes in it.
 
 Each name here is imported when it is first used. pytest imports this package in every run wherever it is installed,
-because of the pytest plugin: such a run must not wait for onnx, nor fail where onnx does.
+because of the pytest plugin: such a run must not wait for onnx, nor fail where onnx does. Nor for pathlib or
+importlib.abc, which load half of Python's library.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
-from pathlib import Path
-from pkgutil import extend_path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # for type checkers, which know the name, it is true
 if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
     from .checker import Report as Report
     from .checker import check as check
     from .operators.nsa_compress.call import nsa_compress as nsa_compress
@@ -44,22 +44,25 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-class _Exporters(MetaPathFinder):
+class _Exporters:
     """Finds nsa_onnx.exporters in the folder exporters/ beside this one."""
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
         if fullname != "nsa_onnx.exporters":
             return None
         return spec_from_file_location(
-            fullname, _EXPORTERS / "__init__.py", submodule_search_locations=[str(_EXPORTERS)]
+            fullname, os.path.join(_EXPORTERS, "__init__.py"), submodule_search_locations=[_EXPORTERS]
         )
 
 
 # A Python that is started in a checkout imports the package from there, even if it is installed: exporters/ is beside
 # it, and an installed copy is searched last, for its native library.
-_EXPORTERS = Path(__file__).parents[1] / "exporters"
-_IN_CHECKOUT = (_EXPORTERS / "__init__.py").is_file() and _EXPORTERS.with_name("CMakeLists.txt").is_file()
-if __name__ == "nsa_onnx" and _IN_CHECKOUT:
+_CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_EXPORTERS = os.path.join(_CHECKOUT, "exporters")
+_FILES = os.path.join(_EXPORTERS, "__init__.py"), os.path.join(_CHECKOUT, "CMakeLists.txt")
+if __name__ == "nsa_onnx" and all(map(os.path.isfile, _FILES)):
+    from pkgutil import extend_path
+
     __path__ = extend_path(__path__, __name__)
     sys.meta_path.insert(0, _Exporters())
 

@@ -33,7 +33,7 @@ PARTS = (
     ("nsa_onnx.targets",),
     ("nsa_onnx.checker",),
     ("nsa_onnx.fuse", "nsa_onnx.explain"),
-    ("nsa_onnx.__main__", "nsa_onnx.cli", "nsa_onnx.pytest_plugin"),
+    ("nsa_onnx.__main__", "nsa_onnx.cli", "nsa_onnx.commands", "nsa_onnx.pytest_plugin"),
     ("nsa_onnx.exporters",),
 )
 
@@ -155,7 +155,7 @@ ROOMS = tuple(
 # Who names an operator outside its rooms, and why.
 NAMING = {
     "nsa_onnx/__init__.py": "the eager calls, for users",
-    "nsa_onnx/cli.py": "nsa-onnx demo shows one of them, with words of its own",
+    "nsa_onnx/commands/demo.py": "it shows one of them, with words of its own",
     "nsa_onnx/operators/__init__.py": "the list of the operators",
     "nsa_onnx/targets/atc.py": "its rules have examples",
     "nsa_onnx/targets/cann.py": "limits of the target, one entry per operator",

@@ -19,6 +19,7 @@ import pytest
 from onnx import helper
 
 from nsa_onnx import cli, console
+from nsa_onnx.commands import expand
 
 EVIL = "n\n::error title=x::y\n##vso[task.complete]##[error]\x1b[31m\x9b1m\u202e\r\x7f"
 
@@ -204,7 +205,7 @@ def test_a_fault_of_the_program_is_status_2_and_clean(monkeypatch, capfd, tmp_pa
     def broken(_):
         raise KeyError(EVIL)
 
-    monkeypatch.setattr(cli, "load", broken)
+    monkeypatch.setattr(expand, "load_graph", broken)
     assert cli.main(["expand", "m.onnx", "-o", str(tmp_path / "o.onnx")]) == 2
     out, err = capfd.readouterr()
     assert out == "" and "Traceback" in err and "KeyError" in err

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nsa_onnx.operators.arrays import described
+from nsa_onnx.operators.arrays import buffer, described, in_huge_pages
 from nsa_onnx.operators.attention import COUNT, SCALE, Stage, count_violations, type_violations
 from nsa_onnx.operators.attention_checks import call_violations
 from nsa_onnx.operators.base import Lengths as Kind
@@ -23,7 +23,7 @@ from nsa_onnx.operators.contract import Rows, Shape, Violations, raise_first
 
 from .. import private
 from .base import Gradient, Lengths, NpuForm, Op, Tie, TorchOperator, arguments, fake_kernel, kernel
-from .tensors import array, buffer, dense, dtype, host_lengths, require_one_device
+from .tensors import array, dense, dtype, host_lengths, require_one_device
 
 OwnViolations = Callable[[Any, Mapping[str, Shape], Mapping[str, Sequence[int]]], Violations]
 
@@ -165,7 +165,7 @@ def _run(call: Any, node: Operator, native_kernel: Callable[..., None]) -> Any:
             held.append(dense(value))
             value = buffer(held[-1])
         operands[name] = float(value) if name == SCALE else value
-    written = results if isinstance(results, tuple) else (results,)
+    written = [in_huge_pages(one) for one in (results if isinstance(results, tuple) else (results,))]
     operands |= {one.name: buffer(result) for one, result in zip(node.outputs, written, strict=True)}
     native_kernel(dtype=dtype(call.query), **operands, threads=torch.get_num_threads())
     return results

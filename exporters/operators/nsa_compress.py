@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nsa_onnx.operators import OPERATORS
-from nsa_onnx.operators.arrays import described
+from nsa_onnx.operators.arrays import buffer, described, in_huge_pages
 from nsa_onnx.operators.base import Lengths as Kind
 from nsa_onnx.operators.contract import raise_first
 from nsa_onnx.operators.nsa_compress import contract
@@ -20,7 +20,7 @@ from nsa_onnx.operators.windows import SEQ, row_plan, window_count
 from .. import private
 from .base import Gradient, Lengths, Op, Tie, TorchOperator, arguments, fake_kernel, kernel, overload
 from .gradients import keep, kept
-from .tensors import array, buffer, dense, dtype, host_lengths, require_one_device
+from .tensors import array, dense, dtype, host_lengths, require_one_device
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _run(call: _Call) -> Tensor:
     lengths = host_lengths(call.actual_seq_len)
     ends = lengths.tolist()
     raise_first(contract.prefix_sum_violations(ends, call.input.shape[0]))
-    output = call.input.new_empty((contract.planned_rows(ends, *call.window), *call.input.shape[1:]))
+    output = in_huge_pages(call.input.new_empty((contract.planned_rows(ends, *call.window), *call.input.shape[1:])))
     x, w = dense(call.input), dense(call.weight)
     threads = torch.get_num_threads()
     native_kernel(dtype(x), buffer(x), buffer(w), *call.window, lengths, buffer(output), threads)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nsa_onnx.operators import OPERATORS
-from nsa_onnx.operators.arrays import described
+from nsa_onnx.operators.arrays import buffer, described, in_huge_pages
 from nsa_onnx.operators.base import Lengths as Kind
 from nsa_onnx.operators.contract import raise_first
 from nsa_onnx.operators.nsa_compress_infer import contract
@@ -22,7 +22,7 @@ from nsa_onnx.operators.windows import SEQ
 
 from .base import Lengths, Op, Tie, TorchOperator, arguments, fake_kernel, kernel
 from .gradients import without_gradient
-from .tensors import array, bits, buffer, dense, dtype, fresh, host_lengths, require_one_device
+from .tensors import array, bits, dense, dtype, host_lengths, require_one_device
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def _update(call: _Call) -> Tensor:
 
 def _updated(call: _Call) -> Tensor:
     """As a function: a new, dense cache is returned."""
-    return _update(replace(call, cache=fresh(call.cache)))
+    copy = in_huge_pages(call.cache.new_empty(call.cache.shape)).copy_(call.cache)
+    return _update(replace(call, cache=copy))
 
 
 def _fake(call: _Call) -> Tensor:

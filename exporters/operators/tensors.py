@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from nsa_onnx.operators.contract import Array
-from nsa_onnx.runtime.native import Buffer
 
 
 def array(tensor: Tensor) -> Array:
@@ -48,11 +47,6 @@ def dense(tensor: Tensor) -> Tensor:
     """The tensor itself, or a copy where its elements do not lie as the kernel reads them (torch.frombuffer)."""
     contiguous = tensor.contiguous()
     return contiguous.clone() if contiguous.data_ptr() % contiguous.element_size() else contiguous
-
-
-def buffer(tensor: Tensor) -> Buffer:
-    """What the kernels see of a dense tensor, which must outlive the call."""
-    return Buffer(tensor.data_ptr(), tuple(tensor.shape))
 
 
 def bits(tensor: Tensor) -> npt.NDArray[Any]:

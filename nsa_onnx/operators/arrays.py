@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.native import Buffer
+from ..runtime.native import Buffer, advise_huge_pages
 from .contract import Array
 
 Ints = Sequence[int]
+Tensor = TypeVar("Tensor")  # torch's, which need not be installed
 
 _torch_ops: dict[str, Callable[..., Any]] = {}
 
@@ -71,9 +72,9 @@ def views(**arrays: Any) -> dict[str, npt.NDArray[Any]]:
     return {name: _to_numpy(name, value) if is_tensor(value) else value for name, value in arrays.items()}
 
 
-def buffer(array: npt.NDArray[Any]) -> Buffer:
-    """What the kernels see of a dense array, which must outlive the call."""
-    return Buffer(array.ctypes.data, array.shape)
+def buffer(array: Any) -> Buffer:
+    """What the kernels see of a dense array or tensor, which must outlive the call."""
+    return Buffer(array.data_ptr() if is_tensor(array) else array.ctypes.data, tuple(array.shape))
 
 
 def dense(view: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -94,15 +95,27 @@ def fits_int64(*values: int) -> bool:
     return all(-(1 << 63) <= value < 1 << 63 for value in values)
 
 
-def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Memory that begins with a cache line, which the kernel writes large results past the caches for."""
+def new_result(shape: tuple[int, ...], of: Any, dtype: str = "") -> Any:
+    """Memory for a result: a tensor for a tensor, an array for an array, of that one's type unless another is named.
+
+    Large ones are in huge pages, if the system has some: it clears a page before we write to it, and is asked for each
+    of them.
+    """
+    if is_tensor(of):
+        torch = sys.modules["torch"]
+        return in_huge_pages(torch.empty(shape, dtype=getattr(torch, dtype) if dtype else of.dtype, device="cpu"))
+    return _aligned_empty(shape, np.dtype(dtype or of.dtype))
+
+
+def in_huge_pages(tensor: Tensor) -> Tensor:
+    """A CPU tensor that nobody has written to. NumPy asks for huge pages in arrays of its own, torch does not."""
+    advise_huge_pages(tensor.data_ptr(), tensor.nbytes)  # type: ignore[attr-defined]
+    return tensor
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Memory that begins with a cache line, which the kernel writes large results past the caches for; as torch's."""
     line, size = 64, math.prod(shape) * dtype.itemsize
     memory = np.empty(size + line, np.uint8)
     start = -memory.ctypes.data % line
     return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def like(output: npt.NDArray[Any], tensor: Any) -> Any:
-    """The result as a tensor, elements of 16 bits as those of ``tensor``."""
-    made = sys.modules["torch"].from_numpy(output)
-    return made.view(tensor.dtype) if output.itemsize == 2 else made

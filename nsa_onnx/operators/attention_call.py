@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import aligned_empty, buffer, dense, described, fits_int64, like, to_int64, torch_op, views
+from .arrays import buffer, dense, described, fits_int64, new_result, to_int64, torch_op, views
 from .attention import SCALE, Stage, type_violations
 from .attention_checks import call_violations
 from .contract import Contract, Violations, raise_first
@@ -85,21 +85,17 @@ class Operands:
         arrays = {name: buffer(self.arrays[name]) if name in self.arrays else None for name in self.names}
         return {"dtype": self.dtype, **arrays, **self.numbers, **self.lengths}
 
-    def attention_out(self) -> npt.NDArray[Any]:
+    def attention_out(self) -> Any:
         """Memory for ``[rows, N1, Dv]``; little where the shapes are wrong, which the kernel refuses."""
         query, value = self.arrays["query"].shape, self.arrays["value"].shape
         right = len(query) == 3 and bool(value) and value[-1] <= query[-1]
-        return aligned_empty((*query[:2], value[-1]) if right else (0, 0, 0), self.arrays["query"].dtype)
+        return new_result((*query[:2], value[-1]) if right else (0, 0, 0), self.query)
 
-    def topk_indices(self, count: int) -> npt.NDArray[np.int32]:
+    def topk_indices(self, count: int) -> Any:
         """Memory for ``[rows, N2, count]``; little where the shapes are wrong."""
         query, key = self.arrays["query"].shape, self.arrays["key"].shape
         right = len(query) == 3 and len(key) > 1 and key[-2] <= query[1] and 0 <= count <= 2**16
-        return aligned_empty((query[0], key[-2], count) if right else (0, 0, 0), np.dtype(np.int32))
-
-    def result(self, output: npt.NDArray[Any]) -> Any:
-        """An output as the caller gets it: of query's kind."""
-        return output if isinstance(self.query, np.ndarray) else like(output, self.query)
+        return new_result((query[0], key[-2], count) if right else (0, 0, 0), self.query, "int32")
 
 
 def _to_double(scale: Any) -> float | None:

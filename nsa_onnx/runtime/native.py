@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import sys
 from functools import lru_cache
@@ -116,6 +117,16 @@ def _converted(argument: Argument) -> list[Any]:
 def dtype(name: str) -> ctypes.c_int:
     """The element type as the library numbers it (c_api.h)."""
     return ctypes.c_int(_DTYPES.index(name))
+
+
+_WORTH_HUGE_PAGES = 4 << 20  # bytes; NumPy's own bound
+
+
+def advise_huge_pages(address: int, size: int) -> None:
+    """Ask Linux to back memory that nobody has written to with huge pages, if it is large. It may not have any."""
+    if size >= _WORTH_HUGE_PAGES and hasattr(mmap, "MADV_HUGEPAGE"):
+        begin = address + -address % mmap.PAGESIZE
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(address + size - begin), mmap.MADV_HUGEPAGE)
 
 
 def default_threads() -> int:

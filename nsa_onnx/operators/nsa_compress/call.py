@@ -10,13 +10,11 @@ import numpy.typing as npt
 from ...runtime import native
 from ..arrays import (
     Ints,
-    aligned_empty,
     buffer,
     dense,
     described,
     fits_int64,
-    is_tensor,
-    like,
+    new_result,
     to_int64,
     torch_op,
     views,
@@ -68,7 +66,7 @@ def nsa_compress(
         raise AssertionError("a length beyond int64 passed the contract")
     tokens, weights = map(dense, views(input=input, weight=weight).values())
     rows = _rows(tokens.shape, lengths, int(compress_block_size), int(compress_stride))
-    output = aligned_empty((rows, *tokens.shape[1:]), tokens.dtype)
+    output = new_result((rows, *tokens.shape[1:]), input)
     kernel(
         x.dtype,  # type: ignore[attr-defined]
         buffer(tokens),
@@ -79,7 +77,7 @@ def nsa_compress(
         buffer(output),
         native.default_threads(),
     )
-    return like(output, input) if is_tensor(input) else output
+    return output
 
 
 def _rows(shape: tuple[int, ...], lengths: npt.NDArray[np.int64], block: int, stride: int) -> int:

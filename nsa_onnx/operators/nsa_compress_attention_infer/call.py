@@ -87,7 +87,7 @@ def nsa_compress_attention_infer(
         topk_indices=buffer(indices),
         threads=native.default_threads(),
     )
-    return operands.result(out), operands.result(indices)
+    return out, indices
 
 
 def kernel(

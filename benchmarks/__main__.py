@@ -3,10 +3,11 @@
     python -m benchmarks [--quick] [--sections prefill,decode,...] [--json FILE] [--plots FOLDER]
 
 Sections: prefill (our kernel, peers and the memory limit, on inputs larger than the caches and one that fits L2),
-decode (NsaCompressInfer), compressed and selected (the compress and the selected attentions), step (a whole decode
-step against attention to all tokens), growth (cost over the size of the work), figures (two comparisons that the
-documentation quotes), models (what check, fuse and other commands cost per node of a model). docs/performance.md
-explains the tables.
+eager (calls that allocate their result), decode (NsaCompressInfer, and the fixed cost of every decode step),
+compressed and selected (the compress and the selected attentions), step (a whole decode step against attention to all
+tokens), growth (cost over the size of the work), figures (two comparisons that the documentation quotes), models (what
+check, fuse and other commands cost per node of a model), startup (what is waited for before work begins).
+docs/performance.md explains the tables.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from . import (
 from .contenders import Case
 from .worker import Worker, WorkerError
 
-SECTIONS = ("prefill", "decode", "compressed", "selected", "step", "growth", "figures", "models")
+SECTIONS = ("prefill", "eager", "decode", "compressed", "selected", "step", "growth", "figures", "models", "startup")
 # block/stride, or block/stride@heads x dim: at 4x128 with all peers, elsewhere without.
 SHAPES = ("32/16", "64/32", "32/32", "64/16", "128/16", "32/16@1x16", "32/16@32x16", "32/16@1x128")
 QUICK_SHAPES = ("32/16", "128/16@4x64")
@@ -170,6 +171,7 @@ def _calls(arguments: argparse.Namespace) -> dict[str, list[tuple[str, dict[str,
     figures = [(name, block) for block in ((32,) if quick or small else (32, 128)) for name in contenders.EXACT[2:]]
     figures += [("ort gather", block) for _, block in figures]
     return {
+        "eager": [("eager:results", {**some, "megabytes": 8 if small else 768}) for some in each],
         "decode": [
             ("decode:growth", {"threads": most, "rounds": rounds, "megabytes": caches}),
             *(("decode:scattered", {**some, "megabytes": pool}) for some in each),
@@ -185,6 +187,7 @@ def _calls(arguments: argparse.Namespace) -> dict[str, list[tuple[str, dict[str,
             *(("figures:portable", {"name": n, "block": b, "stride": 16, "rounds": rounds}) for n, b in figures),
         ],
         "models": [("models:commands", {"nodes": nodes, "rounds": min(rounds, 3)})],
+        "startup": [(f"startup:{name}", {"rounds": rounds}) for name in ("programs", "session")],
     }
 
 
@@ -222,6 +225,10 @@ def _attention_calls(arguments: argparse.Namespace, small: bool, threads: int) -
 
 def _shaped(section: str, arguments: argparse.Namespace, results: list[Any]) -> dict[str, Any]:
     """The results of a section's calls, in their order, as its record."""
+    if section == "eager":
+        return {"calls": [row for rows in results for row in rows]}
+    if section == "startup":
+        return {"programs": results[0], "session": results[1]}
     if section == "decode":
         count = len(arguments.threads)
         return {"growth": results[0], "scattered": results[1 : 1 + count], "idle": results[1 + count :]}

@@ -118,6 +118,21 @@ def _peers(title: str, records: Sequence[Record]) -> str:
     return table(title, ["L/S", "input", "MB", *names, "peers' MB"], rows, left=2)
 
 
+def eager(record: Record) -> Iterator[str]:
+    rows = [
+        [
+            *(r["name"], str(r["threads"]), f"{r['ms']:.1f}", f"{r['over_node']:.2f}"),
+            f"{100 * r['huge_share']:.0f}",
+        ]
+        for r in record["calls"]
+    ]
+    first = record["calls"][0]
+    title = (
+        f"Eager calls, float16, {first['block']}/{first['stride']}, a result of {first['result_bytes'] / 1e6:.1f} MB"
+    )
+    yield table(title, ["call", "threads", "ms", "over the node", "% in huge pages"], rows)
+
+
 def decode(record: Record) -> Iterator[str]:
     growth = [
         [r["grows"], f"{r['cache_bytes'] / 2**20:.0f}", f"{r['pool_bytes'] / 2**20:.0f}", f"{r['us']:.1f}"]
@@ -187,6 +202,18 @@ def models(record: Record) -> Iterator[str]:
     yield table(title, ["command", "ms/node", "over onnx"], rows)
 
 
+def startup(record: Record) -> Iterator[str]:
+    owners = list(record["programs"][0]["imports_ms"])
+    rows = [
+        [r["program"], f"{r['ms']:.0f}", *(f"{r['imports_ms'][owner]:.0f}" for owner in owners)]
+        for r in record["programs"]
+    ]
+    columns = ["program", "ms", *(f"{owner}'s modules" for owner in owners)]
+    yield table("Start-up: whole processes, and what they import (-X importtime, which slows it)", columns, rows)
+    rows = [[r["stage"], f"{r['ms']:.2f}"] for r in record["session"]]
+    yield table("Start-up: what a session's first run waits for, one after the other", ["stage", "ms"], rows)
+
+
 def compressed(record: Record) -> Iterator[str]:
     yield from compress_attention.tables(record, table)
 
@@ -203,9 +230,9 @@ def full(run: Record) -> str:
     """The whole report."""
     parts = [head(run["machine"], run["threads"]), reads(run["machine"]["reads"])]
     writers: dict[str, Callable[[Any], Iterator[str]]] = {
-        **{"prefill": prefill, "decode": decode, "compressed": compressed},
+        **{"prefill": prefill, "eager": eager, "decode": decode, "compressed": compressed},
         **{"selected": selected, "step": step},
-        **{"growth": growth, "figures": figures, "models": models},
+        **{"growth": growth, "figures": figures, "models": models, "startup": startup},
     }
     for section, write in writers.items():
         if section in run:

@@ -175,7 +175,7 @@ def _calls(arguments: argparse.Namespace) -> dict[str, list[tuple[str, dict[str,
         "decode": [
             ("decode:growth", {"threads": most, "rounds": rounds, "megabytes": caches}),
             *(("decode:scattered", {**some, "megabytes": pool}) for some in each),
-            *(("decode:idle", some) for some in each),
+            *(("decode_cost:idle", some) for some in each),
         ],
         **_attention_calls(arguments, small, most),
         "growth": [
@@ -231,7 +231,11 @@ def _shaped(section: str, arguments: argparse.Namespace, results: list[Any]) -> 
         return {"programs": results[0], "session": results[1]}
     if section == "decode":
         count = len(arguments.threads)
-        return {"growth": results[0], "scattered": results[1 : 1 + count], "idle": results[1 + count :]}
+        return {
+            "growth": results[0],
+            "scattered": results[1 : 1 + count],
+            "idle": [row for rows in results[1 + count :] for row in rows],
+        }
     if section in ("compressed", "selected"):
         kinds = {"prefill": "of_limit", "peers": "name", "decode": "of_read"}  # a field that only they have
         found = {name: [of for of in results if field in of] for name, field in kinds.items()}

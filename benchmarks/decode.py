@@ -1,7 +1,7 @@
 """Measures NsaCompressInfer as an onnxruntime node, its cache updated in place. Each function runs in a worker process.
 
-Three questions: does a step cost more when the cache or the pool of pages is larger? How near are 256 windows to a
-plain read of the same scattered memory? What does a step cost in which no sequence completes a window?
+Two questions: does a step cost more when the cache or the pool of pages is larger? How near are 256 windows to a plain
+read of the same scattered memory? What a step costs at least is in decode_cost.py.
 """
 
 from __future__ import annotations
@@ -163,29 +163,4 @@ def scattered(threads: int, rounds: int, megabytes: int, batch: int = 256) -> di
         "limit": limit,
         "limit_gb_per_s": medians[limit],
         "of_limit": medians["node"] / medians[limit],
-    }
-
-
-def idle(threads: int, rounds: int, batch: int = 256) -> dict[str, Any]:
-    """A step in which no sequence completes a window, against an Identity node, and one of six inputs."""
-    pool = Pool(batch * Pool.LOGICAL, 4096)
-    step = pool.step(batch, 0, len(pool.cache), np.arange(len(pool.pages)))
-    step["seq"] += 1
-    step["slots"] = np.full(batch, -1, np.int32)
-    before = step["cache"].copy()
-    x, y = np.ones(16, np.float32), np.zeros(16, np.float32)
-    calls = {
-        "node_us": _bound(_session(threads), step),
-        "identity_us": graphs.bound(graphs.session(graphs.identity(), threads), {"x": x}, {"y": y}),
-        "six_inputs_us": graphs.bound(
-            graphs.session(graphs.six_inputs(), threads), dict.fromkeys("abcdef", x), {"y": y}
-        ),
-    }
-    times = [{name: 1e6 * _seconds([call], 300) for name, call in calls.items()} for _ in range(rounds + 1)][1:]
-    assert np.array_equal(step["cache"], before) and np.array_equal(y, 6 * x)
-    return {
-        "sequences": batch,
-        "threads": threads,
-        **{name: statistics.median(of[name] for of in times) for name in calls},
-        "difference_us": statistics.median(of["node_us"] - of["identity_us"] for of in times),
     }

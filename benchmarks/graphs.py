@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,11 +138,10 @@ def identity() -> Any:
     return model([node], {"x": (TensorProto.FLOAT, [16])}, "y", TensorProto.FLOAT, {})
 
 
-def six_inputs() -> Any:
-    """One Sum of six inputs of a few numbers: NsaCompressInfer has as many, each costs onnxruntime a little."""
-    names = list("abcdef")
+def sum_of(names: Sequence[str]) -> Any:
+    """One Sum of a few numbers each: what a run of as many inputs costs at least, onnxruntime takes time for each."""
     inputs: dict[str, tuple[int, Shape]] = {name: (TensorProto.FLOAT, [16]) for name in names}
-    return model([helper.make_node("Sum", names, ["y"])], inputs, "y", TensorProto.FLOAT, {})
+    return model([helper.make_node("Sum", list(names), ["y"])], inputs, "y", TensorProto.FLOAT, {})
 
 
 def bound(running: ort.InferenceSession, inputs: dict[str, Any], outputs: dict[str, Any]) -> Callable[[], None]:

@@ -9,7 +9,7 @@ from . import compress_attention, decode_step, selected_attention
 from .contenders import EAGER, NODE, PEERS
 
 Record = dict[str, Any]
-_IDLE = ("node", "identity", "difference", "six_inputs")
+_IDLE = ("node", "sum", "over_sum", "identity", "plan")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -151,9 +151,12 @@ def decode(record: Record) -> Iterator[str]:
     ]
     title = "Decode, windows scattered over the pool, against a read of the same memory"
     yield table(title, ["threads", "windows", "us", "GB/s", "read", "node/read", "touched MB", ""], rows)
-    rows = [[str(r["threads"]), str(r["sequences"]), *(f"{r[f'{k}_us']:.1f}" for k in _IDLE)] for r in record["idle"]]
-    title = "Decode, a step that completes no window, against an Identity node"
-    yield table(title, ["threads", "sequences", "us", "Identity us", "node - Identity", "Sum of six inputs us"], rows)
+    rows = [
+        [r["operator"], str(r["threads"]), str(r["sequences"]), *(f"{r[f'{kind}_us']:.1f}" for kind in _IDLE)]
+        for r in record["idle"]
+    ]
+    title = "Decode, a step with nothing to do: us of a node, of a Sum of as many inputs, of an Identity; the plan"
+    yield table(title, ["operator", "threads", "sequences", "node", "Sum", "node - Sum", "Identity", "plan"], rows)
 
 
 def growth(record: Record) -> Iterator[str]:

@@ -45,18 +45,18 @@ std::string CheckDims(const Call& call) {
 // topk_indices, copied and checked (block_violations).
 std::string ReadBlocks(const Call& call, const std::vector<int64_t>& lengths,
                        std::vector<int32_t>* copy) {
-  const int64_t heads = call.topk_shape[1], count = call.topk_shape[2];
-  copy->resize(lengths.size() * static_cast<size_t>(heads * count));
-  for (size_t i = 0; i < copy->size(); ++i) {
-    const int64_t at = static_cast<int64_t>(i), b = at / count / heads;
-    const int64_t length = lengths[static_cast<size_t>(b)];
-    const int64_t blocks =
-        (length + call.attributes.select_block - 1) / call.attributes.select_block;
-    const int32_t block = ReadOnce(call.topk_indices, at);
-    if (block < -1 || block >= blocks) {
-      return Message(row::kTopkRange, {b, at / count % heads, at % count, blocks, block});
+  const int64_t count = call.topk_shape[2], each = call.topk_shape[1] * count;  // of a sequence
+  const int64_t size = call.attributes.select_block;
+  copy->reserve(lengths.size() * static_cast<size_t>(each));
+  for (size_t b = 0; b < lengths.size(); ++b) {
+    const int64_t blocks = (lengths[b] + size - 1) / size, sequence = static_cast<int64_t>(b);
+    for (int64_t i = 0; i < each; ++i) {
+      const int32_t block = ReadOnce(call.topk_indices, sequence * each + i);
+      if (block < -1 || block >= blocks) {
+        return Message(row::kTopkRange, {sequence, i / count, i % count, blocks, block});
+      }
+      copy->push_back(block);
     }
-    (*copy)[i] = block;
   }
   return {};
 }

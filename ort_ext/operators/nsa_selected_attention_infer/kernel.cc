@@ -84,12 +84,17 @@ void Attend(const KernelData& data, int64_t first, int64_t last, float* scratch)
     const int64_t at = unit / parts, part = unit % parts;
     const Runs runs(data, at, cpu::PartBegin(data.count, parts, part),
                     cpu::PartBegin(data.count, parts, part + 1));
+    uint16_t* const output = data.output + at * data.group * data.value_dim;
+    if (runs.empty()) {  // Combine takes no part of them
+      if (parts == 1) std::fill_n(output, data.group * data.value_dim, uint16_t{0});
+      continue;
+    }
     attention.Begin(data.query + at * data.group * data.dim);
     ForEachTile(data, at, runs,
                 [&](const cpu::GatheredTokens& tile) { attention.Add(tile, false); });
     attention.End(false);
     if (parts == 1) {
-      attention.Finish(runs.empty(), data.output + at * data.group * data.value_dim);
+      attention.Finish(false, output);
     } else {
       attention.StorePart(data.parts + static_cast<size_t>(unit) * part_size);
     }
@@ -101,14 +106,22 @@ void Combine(const KernelData& data, int64_t first, int64_t last, float* scratch
   const cpu::FloatEnvironment environment;
   const cpu::GatherShape shape = ShapeOf(data);
   const size_t part_size = cpu::GatherPartSize(shape);
-  const size_t parts = static_cast<size_t>(PartCount(data));
+  const int64_t parts = PartCount(data);
   RowAttention<T> attention(shape, scratch);
   for (int64_t at = first; at < last; ++at) {
-    const float* const from = data.parts + static_cast<size_t>(at) * parts * part_size;
+    uint16_t* const output = data.output + at * data.group * data.value_dim;
+    if (Runs(data, at, 0, data.count).empty()) {
+      std::fill_n(output, data.group * data.value_dim, uint16_t{0});
+      continue;
+    }
+    const float* from = data.parts + static_cast<size_t>(at * parts) * part_size;
     attention.Begin(data.query + at * data.group * data.dim);
-    for (size_t part = 0; part < parts; ++part) attention.AddPart(from + part * part_size);
-    attention.Finish(Runs(data, at, 0, data.count).empty(),
-                     data.output + at * data.group * data.value_dim);
+    for (int64_t part = 0; part < parts; ++part, from += part_size) {
+      const Runs runs(data, at, cpu::PartBegin(data.count, parts, part),
+                      cpu::PartBegin(data.count, parts, part + 1));
+      if (!runs.empty()) attention.AddPart(from);
+    }
+    attention.Finish(false, output);
   }
 }
 

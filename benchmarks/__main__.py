@@ -171,7 +171,7 @@ def _calls(arguments: argparse.Namespace) -> dict[str, list[tuple[str, dict[str,
     figures = [(name, block) for block in ((32,) if quick or small else (32, 128)) for name in contenders.EXACT[2:]]
     figures += [("ort gather", block) for _, block in figures]
     return {
-        "eager": [("eager:results", {**some, "megabytes": 8 if small else 768}) for some in each],
+        "eager": [("eager:results", {**some, "megabytes": 8 if small else 768}) for some in each[-1 if small else 0 :]],
         "decode": [
             ("decode:growth", {"threads": most, "rounds": rounds, "megabytes": caches}),
             *(("decode:scattered", {**some, "megabytes": pool}) for some in each),
@@ -187,7 +187,7 @@ def _calls(arguments: argparse.Namespace) -> dict[str, list[tuple[str, dict[str,
             *(("figures:portable", {"name": n, "block": b, "stride": 16, "rounds": rounds}) for n, b in figures),
         ],
         "models": [("models:commands", {"nodes": nodes, "rounds": min(rounds, 3)})],
-        "startup": [(f"startup:{name}", {"rounds": rounds}) for name in ("programs", "session")],
+        "startup": [(f"startup:{name}", {"rounds": 1 if small else rounds}) for name in ("programs", "session")],
     }
 
 

@@ -1,5 +1,6 @@
 """The benchmark program: a tiny run has all its parts, and its checks and limits can fail."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import contenders, decode_step, limits, memory, models, prefill
+from benchmarks import contenders, decode_cost, decode_step, limits, memory, models, prefill, startup
 from benchmarks.worker import Worker, WorkerError
+from nsa_onnx.operators import OPERATORS
 from nsa_onnx.runtime import native
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,10 +58,14 @@ def test_decode_growth_and_figures_are_measured(tiny):
     decode, growth, figures = run["decode"], run["growth"], run["figures"]
     assert [point["cache_bytes"] >> 20 for point in decode["growth"] if point["grows"] == "cache"] == [1, 2]
     assert all(point["us"] > 0 for point in decode["growth"])
-    assert [of["threads"] for of in decode["scattered"]] == [of["threads"] for of in decode["idle"]] == [1, 2]
+    assert [of["threads"] for of in decode["scattered"]] == [1, 2]
     assert all(of["of_limit"] > 0 and of["windows"] == 256 for of in decode["scattered"])
+    paged = {name for name, one in OPERATORS.items() if any(port.page_size for port in one.inputs)}
+    assert {(of["operator"], of["threads"], of["sequences"]) for of in decode["idle"]} == set(
+        itertools.product(paged, (1, 2), decode_cost.BATCHES)
+    )
     for of in decode["idle"]:
-        assert of["node_us"] > 0 and of["identity_us"] > 0
+        assert of["node_us"] > 0 and of["sum_us"] > 0 and of["identity_us"] > 0
     assert {point["sweep"] for point in growth["points"]} == {"tokens", "segments", "heads", "dim", "overlap"}
     assert all(point["ns_per_byte"] > 0 and point["of_limit"] > 0 for point in growth["points"])
     assert growth["plan"]["segments"] == 1000 and 0 < growth["plan"]["share"] < 1
@@ -82,6 +88,17 @@ def test_the_selected_attentions_and_a_whole_step_are_measured(tiny):
     assert all(of[f"{part}ms"] > 0 for of in step["sparse"] for part in ("", "compress_", "selected_", "window_"))
     assert [(of["name"], of["tokens"]) for of in step["dense"]] == [(n, t) for n in decode_step.PEERS for t in lengths]
     assert all(of["ms"] > 0 for of in step["dense"])
+
+
+def test_eager_calls_and_start_up_are_measured(tiny):
+    _, run, _ = tiny
+    calls = {of["name"]: of for of in run["eager"]["calls"]}
+    assert {"node", "NumPy", "torch", "torch op"} <= set(calls)
+    assert all(of["ms"] > 0 and of["over_node"] > 0 for of in calls.values()) and calls["node"]["over_node"] == 1
+    programs = {of["program"]: of for of in run["startup"]["programs"]}
+    assert set(programs) == set(startup.PROGRAMS)
+    assert programs["nsa-onnx check"]["imports_ms"]["onnx"] > 0 == programs["import nsa_onnx"]["imports_ms"]["onnx"]
+    assert {of["stage"] for of in run["startup"]["session"]} == set(startup.STAGES)
 
 
 def test_the_commands_that_read_models_are_measured(tiny):

@@ -12,17 +12,16 @@ export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 # A build downloads only if it is asked to (cmake/dependencies.cmake); those of this file are.
 export NSA_ONNX_FETCH ?= 1
 
-.PHONY: help env build demo test test-aarch64 test-sanitize test-browser test-tools test-oldest test-wheels wheels \
+.PHONY: help env build demo test test-aarch64 test-sanitize test-browser test-tools test-versions test-wheels wheels \
   coverage bench bench-quick lint format clean
 
 # Stamps: an empty file for each thing that is made. It is made again when what it depends on is newer than its stamp.
 ENV := .venv/.stamp-env
-OLD_ORT := build/venv-ort-1.21/.stamp
 TORCH_NPU := build/torch_npu/.stamp
 ORT_CANN := build/venv-cann/.stamp
 CANN := build/venv-cann/.stamp
 TOOLS := build/tools/.stamp
-OLDEST := build/venv-oldest/.stamp
+OLDEST := build/tox/.stamp-oldest
 WHEEL_TOOLS := build/venv-wheels/.stamp
 SIM := build/sim/.stamp
 DEMO := .venv/.stamp-demo
@@ -36,7 +35,7 @@ help:
 	@echo "make test-sanitize  the C++ code under sanitizers, with random calls (NSA_FUZZ_SECONDS=600: for longer)"
 	@echo "make test-browser   the page of nsa-onnx explain in a browser (chromium, chromium-driver)"
 	@echo "make test-tools     what other ONNX tools do to NSA nodes (downloads the tools)"
-	@echo "make test-oldest    the oldest supported versions (Python 3.10)"
+	@echo "make test-versions  the oldest and the newest Python, numpy, onnx and onnxruntime (VERSIONS=oldest: these alone)"
 	@echo "make wheels         wheels for x86-64, aarch64 and other machines, and the sdist, into dist/"
 	@echo "make test-wheels    make wheels, and what its wheels do elsewhere (g++-aarch64-linux-gnu, qemu-user)"
 	@echo "make bench          measure the CPU kernels, a quarter of an hour; make bench-quick: a minute"
@@ -59,12 +58,6 @@ $(DEMO): pyproject.toml tools/extra_requirements.py
 $(ENV): $(DEMO)
 	$(PYTHON) tools/extra_requirements.py dev > .venv/requirements.txt
 	$(BIN)/pip install -q -r .venv/requirements.txt
-	touch $@
-
-# The oldest supported onnxruntime, in a separate environment.
-$(OLD_ORT): pyproject.toml
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install -q onnxruntime==1.21.1 onnx==1.23.2 ml_dtypes==0.6.0 numpy==2.4.6
 	touch $@
 
 # The real torch_npu, in a folder outside .venv: inside, `import torch` would fail without CANN.
@@ -110,7 +103,7 @@ demo: $(BUILD)
 
 # Some tests run torch.compile, which needs Python's headers. Checked first, because the tests take long.
 HAS_HEADERS := import os, sysconfig; print(os.path.isfile(sysconfig.get_path("include") + "/Python.h"))
-test: $(BUILD) $(BENCH) $(OLD_ORT) $(SIM) $(CANN)
+test: $(BUILD) $(BENCH) $(OLDEST) $(SIM) $(CANN)
 	@test "$$($(BIN)/python -c '$(HAS_HEADERS)')" = True || \
 	  { echo "Python.h is missing, the tests need it: apt install python3-dev" >&2; exit 1; }
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
@@ -135,20 +128,22 @@ test-browser: $(ENV) $(BUILD)
 test-tools: $(ENV) $(BUILD) $(TOOLS)
 	PYTHONPATH=$(CURDIR)/build/tools $(BIN)/python -m pytest -n 2 --confcutdir=tests/tools tests/tools
 
-# Our wheel with the oldest versions that pyproject.toml allows, on the oldest Python.
-OLDEST_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10) python3.10)
-$(OLDEST): pyproject.toml
-	@$(OLDEST_PYTHON) -c "" || { echo "Python 3.10 is missing: make test-oldest OLDEST_PYTHON=..." >&2; exit 1; }
-	rm -rf $(@D)
-	$(OLDEST_PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install -q numpy==1.23.0 onnx==1.19.0 onnxruntime==1.21.0 ml_dtypes==0.5.4 protobuf==7.36.2 pytest==9.2.0
+# Our wheel with other versions of what it needs: pyproject.toml has the table. Where a Python is missing, uv downloads
+# it. pyenv's are named, because its own python3.10 and the like answer only where a version is switched on.
+PYENV := $(wildcard $(HOME)/.pyenv/versions/3.1?.*/bin)
+define tox
+  rm -rf build/wheel
+  $(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+  PATH="$$PATH:$(subst $() $(),:,$(PYENV))" $(BIN)/tox run --recreate --installpkg build/wheel/*.whl
+endef
+
+# Tests of make test run the library in the oldest onnxruntime; the wheel in there may be older than the sources.
+$(OLDEST): $(ENV) | $(BUILD)
+	$(tox) -e oldest --notest
 	touch $@
 
-test-oldest: $(BUILD) $(OLDEST)
-	rm -rf build/wheel
-	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .
-	build/venv-oldest/bin/pip install -q --no-deps --force-reinstall build/wheel/*.whl
-	build/venv-oldest/bin/pytest -o pythonpath= --confcutdir=tests/oldest tests/oldest
+test-versions: $(ENV) $(BUILD)
+	$(tox) $(if $(VERSIONS),-e $(VERSIONS))
 
 # The compiler for other machines, in a separate environment because it is large.
 $(WHEEL_TOOLS): pyproject.toml tools/extra_requirements.py

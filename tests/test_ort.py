@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import compress_attention_ort_cases  # noqa: F401 (further cases)
+import oldest
 import onnxruntime
 import ort_cases
 import pytest
@@ -16,7 +17,6 @@ from nsa_onnx.runtime import native
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = str(native.library_path())
-OLDEST = "1.21.1"
 cases = pytest.mark.parametrize("name", ort_cases.CASES)
 
 
@@ -25,26 +25,19 @@ def test_newest_onnxruntime(name):
     ort_cases.CASES[name](LIBRARY)
 
 
-def old_python() -> str:
-    """An interpreter that has the oldest onnxruntime; `make test` creates the default one."""
-    default = ROOT / "build" / "venv-ort-1.21" / "bin" / "python"
-    return os.environ.get("NSA_ONNX_OLD_ORT_PYTHON", str(default))
-
-
 @pytest.fixture(scope="module")
 def old_report():
     """What ort_cases.py says there. One process for all cases: each import costs a second."""
-    python = old_python()
-    assert Path(python).exists(), f"{python} is missing: run `make test`, or set NSA_ONNX_OLD_ORT_PYTHON"
-    command = [python, str(ROOT / "tests" / "ort_cases.py"), LIBRARY]
+    assert Path(oldest.PYTHON).exists(), f"{oldest.PYTHON} is missing: run `make test`, or set NSA_ONNX_OLDEST_PYTHON"
+    command = [oldest.PYTHON, str(ROOT / "tests" / "ort_cases.py"), LIBRARY]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def test_the_old_onnxruntime_is_the_oldest_that_we_support_and_this_one_is_not(old_report):
-    assert old_report["version"] == OLDEST
-    assert onnxruntime.__version__ != OLDEST
+    assert old_report["version"] == oldest.ONNXRUNTIME
+    assert onnxruntime.__version__ != oldest.ONNXRUNTIME
 
 
 @cases

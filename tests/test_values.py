@@ -11,6 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import nsa_models as models
 import numpy as np
+import oldest
 import onnx
 import oracle
 import pytest
@@ -21,7 +22,6 @@ from nsa_onnx import from_ortvalue, to_ortvalue
 
 BFLOAT16 = ml_dtypes.bfloat16
 ROOT = Path(__file__).parents[1]
-OLD = os.environ.get("NSA_ONNX_OLD_ORT_PYTHON", str(ROOT / "build" / "venv-ort-1.21" / "bin" / "python"))
 
 SERVE = """
 import sys
@@ -46,7 +46,9 @@ print(onnxruntime.__version__)
 """
 
 
-@pytest.mark.parametrize(("python", "version"), [(sys.executable, None), (OLD, "1.21.1")], ids=["newest", "oldest"])
+@pytest.mark.parametrize(
+    ("python", "version"), [(sys.executable, None), (oldest.PYTHON, oldest.ONNXRUNTIME)], ids=["newest", "oldest"]
+)
 def test_bfloat16_is_served_from_python(python, version, tmp_path):
     onnx.save(models.compress([40, 100], ml_dtypes.bfloat16), tmp_path / "m.onnx")
     generator = np.random.default_rng(0)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from library_build import library_build
 
 ROOT = Path(__file__).parents[1]
 FOR_C_AND_CPP = ("include/nsa_onnx.h", "cmake/nsa_onnx-config.cmake", "pkgconfig/nsa_onnx.pc")
@@ -39,7 +40,8 @@ def _python(*arguments, cwd, path=(), flags=()):
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     command = ["-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", str(folder), str(ROOT)]
-    _python(*command, cwd=folder)
+    with library_build():
+        _python(*command, cwd=folder)
     (path,) = folder.glob("*.whl")
     return path
 

@@ -6,26 +6,21 @@ from pathlib import Path
 
 import pytest
 from kernels import TARGETS
+from library_build import library_build
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "build" / "same_bits"
-
-
-def tool(name):
-    """Of the environment that runs the tests."""
-    return str(Path(sys.executable).parent / name)
 
 
 @pytest.fixture(scope="module")
 def same_bits():
-    options = ["-D", "NSA_ONNX_TESTS=ON", "-D", f"CMAKE_MAKE_PROGRAM={tool('ninja')}", "--log-level=WARNING"]
-    for command in (
-        [tool("cmake"), "-S", str(ROOT), "-B", str(FOLDER), "-G", "Ninja", *options],
-        [tool("cmake"), "--build", str(FOLDER), "--target", "same_bits", "fuzz"],
-    ):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
-        assert done.returncode == 0, done.stdout
-    return FOLDER / "tests" / "cpu" / "same_bits"
+    cmake = str(Path(sys.executable).with_name("cmake"))
+    with library_build() as folder:
+        for step in (["-D", "NSA_ONNX_TESTS=ON", folder], ["--build", folder, "--target", "same_bits", "fuzz"]):
+            done = subprocess.run(
+                [cmake, *step], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
+            )
+            assert done.returncode == 0, done.stdout
+    return folder / "tests" / "cpu" / "same_bits"
 
 
 @pytest.mark.parametrize(("cases", "sources"), [("operators", "kernel.cc"), ("fuzz", "c_api.cc")])

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomllib
 import yaml
 from jsonschema import ValidationError
 from stored_schemas import validated
@@ -21,6 +22,7 @@ WORKFLOWS = {
 }
 PRE_COMMIT = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
 MAKEFILE = (ROOT / "Makefile").read_text()
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def steps(workflow):
@@ -69,7 +71,7 @@ def test_actionlint_sees_what_the_schema_does_not():
 
 
 def test_every_check_of_ci_run_is_a_job():
-    (line,) = re.findall(r"^exec make (.*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    (line,) = re.findall(r"^checks=\((.*)\)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     scripts = "\n".join(step.get("run", "") for name in WORKFLOWS for step in steps(name))
     # coverage is test, with the lines counted.
     missing = [
@@ -78,6 +80,32 @@ def test_every_check_of_ci_run_is_a_job():
         if f"make {target.replace('test', 'coverage', target == 'test')}" not in scripts
     ]
     assert missing == []
+
+
+def test_ci_run_says_what_it_leaves_to_a_timetable():
+    """It prints the first line of each such workflow."""
+    scheduled = [name for name, workflow in WORKFLOWS.items() if "schedule" in workflow["on"]]
+    begin = (ROOT / ".ci" / "run").read_text().index('echo "Left to the workflows')
+    script = (ROOT / ".ci" / "run").read_text()[begin:]
+    said = subprocess.run(["bash", "-eu"], input=script, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = dict(line.strip().split(": ", 1) for line in said.splitlines()[1:])
+    assert sorted(lines) == sorted(scheduled) != []
+    assert all(len(text.split()) > 5 for text in lines.values())
+
+
+def test_environments_of_other_versions_are_in_the_table():
+    table = PYPROJECT["tool"]["tox"]
+    asked = WORKFLOWS["versions.yml"]["jobs"]["released"]["strategy"]["matrix"]["environment"]
+    assert set(table["env_list"]) | set(asked) == set(table["env"])
+    named = set(re.findall(r"NSA_ONNX_\w+", (ROOT / ".github" / "workflows" / "versions.yml").read_text()))
+    assert named == set(re.findall(r'name = "(NSA_ONNX_\w+)"', (ROOT / "pyproject.toml").read_text()))
+
+
+def test_make_test_runs_the_exporters_with_the_oldest_versions_that_are_declared():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    pins = dict(pin.split("==") for pin in extras["demo"])
+    for name, minimum in (one.split(">=") for one in extras["torch"]):
+        assert pins[name] in (minimum, f"{minimum}.0"), name
 
 
 def test_pre_commit_has_the_versions_of_make_lint():

@@ -106,7 +106,7 @@ HAS_HEADERS := import os, sysconfig; print(os.path.isfile(sysconfig.get_path("in
 test: $(BUILD) $(BENCH) $(OLDEST) $(SIM) $(CANN)
 	@test "$$($(BIN)/python -c '$(HAS_HEADERS)')" = True || \
 	  { echo "Python.h is missing, the tests need it: apt install python3-dev" >&2; exit 1; }
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # A separate target, because counting the lines takes about as long as the tests themselves.
 coverage: PYTEST_ARGS = --cov --cov-report=term:skip-covered

@@ -1,4 +1,6 @@
-"""Shared by all tests: hypothesis without time limits, because test machines may be busy."""
+"""Shared by all tests: hypothesis without time limits, because test machines may be busy; which files start first."""
+
+from collections import Counter
 
 from hypothesis import HealthCheck, settings
 
@@ -6,3 +8,15 @@ settings.register_profile(
     "nsa", deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("nsa")
+
+# Few tests that take a minute or so. By its own order, most tests first, pytest-xdist would start these last, and one
+# worker would wait for the other. The first two run at the same time; the first and the third cannot (library_build.py).
+LONG = ("test_same_bits.py", "test_bench.py", "test_packaging.py", "test_torch_npu.py")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not hasattr(config, "workerinput"):
+        return
+    tests = Counter(item.path for item in items)
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: (rank.get(item.path.name, len(LONG)), -tests[item.path], item.path))

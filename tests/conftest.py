@@ -10,8 +10,8 @@ settings.register_profile(
 settings.load_profile("nsa")
 
 # Few tests that take a minute or so. By its own order, most tests first, pytest-xdist would start these last, and one
-# worker would wait for the other. The first two run at the same time; the first and the third cannot (library_build.py).
-LONG = ("test_same_bits.py", "test_bench.py", "test_packaging.py", "test_torch_npu.py")
+# worker would wait for the other. test_same_bits.py and test_packaging.py build in one folder, one after the other.
+LONG = ("test_torch_npu.py", "test_same_bits.py", "test_bench.py", "test_packaging.py")
 
 
 def pytest_collection_modifyitems(config, items):

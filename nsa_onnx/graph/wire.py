@@ -7,6 +7,7 @@ Source of the format: https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any, BinaryIO
 
@@ -44,7 +45,7 @@ def scan(file: BinaryIO, size: int) -> int:
     """
     reader = _Reader(file)
     fields, at = 0, 0
-    open_: list[tuple[int, Any]] = [(size, _known(ModelProto.DESCRIPTOR))]
+    open_: list[tuple[int, Any]] = [(size, _known())]
     while open_:
         if fields > MAX_FIELDS:
             raise WireError(f"its messages have more than {MAX_FIELDS} fields")
@@ -81,20 +82,25 @@ def scan(file: BinaryIO, size: int) -> int:
 
 
 _PACKED = "packed"
-_TABLES: dict[str, dict[int, Any]] = {}
 
 
-def _known(descriptor: Any) -> dict[int, Any]:
-    """By number, the same of a message's fields that are messages, and `_PACKED` for repeated varints."""
-    table = _TABLES.get(descriptor.full_name)
-    if table is None:
-        table = _TABLES[descriptor.full_name] = {}  # before it is filled: graphs are in nodes are in graphs
-        for field in descriptor.fields:
-            if field.message_type is not None:
-                table[field.number] = _known(field.message_type)
-            elif field.type in (field.TYPE_INT64, field.TYPE_INT32, field.TYPE_UINT64, field.TYPE_ENUM):
-                table[field.number] = _PACKED
-    return table
+@functools.cache
+def _known() -> dict[int, Any]:
+    """By number, the same of a model's fields that are messages, and `_PACKED` for repeated varints."""
+    tables: dict[str, dict[int, Any]] = {}
+
+    def of(descriptor: Any) -> dict[int, Any]:
+        table = tables.get(descriptor.full_name)
+        if table is None:
+            table = tables[descriptor.full_name] = {}  # before it is filled: graphs are in nodes are in graphs
+            for field in descriptor.fields:
+                if field.message_type is not None:
+                    table[field.number] = of(field.message_type)
+                elif field.type in (field.TYPE_INT64, field.TYPE_INT32, field.TYPE_UINT64, field.TYPE_ENUM):
+                    table[field.number] = _PACKED
+        return table
+
+    return of(ModelProto.DESCRIPTOR)
 
 
 class _Reader:

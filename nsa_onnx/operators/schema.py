@@ -17,6 +17,7 @@ from onnx import TypeProto, defs
 from onnx.shape_inference import InferenceContext, InferenceError
 
 from ..graph.tensors import Integers, TensorFacts, attribute_value, integer_values, tensor_facts
+from ..runtime.imports import in_main_interpreter
 from . import OPERATORS
 from .contract import DOMAIN, OPSET_VERSION, Violations
 from .facts import NodeFacts
@@ -126,6 +127,9 @@ def _deregister(op_type: str) -> None:
         defs.deregister_schema(op_type, OPSET_VERSION, DOMAIN)
 
 
+if not in_main_interpreter():
+    # onnx waits for ever when it takes a Python function there.
+    raise ImportError("nsa_onnx needs Python's main interpreter: onnx, which it uses, does not work in a sub-interpreter")
 for _op_type, _schema in SCHEMAS.items():
     _schema.set_type_and_shape_inference_function(_inference(_op_type))
 register()

@@ -19,6 +19,8 @@ from ..operators.schema import register
 from .session import onnxruntime_module, session_options
 
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a fork in the middle of another thread's change would hold the lock for ever
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _depth = 0
 _ours: Callable[..., None] | None = None  # what stands in the place of InferenceSession.__init__
 _theirs: Callable[..., None] | None = None

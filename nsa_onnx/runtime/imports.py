@@ -1,6 +1,6 @@
-"""Calls a function when other code imports a given module; says whether a package is in the middle of its import.
+"""Calls a function when other code imports a given module; says where an import runs.
 
-Python has no public function for either. Needs nothing but Python (see hook/sitecustomize.py).
+Python has no public function for any of it. Needs nothing but Python (see hook/sitecustomize.py).
 """
 
 from __future__ import annotations
@@ -60,3 +60,13 @@ def is_being_imported(package: str) -> bool:
     """Whether a module in a package is running its own import right now. ``sys.modules`` has whole and half ones."""
     modules = [module for name, module in list(sys.modules.items()) if name.startswith(f"{package}.")]
     return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)
+
+
+def in_main_interpreter() -> bool:
+    """Whether this is Python's main interpreter and not a sub-interpreter, as some web servers make them."""
+    import ctypes  # a part of Python that may be missing, and that few callers need
+
+    asked = ctypes.PYFUNCTYPE(ctypes.c_void_p)
+    names = ("PyInterpreterState_Get", "PyInterpreterState_Main")
+    this, main = (asked((name, ctypes.pythonapi))() for name in names)
+    return this == main

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cctype>
 #include <cstdlib>
+#include <mutex>
 #include <string_view>
 #include <vector>
 
@@ -59,6 +60,8 @@ class Registry {
 
   bool Select(std::string_view name) {
     if (name == "auto") name = targets_.front().name;
+    // Of several threads that switch at once, the last one chooses both: dispatch and name.
+    const std::lock_guard<std::mutex> lock(switching_);
     for (const Target& target : targets_) {
       if (target.name != name) continue;
       Dispatch(target.target);
@@ -81,6 +84,7 @@ class Registry {
 
   std::vector<Target> targets_;
   std::string names_;
+  std::mutex switching_;
   std::atomic<const Target*> active_{nullptr};
 };
 

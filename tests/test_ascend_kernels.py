@@ -35,6 +35,8 @@ sys.path.insert(0, str(SIM))
 import lookalike  # noqa: E402
 import mutants  # noqa: E402
 
+from benchmarks import ascend_counters  # noqa: E402
+
 DTYPES = [np.float16, ml_dtypes.bfloat16]
 BLOCKS_AND_STRIDES = [(block, stride) for block in range(16, 129, 16) for stride in range(16, block + 1, 16)]
 
@@ -240,6 +242,16 @@ def test_prefill_needs_an_order_of_magnitude_fewer_vector_instructions(kernels, 
     assert_compress_counters(launched, x, w, block, stride, [16384])
     some = oracle.compress_exact(x[: 40 * stride + block], w, block, stride, [40 * stride + block])
     assert oracle.ulp_distance(launched.output[: len(some)], some) <= 1
+
+
+def test_every_byte_and_instruction_above_the_least_has_a_reason(kernels):
+    """benchmarks/ascend_counters.py says of each shape what is left; nothing may be left that it does not name."""
+    prefill = [(2048, 4, 128, 32, 16), (512, 1, 128, 128, 16), (512, 2, 80, 48, 32)]
+    decode = [(1, 4, 128, 32, 16, 128), (5, 8, 128, 64, 32, 64), (3, 16, 192, 112, 16, 64)]
+    for rows in (ascend_counters.prefill_rows(kernels, prefill)[1], ascend_counters.decode_rows(kernels, decode)[1]):
+        for line in rows:
+            found = dict(zip(ascend_counters.LEFT_COLUMNS, line, strict=True))
+            assert (found["bytes other"], found["other"]) == ("0.0", "0"), found
 
 
 @pytest.mark.parametrize(("tokens", "heads", "dim"), [(1024, 1, 128), (1024, 4, 128), (512, 8, 64), (2048, 1, 64)])

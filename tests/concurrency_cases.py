@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import onnxruntime
+from onnxruntime import InferenceSession, SessionOptions
 
 import nsa_onnx
 from nsa_onnx.graph import wire
@@ -64,17 +64,14 @@ def eager(name: str) -> bytes:
     return b"".join(one.tobytes() for one in results)
 
 
-def create(name: str, options: onnxruntime.SessionOptions | None = None, threads: int = 2) -> Session:
+def create(name: str, options: SessionOptions | None = None, threads: int = 2) -> InferenceSession:
     if options is None:
-        options = onnxruntime.SessionOptions()
+        options = SessionOptions()
         options.intra_op_num_threads = threads
     return nsa_onnx.create_session(model(name), device="cpu", options=options)
 
 
-Session = onnxruntime.InferenceSession
-
-
-def served(session: Session, name: str) -> bytes:
+def served(session: InferenceSession, name: str) -> bytes:
     """The bits of a session's run."""
     return b"".join(one.tobytes() for one in session.run(None, given(name)))
 
@@ -90,7 +87,7 @@ def prepare() -> None:
         right(name)
 
 
-def check(sessions: dict[str, Session]) -> None:
+def check(sessions: dict[str, InferenceSession]) -> None:
     for name, session in sessions.items():
         assert served(session, name) == right(name), name
 
@@ -151,7 +148,7 @@ def sessions_come_and_go_while_others_run() -> None:
 @case
 def one_options_object_serves_sessions_in_several_threads() -> None:
     prepare()
-    options = onnxruntime.SessionOptions()
+    options = SessionOptions()
 
     def work(number: int) -> None:
         for turn in range(3):
@@ -222,11 +219,13 @@ def large_files_are_first_scanned_by_several_threads() -> None:
     nested.functions.add().node.add().attribute.add().g.node.add().attribute.add(ints=range(1000))
     data = nested.SerializeToString()
     wanted = wire.scan(io.BytesIO(data), len(data))
+
+    def scan(_: int) -> None:
+        assert wire.scan(io.BytesIO(data), len(data)) == wanted
+
     for _ in range(50):
         wire._known.cache_clear()
-        counts: list[int] = []
-        at_once(4, lambda _: counts.append(wire.scan(io.BytesIO(data), len(data))))
-        assert counts == [wanted] * 4
+        at_once(4, scan)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -272,7 +271,7 @@ def a_fork_has_eager_calls_while_threads_of_its_parent_work() -> None:
 def a_fork_in_the_middle_of_everywhere_has_it() -> None:
     def enter() -> None:
         with nsa_onnx.everywhere():
-            served(Session(model(NAMES[0]), providers=["CPUExecutionProvider"]), NAMES[0])
+            served(InferenceSession(model(NAMES[0]), providers=["CPUExecutionProvider"]), NAMES[0])
 
     enter()
     entered = threading.Event()

@@ -129,7 +129,7 @@ def _deregister(op_type: str) -> None:
 
 if not in_main_interpreter():
     # onnx waits for ever when it takes a Python function there.
-    raise ImportError("nsa_onnx needs Python's main interpreter: onnx, which it uses, does not work in a sub-interpreter")
+    raise ImportError("nsa_onnx needs Python's main interpreter: onnx does not work in a sub-interpreter")
 for _op_type, _schema in SCHEMAS.items():
     _schema.set_type_and_shape_inference_function(_inference(_op_type))
 register()

@@ -68,5 +68,5 @@ def in_main_interpreter() -> bool:
 
     asked = ctypes.PYFUNCTYPE(ctypes.c_void_p)
     names = ("PyInterpreterState_Get", "PyInterpreterState_Main")
-    this, main = (asked((name, ctypes.pythonapi))() for name in names)
+    this, main = (int(asked((name, ctypes.pythonapi))()) for name in names)
     return this == main

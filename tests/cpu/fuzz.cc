@@ -6,7 +6,8 @@
 // much. First every operator's found cases. Then, by turns, a random case of each, on all
 // instruction sets, on one thread and on several, and with a second thread that writes into the
 // indices during the call. Then cases on several threads of the host at once, while another one
-// switches the instruction set.
+// switches the instruction set. Last, two threads that switch it at once.
+#include <hwy/targets.h>
 #include <signal.h>
 
 #include <array>
@@ -16,6 +17,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <map>
 #include <mutex>
 #include <thread>
 
@@ -28,9 +30,10 @@ extern "C" void __sanitizer_set_death_callback(void (*callback)()) __attribute__
 namespace nsa::cpu::fuzz {
 namespace {
 
-constexpr size_t kHosts = 3;         // threads that run cases at once
-constexpr int64_t kLeastCases = 12;  // of every operator, however slow the machine is
-constexpr int64_t kMostThreads = 4;  // of a call
+constexpr size_t kHosts = 3;          // threads that run cases at once
+constexpr int64_t kLeastCases = 12;   // of every operator, however slow the machine is
+constexpr int64_t kMostThreads = 4;   // of a call
+constexpr size_t kSwitches = 100000;  // of two threads at once
 
 // What every host's thread is doing, for who prints it while the process ends.
 std::array<std::array<char, 16384>, kHosts> g_cases;
@@ -89,15 +92,18 @@ std::string FirstOther(const std::vector<Memory*>& arrays,
 // Another seed for every number of a case, operator and part of the run.
 uint64_t SeedOf(uint64_t seed, uint64_t index) { return Random(seed ^ (index << 32)).Next(); }
 
+void Switch(const std::string& target) {
+  if (nsa_set_cpu_target(target.c_str(), nullptr, 0))
+    Fail("the instruction set cannot be switched");
+}
+
 void Together(const std::vector<Part>& parts, const std::vector<std::string>& targets,
               uint64_t seed, double end, int64_t* calls) {
   g_together = true;
   std::atomic<bool> stop{false};
   std::thread switches([&] {
     for (size_t i = 0; !stop; ++i) {
-      if (nsa_set_cpu_target(targets[i % targets.size()].c_str(), nullptr, 0)) {
-        Fail("the instruction set cannot be switched");
-      }
+      Switch(targets[i % targets.size()]);
       std::this_thread::yield();
     }
   });
@@ -117,6 +123,36 @@ void Together(const std::vector<Part>& parts, const std::vector<std::string>& ta
   stop = true;
   switches.join();
   *calls = sum;
+}
+
+// The last one wins altogether: Highway's dispatch is that of the set whose name is told.
+void SwitchAtOnce(const std::vector<std::string>& targets) {
+  std::map<std::string, size_t> dispatch;
+  for (const std::string& target : targets) {
+    Switch(target);
+    if (target != "scalar") dispatch[target] = hwy::GetChosenTarget().GetIndex();
+  }
+  std::atomic<size_t> begun{0}, met{0}, done{0};
+  std::thread other([&] {
+    for (size_t round = 1; round <= kSwitches; ++round) {
+      while (begun < round) std::this_thread::yield();
+      met = round;
+      for (size_t wait = round % 64; wait > 0 && begun == round;) --wait;  // now earlier, now later
+      Switch(targets[round % targets.size()]);
+      done = round;
+    }
+  });
+  for (size_t round = 1; round <= kSwitches; ++round) {
+    begun = round;
+    while (met < round) std::this_thread::yield();
+    Switch(targets[(round + 1) % targets.size()]);
+    while (done < round) std::this_thread::yield();
+    const auto told = dispatch.find(nsa_cpu_target());
+    if (told != dispatch.end() && told->second != hwy::GetChosenTarget().GetIndex()) {
+      Fail("two threads switched at once, and " + told->first + " is told but not in use");
+    }
+  }
+  other.join();
 }
 
 int Main(int argc, char** argv) {
@@ -151,6 +187,7 @@ int Main(int argc, char** argv) {
   }
   int64_t together = 0;
   Together(parts, targets, seed, seconds, &together);
+  SwitchAtOnce(targets);
 
   std::string names;
   for (const std::string& target : targets) names += " " + target;

@@ -12,8 +12,8 @@ export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 # A build downloads only if it is asked to (cmake/dependencies.cmake); those of this file are.
 export NSA_ONNX_FETCH ?= 1
 
-.PHONY: help env build demo test test-aarch64 test-sanitize test-browser test-tools test-versions test-wheels wheels \
-  coverage bench bench-quick lint format clean
+.PHONY: help env build demo test test-aarch64 test-sanitize test-mutants test-browser test-tools test-versions \
+  test-wheels wheels coverage bench bench-quick lint format clean
 
 # Stamps: an empty file for each thing that is made. It is made again when what it depends on is newer than its stamp.
 ENV := .venv/.stamp-env
@@ -21,6 +21,7 @@ TORCH_NPU := build/torch_npu/.stamp
 ORT_CANN := build/venv-cann/.stamp
 CANN := build/venv-cann/.stamp
 TOOLS := build/tools/.stamp
+MUTATION := build/venv-mutants/.stamp
 OLDEST := build/tox/.stamp-oldest
 WHEEL_TOOLS := build/venv-wheels/.stamp
 SIM := build/sim/.stamp
@@ -33,6 +34,7 @@ help:
 	@echo "make test           the tests that need no further packages"
 	@echo "make test-aarch64   the CPU kernels on an emulated aarch64 (g++-aarch64-linux-gnu, qemu-user)"
 	@echo "make test-sanitize  the C++ code under sanitizers, with random calls (NSA_FUZZ_SECONDS=600: for longer)"
+	@echo "make test-mutants   do the tests notice changes in the sources? (hours; MUTANTS=plan: a part)"
 	@echo "make test-browser   the page of nsa-onnx explain in a browser (chromium, chromium-driver)"
 	@echo "make test-tools     what other ONNX tools do to NSA nodes (downloads the tools)"
 	@echo "make test-versions  the oldest and the newest Python, numpy, onnx and onnxruntime (VERSIONS=oldest: these alone)"
@@ -119,6 +121,17 @@ test-aarch64: $(ENV)
 # Random calls of the C interface, with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 test-sanitize: $(ENV)
 	tests/cpu/sanitize.sh
+
+# What changes the sources, in a separate environment because it needs many packages.
+$(MUTATION): pyproject.toml tools/extra_requirements.py
+	$(PYTHON) -m venv $(@D)
+	$(PYTHON) tools/extra_requirements.py mutants > $(@D)/requirements.txt
+	$(@D)/bin/pip install -q -r $(@D)/requirements.txt
+	touch $@
+
+# MUTANTS: files or folders of tests/mutants/parts.toml.
+test-mutants: $(BUILD) $(ENV) $(MUTATION)
+	$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 # The page of `nsa-onnx explain` in headless Chromium: apt install chromium chromium-driver
 test-browser: $(ENV) $(BUILD)

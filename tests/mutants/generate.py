@@ -1,0 +1,68 @@
+"""Prints the mutants of a source file, each a whole text, as a JSON list.
+
+Those of Python are cosmic-ray's, those of C++ universalmutator's; run.py calls this in the environment of these two.
+"""
+
+import ast
+import contextlib
+import itertools
+import json
+import re
+import sys
+from pathlib import Path
+
+# Of cosmic-ray's operators, those whose mutants the others do not make superfluous: a comparison gets its neighbours
+# and its opposite, arithmetic one other operator.
+OPERATORS = re.compile(
+    r"core/(ReplaceComparisonOperator_(Lt_(LtE|GtE)|LtE_(Lt|Gt)|Gt_(GtE|LtE)|GtE_(Gt|Lt)|Eq_(NotEq|LtE|GtE)|NotEq_(Eq|Lt|Gt)"
+    r"|Is_IsNot|IsNot_Is)|ReplaceBinaryOperator_(Add_Sub|Sub_Add|Mul_Add|Div_Mul|FloorDiv_Mul|Mod_Mul|Pow_Mul|BitAnd_BitOr"
+    r"|BitOr_BitAnd|BitXor_BitOr|LShift_RShift|RShift_LShift)|ReplaceUnaryOperator_(USub_UAdd|Delete_Not|Invert_UAdd)|AddNot"
+    r"|Replace(True|False|And|Or|Break|Continue)With\w+|ExceptionReplacer|NumberReplacer|RemoveDecorator|ZeroIterationForLoop)"
+)
+RULES = Path(__file__).with_name("cpp.rules")
+
+
+def python_mutants(text: str) -> list[str]:
+    from cosmic_ray import plugins
+    from cosmic_ray.mutating import mutate_code
+
+    found = []
+    for name in filter(OPERATORS.fullmatch, plugins.operator_names()):
+        operator = plugins.get_operator(name)()
+        for occurrence in itertools.count():
+            mutant = mutate_code(text, operator, occurrence)
+            if mutant is None:
+                break
+            found.append(mutant)
+    return [mutant for mutant in found if meaning(mutant) != meaning(text)]
+
+
+def meaning(text: str) -> str | None:
+    """The syntax tree without annotations and ``frozen``, which type checkers ask for; None if there is none."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.returns = None
+        elif isinstance(node, (ast.arg, ast.AnnAssign)):
+            node.annotation = ast.Constant(None)
+        elif isinstance(node, ast.keyword) and node.arg == "frozen":
+            node.value = ast.Constant(None)
+    return ast.dump(tree)
+
+
+def cpp_mutants(text: str) -> list[str]:
+    from universalmutator.mutator import mutants_regexp
+
+    lines = text.splitlines(keepends=True)
+    with contextlib.redirect_stdout(sys.stderr):  # it says what it does
+        changes = mutants_regexp(lines, [str(RULES)], ignorePatterns=[])
+    return ["".join([*lines[: line - 1], changed, *lines[line:]]) for line, changed, *_ in changes]
+
+
+if __name__ == "__main__":
+    source = Path(sys.argv[1])
+    mutants = (python_mutants if source.suffix == ".py" else cpp_mutants)(source.read_text())
+    json.dump(list(dict.fromkeys(mutants)), sys.stdout)

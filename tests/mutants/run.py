@@ -1,6 +1,6 @@
 """Mutation testing: changes one place of a source file at a time, and asks the tests of that file whether they notice.
 
-make test-mutants MUTANTS="nsa_onnx/operators/windows.py plan"
+make test-mutants MUTANTS="nsa_onnx/operators/windows.py:91 plan" (files, lines of files, folders)
 
 A mutant that no test notices is a survivor: a test is missing, code has no effect, or the change has none. parts.toml
 has the tests of each file, and says of survivors that stay why they mean the same as the original. Other survivors are
@@ -15,6 +15,7 @@ import difflib
 import importlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -74,44 +75,38 @@ def build(source: str) -> bytes | None:
     return (FOLDER / "mutant.o").read_bytes()
 
 
-def run_tests(tests: list[str], limit: float, report: bool = False) -> tuple[bool, set[str]]:
-    """Run tests in a fork of this process, which has imported what they need; whether they pass, what they imported."""
-    reading, writing = os.pipe()
+def run_tests(test: str, limit: int) -> tuple[int, float]:
+    """Run a file of tests in a fork of this process, which has imported what they need: the status, and the seconds.
+
+    Seconds, also of ``limit``, are the processor's. The modules that they import from elsewhere are written to a file.
+    """
     child = os.fork()
     if child == 0:
         os.setsid()
-        os.close(reading)
-        if not report:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.dup2(1, 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+        signal.alarm(60 * limit)  # for what waits forever
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
         os.chdir(COPY)
         status = 1
-        signal.alarm(int(limit) + 60)  # also if this process is killed
         try:
             import pytest
 
-            status = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", *tests]))
-            if report:
-                for name, module in sys.modules.items():
-                    if "site-packages" in str(getattr(module, "__file__", "")) and not name.startswith("nsa_onnx"):
-                        os.write(writing, f"{name} ".encode())
+            status = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", f"tests/{test}.py"]))
+            modules = {name: str(getattr(module, "__file__", "")) for name, module in sys.modules.items()}
+            foreign = [name for name, file in modules.items() if "site-packages" in file and "nsa_onnx" not in name]
+            (FOLDER / "imported").write_text("\n".join(foreign))
         finally:
             os._exit(status)
-    os.close(writing)
-    end = time.monotonic() + limit
-    done = code = 0
-    while not done and time.monotonic() < end:
-        done, code = os.waitpid(child, os.WNOHANG)
-        time.sleep(0.01)
-    if not done:
+    _, status, used = os.wait4(child, 0)
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    with os.fdopen(reading) as pipe:
-        imported = set(pipe.read().split())
-    return bool(done) and code == 0, imported
+    return status, used.ru_utime + used.ru_stime
 
 
-def outcome(source: str, text: str, tests: list[str], limit: float, code: bytes | None) -> str:
+def outcome(source: str, text: str, tests: dict[str, int], code: bytes | None) -> str:
+    """What becomes of a mutant; the tests with the seconds that they may take."""
     path = COPY / source
     original = path.read_text()
     path.write_text(text)
@@ -120,10 +115,11 @@ def outcome(source: str, text: str, tests: list[str], limit: float, code: bytes 
             built = build(source)
             if built is None or built == code:
                 return "not compiled" if built is None else "the same code"
-        start = time.monotonic()
-        if run_tests(tests, limit)[0]:
-            return "survived"
-        return "killed" if time.monotonic() - start < limit else "timed out"
+        for test, limit in tests.items():
+            status, _ = run_tests(test, limit)
+            if status:
+                return "timed out" if os.WIFSIGNALED(status) else "killed"
+        return "survived"
     finally:
         path.write_text(original)
 
@@ -141,27 +137,31 @@ def say(text: str) -> None:
         print(text, file=file)
 
 
-def part(source: str, tests: list[str], equal: dict[Change, str]) -> bool:
-    """Try all mutants of a file; whether each survivor is explained, and each explanation needed."""
+def part(source: str, lines: str, names: list[str], equal: dict[Change, str]) -> bool:
+    """Try all mutants of a file, or of a line; whether each survivor is explained, and each explanation needed."""
     original = (ROOT / source).read_text()
     code = build(source) if source.endswith(".cc") else None
-    start = time.monotonic()
-    passed, imported = run_tests(tests, 600, report=True)
-    assert passed, f"{source}: the tests fail without a mutant"
-    for name in sorted(imported):  # once, for all forks
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
-    limit = 10 + 5 * (time.monotonic() - start)
-    broken = outcome(source, original + BROKEN[Path(source).suffix], tests, limit, code)
-    assert broken == "killed", f"{source}: the tests pass where it cannot be loaded, or do not import the copy"
+    tests = {}
+    for test in names:
+        status, seconds = run_tests(test, 600)
+        assert status == 0, f"{source}: {test} fails without a mutant"
+        tests[test] = 10 + 3 * int(seconds)
+        for name in sorted((FOLDER / "imported").read_text().split()):  # once, for all forks
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+    for test, limit in tests.items():
+        broken = outcome(source, original + BROKEN[Path(source).suffix], {test: limit}, code)
+        assert broken == "killed", f"{source}: {test} passes where it cannot be loaded, or does not import the copy"
 
-    generator = [ROOT / "build/venv-mutants/bin/python", ROOT / "tests/mutants/generate.py", ROOT / source]
-    done = subprocess.run(generator, stdout=subprocess.PIPE, check=True)
+    generator = ("build/venv-mutants/bin/python", "tests/mutants/generate.py", source)
+    command = [str(ROOT / path) for path in generator] + [line for line in lines.split(",") if line]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     counts: Counter[str] = Counter()
     unexplained, used = [], set()
-    start = time.monotonic()
-    for text in json.loads(done.stdout):
-        result = outcome(source, text, tests, limit, code)
+    begin = time.monotonic()
+    for number, text in enumerate(mutants := json.loads(done.stdout), 1):
+        print(f"{number}/{len(mutants)}", end="\r", file=sys.stderr)
+        result = outcome(source, text, tests, code)
         counts[result] += 1
         if result == "survived":
             if change(original, text) in equal:
@@ -172,35 +172,31 @@ def part(source: str, tests: list[str], equal: dict[Change, str]) -> bool:
                 say(unexplained[-1])
     if code is not None:
         build(source)
-    stale = [one for one in equal if one not in used]
+    stale = [one for one in equal if one not in used] if not lines else []
     for removed, added in stale:
         say(f"{source}: explained in parts.toml, but no survivor: {removed!r} -> {added!r}")
     said = ", ".join(f"{number} {result}" for result, number in counts.items())
-    seconds = time.monotonic() - start
-    say(
-        f"{source}: {counts.total()} mutants in {seconds:.0f} s, {said}; {len(unexplained)} survivors are not explained"
-    )
+    seconds = time.monotonic() - begin
+    say(f"{source}: {counts.total()} mutants in {seconds:.0f} s: {said}; {len(unexplained)} survivors unexplained")
     return not unexplained and not stale
 
 
-def main(sources: tuple[str, ...]) -> int:
+def main(arguments: list[str]) -> int:
     if os.environ.get("PYTHONPATH") != str(SITE):
         prepare()
         # Once more, with the copy's finder in front of the checkout's: for this process and those that tests start.
         environment = os.environ | {"PYTHONPATH": str(SITE), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
     (FOLDER / "survivors.txt").unlink(missing_ok=True)
+    wanted = [argument.partition(":") for argument in arguments or [""]]
     results = []
-    for source in (one for one in PARTS["tests"] if one.startswith(sources or "")):
-        explained = {
-            tuple(one): each["why"]
-            for each in PARTS.get("equal", [])
-            if each["file"] == source
-            for one in each["changes"]
+    for source, names in PARTS["tests"].items():
+        equal = {
+            tuple(one): each["why"] for each in PARTS["equal"] if each["file"] == source for one in each["changes"]
         }
-        results.append(part(source, [f"tests/{name}.py" for name in PARTS["tests"][source]], explained))
-    return 0 if all(results) else 1
+        results += [part(source, lines, names, equal) for file, _, lines in wanted if source.startswith(file)]
+    return 0 if results and all(results) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(tuple(sys.argv[1:])))
+    sys.exit(main(sys.argv[1:]))

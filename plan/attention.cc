@@ -55,7 +55,7 @@ std::string_view LengthsHint(const std::vector<int64_t>& ends, std::optional<int
   for (const int64_t end : ends) {
     if (end < 0 || __builtin_add_overflow(sum, end, &sum)) return {};
   }
-  return ends.size() > 1 && sum == total ? spec::hint::kLengths : std::string_view();
+  return sum == total ? spec::hint::kLengths : std::string_view();
 }
 
 // Prefix sums where lengths are asked for.
@@ -65,7 +65,7 @@ std::string_view PrefixSumsHint(const std::vector<int64_t>& lengths, int64_t lon
     if (end < before || end - before > longest) return {};
     before = end;
   }
-  return lengths.size() > 1 ? spec::hint::kPrefixSums : std::string_view();
+  return spec::hint::kPrefixSums;
 }
 
 std::vector<int64_t> Copy(const Lengths& lengths) {

@@ -34,7 +34,7 @@ std::string_view LengthsHabit(const Call& call, int64_t longest) {
     if (end < before || end - before > longest) return {};
     before = end;
   }
-  return call.sequences > 1 ? spec::hint::kPrefixSums : std::string_view();
+  return spec::hint::kPrefixSums;
 }
 
 // The windows that the step completes, all but what slots and table say: runs hold logical pages

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsa_onnx.operators.contract import is_int
+from nsa_onnx.operators.hints import HINTS
 from nsa_onnx.operators.nsa_compress import contract as prefill
 from nsa_onnx.operators.nsa_compress_infer import contract as decode
 from nsa_onnx.operators.windows import row_plan
@@ -78,6 +79,34 @@ def test_unknown_dims_violate_nothing():
 def test_a_known_dim_is_judged_beside_unknown_ones():
     found = [v.row.id for v in prefill.shape_violations((None, 129, 24), (None, None), 32, 16)]
     assert found == ["head_dim_multiple", "heads_max"]
+
+
+@pytest.mark.parametrize(
+    ("input", "weight", "row"),
+    [
+        ((4, 16), (32, 4), "input_rank"),
+        ((1, 100, 4, 16), (32, 4), "input_rank"),
+        ((100, 4, 16), (32,), "weight_rank"),
+        ((100, 4, 16), (32, 4, 1), "weight_rank"),
+    ],
+)
+def test_dims_of_an_array_of_another_rank_are_not_judged(input, weight, row):
+    assert [violation.row.id for violation in prefill.shape_violations(input, weight, 32, 16)] == [row]
+
+
+@pytest.mark.parametrize(
+    ("ends", "tokens", "found"),
+    [
+        ([50, 40, 30], 30, [("seq_decreasing", 1, None)]),
+        ([0, 0, 40], 40, [("seq_positive", 0, "leading_zero")]),
+        ([0], 0, [("seq_positive", 0, None)]),
+        ([-40, 80], 40, [("seq_positive", 0, None), ("seq_last", 1, None)]),
+    ],
+)
+def test_each_row_names_the_first_element_that_breaks_it(ends, tokens, found):
+    violations = prefill.prefix_sum_violations(ends, tokens)
+    wanted = [(row, index, HINTS[hint] if hint else None) for row, index, hint in found]
+    assert [(violation.row.id, violation.values[0], violation.hint) for violation in violations] == wanted
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], b"1"])

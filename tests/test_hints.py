@@ -146,6 +146,11 @@ def checker(op_type, arrays, lengths):
 ROUTES = (eager, torch_eager, exporter, runtime, checker)
 CASES = {
     "leading zero": (prefill(seq=[0, 40, 100]), "actual_seq_len[0] must be >= 1, got 0", "leading_zero"),
+    "leading zero, an empty sequence": (
+        prefill(seq=[0, 40, 40, 100]),
+        "actual_seq_len[0] must be >= 1, got 0",
+        "leading_zero",
+    ),
     "lengths that rise": (prefill(seq=[40, 60]), "the last element, must equal T = 100, got 60", "lengths"),
     "lengths that fall": (prefill(seq=[60, 40]), "must be >= the element before it, 60, got 40", "lengths"),
     "prefix sums for decode": (decode(seq=[100, 200, 300]), "actual_seq_len[2] must be in [0, 256]", "prefix_sums"),
@@ -185,6 +190,8 @@ CASES = {
     "blocks in pages, too long": (select_decode(seq=[200, 100]), "actual_seq_kvlen[0] must be <= 128", None),
     "too long": (decode(seq=[300, 100, 300]), "actual_seq_len[0] must be in [0, 256]", None),
     "a weight of another size": (prefill(w=(16, 4)), "must equal compress_block_size = 32, got 16", None),
+    "transposed, for fewer heads": (prefill(w=(3, 32)), "must equal compress_block_size = 32, got 3", None),
+    "transposed, for more heads": (prefill(w=(5, 32)), "must equal compress_block_size = 32, got 5", None),
 }
 
 

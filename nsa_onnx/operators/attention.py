@@ -413,7 +413,7 @@ def prefix_sum_violations(
 
 def _lengths_hint(ends: Sequence[int], total: Dim) -> Hint | None:
     """Lengths where prefix sums are asked for. C++ has the same in plan/."""
-    return HINTS["lengths"] if len(ends) > 1 and min(ends) >= 0 and sum(ends) == total else None
+    return HINTS["lengths"] if min(ends) >= 0 and sum(ends) == total else None
 
 
 def length_violations(table: Rows, name: str, lengths: Sequence[int], longest: Dim) -> Violations:
@@ -424,8 +424,7 @@ def length_violations(table: Rows, name: str, lengths: Sequence[int], longest: D
             return
     if longest is None:
         return
-    steps = [end - start for start, end in pairwise((0, *lengths))]
-    sums = len(steps) > 1 and all(0 <= step <= longest for step in steps)
+    sums = all(0 <= end - start <= longest for start, end in pairwise((0, *lengths)))
     for b, length in enumerate(lengths):
         if length > longest:
             yield Violation(table[f"{name}_max"], (b, longest, length), HINTS["prefix_sums"] if sums else None)

@@ -171,8 +171,8 @@ def shape_violations(
 def length_violations(actual_seq_len: Sequence[int], longest: int) -> Violations:
     """Lengths of the sequences; ``longest`` is what their pages can hold, in tokens."""
     wrong = [b for b, length in enumerate(actual_seq_len) if not 0 <= length <= longest]
-    steps = [end - start for start, end in pairwise((0, *actual_seq_len))] if wrong else []
-    hint = HINTS["prefix_sums"] if len(steps) > 1 and all(0 <= step <= longest for step in steps) else None
+    sums = all(0 <= end - start <= longest for start, end in pairwise((0, *actual_seq_len)))
+    hint = HINTS["prefix_sums"] if sums else None
     for b in wrong:
         yield Violation(ROWS["seq_range"], (b, longest, actual_seq_len[b]), hint)
 

@@ -6,10 +6,10 @@
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 import yaml
 from jsonschema import ValidationError
 from stored_schemas import validated

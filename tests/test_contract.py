@@ -13,7 +13,7 @@ from nsa_onnx.operators.contract import is_int
 from nsa_onnx.operators.hints import HINTS
 from nsa_onnx.operators.nsa_compress import contract as prefill
 from nsa_onnx.operators.nsa_compress_infer import contract as decode
-from nsa_onnx.operators.windows import row_plan
+from nsa_onnx.operators.windows import row_plan, seq_tensor_violations
 
 ALIGNED = st.integers(1, 8).map(lambda n: 16 * n)
 
@@ -107,6 +107,12 @@ def test_each_row_names_the_first_element_that_breaks_it(ends, tokens, found):
     violations = prefill.prefix_sum_violations(ends, tokens)
     wanted = [(row, index, HINTS[hint] if hint else None) for row, index, hint in found]
     assert [(violation.row.id, violation.values[0], violation.hint) for violation in violations] == wanted
+
+
+@pytest.mark.parametrize(("dtype", "hint"), [("int32", "cast_int64"), ("float32", None), ("uint32", None)])
+def test_a_cast_is_advised_for_the_type_that_habit_explains(dtype, hint):
+    (violation,) = seq_tensor_violations(dtype, 1)
+    assert (violation.row.id, violation.hint) == ("seq_dtype", HINTS[hint] if hint else None)
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], b"1"])

@@ -1,169 +1,22 @@
-"""Hostile models, and a process that runs every command and the Python API on them.
-
-``python hostile_models.py JOBS`` does the jobs of a file, one JSON object a line, and prints one line for each: what
-was wrong, or nothing. A job is ``{"model": path, "command": name}``. The memory of the process is limited, and a job
-that takes too long ends it; the parent (`run_jobs`) then knows which job that was, and goes on with the next one.
-``python hostile_models.py --fuzz SECONDS SEED FOLDER`` mutates good models for that long, and writes to FOLDER what
-broke a command.
-"""
+"""Models and files that tests of untrusted input use: good ones, and ones made by hand that attack the reader."""
 
 from __future__ import annotations
 
-import contextlib
+import base64
 import copy
-import faulthandler
-import io
 import itertools
-import json
-import os
-import random
-import resource
-import subprocess
-import sys
-import time
-from pathlib import Path
+import zlib
 
 import explain_models
 import nsa_models as models
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
-MEMORY = 2_500 * 2**20  # address space; onnxruntime and its threads take up to 1 GB of it before they do anything
-SLOW_SECONDS = 10  # of the processor; what a small file must not take
-JOB_SECONDS = 60  # with slack for machines that are busy with something else; a job takes milliseconds
-
-TARGETS = ("cpu", "cann", "cann-aclnn", "atc")
-COMMANDS = (
-    *(f"check {target}" for target in TARGETS),
-    *("run", "infer-shapes", "expand", "prepare atc", "prepare cann", "fuse", "fuse rounding", "explain", "api"),
-)
-
-
-# --------------------------------------------------------------------------------------------------
-# Jobs
-
-
-def arguments_of(command, model, out):
-    """The command line of a command, which writes nothing but files whose names begin with `out`."""
-    kind, _, rest = command.partition(" ")
-    files = [f"--format={name}={out}.{name}" for name in ("json", "sarif", "junit", "github")]
-    return {
-        "check": ["check", model, "--target", rest],
-        "run": ["check", model, "--run", "--format=text", *files],
-        "infer-shapes": ["infer-shapes", model, "-o", out],
-        "expand": ["expand", model, "-o", out],
-        "prepare": ["prepare", model, "-o", out, "--target", rest],
-        "fuse": ["fuse", model, "-o", out, *(["--allow-rounding", "--verify"] if rest else [])],
-        "explain": ["explain", model, "--html", out],
-    }[kind]
-
-
-def do(job):
-    """What is wrong with how a command takes a model; empty if nothing is."""
-    model = job["model"]
-    out = Path(model).with_name("hostile-out")
-    for old in out.parent.glob("hostile-out*"):
-        old.unlink()
-    if job["command"] == "api":
-        return api(model)
-    from nsa_onnx.cli import main
-
-    stdout, stderr = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            status = main(arguments_of(job["command"], model, str(out)))
-    except BaseException as error:  # SystemExit, too: the command line is right
-        return f"raised {type(error).__name__}: {str(error)[:300]}"
-    return complaint(status, stdout.getvalue(), stderr.getvalue(), out, is_check=job["command"] in COMMANDS[:5])
-
-
-def complaint(status, stdout, stderr, out, is_check):
-    for text, said in (("stdout", stdout), ("stderr", stderr)):
-        bad = [char for char in said if not char.isprintable() and char != "\n"]
-        if bad:
-            return f"{text} has the control character {bad[0]!r}: {said[:300]!r}"
-        for word in ("Traceback", "cannot be checked", "MemoryError", "bad_alloc", "RecursionError", "AssertionError"):
-            if word in said:
-                return f"{text}: {said[:500]!r}"
-    if status not in (0, 1, 2):
-        return f"exit status {status}"
-    if status == 2 and not stderr:
-        return "exit status 2 without a word on stderr"
-    if not is_check and out.exists() != (status == 0):
-        return f"exit status {status}, and the output file is {'there' if out.exists() else 'missing'}"
-    return ""
-
-
-def api(path):
-    """The Python functions, on a model that has been parsed: nothing but the errors that they promise."""
-    import nsa_onnx
-    from nsa_onnx import fuse
-    from nsa_onnx.explain import explain
-    from nsa_onnx.operators import expand
-    from nsa_onnx.targets import atc, cann
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception:  # no model: there is nothing to give to the functions
-        return ""
-    calls = {
-        "check": lambda: [nsa_onnx.check(model).to_json(), nsa_onnx.check(path, target="atc", run=True).to_text()],
-        "explain": lambda: explain(model),
-        "candidates": lambda: fuse.candidates(model),
-        "fuse": lambda: fuse.fuse(model, folder=Path(path).parent),
-        "expand": lambda: expand.expand(model),
-        "prepare_atc": lambda: atc.prepare_atc(model),
-        "prepare cann": lambda: cann.prepare(model),
-    }
-    for name, call in calls.items():
-        try:
-            call()
-        except UnicodeError as error:  # a ValueError, but of Python's own making
-            return f"{name} raised {type(error).__name__}: {error}"
-        except ValueError:
-            if name == "candidates":
-                return "candidates raised a ValueError, and says that it never raises"
-        except Exception as error:
-            return f"{name} raised {type(error).__name__}: {str(error)[:300]}"
-    return ""
-
-
-def confine():
-    """Limit the memory of this process. Its files need not survive a power cut, which would take most of the time."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    os.fsync = lambda file: None
-
-
-def work(jobs):
-    """In a process of its own: do the jobs, printing which one is begun and what was wrong with it."""
-    confine()
-    for job in jobs:
-        faulthandler.dump_traceback_later(JOB_SECONDS, exit=True)
-        print(json.dumps({"begun": job}), flush=True)
-        begin = time.process_time()
-        wrong = do(job)
-        print(json.dumps({"done": job, "wrong": wrong, "seconds": time.process_time() - begin}), flush=True)
-    faulthandler.cancel_dump_traceback_later()
-
-
-def run_jobs(jobs, folder):
-    """What is wrong with the jobs that went wrong: (job, text). A job that ends its process is one of them."""
-    failures, left = [], list(jobs)
-    while left:
-        todo = Path(folder) / "jobs.json"
-        todo.write_text(json.dumps(left))
-        command = [sys.executable, __file__, str(todo)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
-        finished = [line for line in lines if "done" in line]
-        failures += [(line["done"], line["wrong"]) for line in finished if line["wrong"]]
-        left = left[len(finished) :]
-        if left:
-            failures.append((left[0], f"the process ended with {done.returncode}: {done.stderr[-1500:]}"))
-            del left[0]
-    return failures
-
+from nsa_onnx.checker import RULES
+from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.example import example_model
+from nsa_onnx.operators.expand import expand
 
 # --------------------------------------------------------------------------------------------------
 # Good models
@@ -172,9 +25,11 @@ def run_jobs(jobs, folder):
 def in_branches(model):
     """The model's nodes in both branches of an If."""
     made = copy.deepcopy(model)
-    graph = helper.make_graph(model.graph.node, "branch", [], [helper.make_empty_tensor_value_info("y")])
+    outputs = [one.name for one in model.graph.output]
+    inner = [helper.make_empty_tensor_value_info(name) for name in outputs]
+    graph = helper.make_graph(model.graph.node, "branch", [], inner)
     del made.graph.node[:]
-    made.graph.node.append(helper.make_node("If", ["go"], ["y"], name="if", then_branch=graph, else_branch=graph))
+    made.graph.node.append(helper.make_node("If", ["go"], outputs, name="if", then_branch=graph, else_branch=graph))
     made.graph.input.append(models.value("go", TensorProto.BOOL, []))
     return made
 
@@ -183,14 +38,24 @@ def in_function(model):
     """The model's only node called through a function that leaves its attributes to the caller."""
     made = copy.deepcopy(model)
     node = made.graph.node[0]
-    inner = helper.make_node(node.op_type, ["a", "b", "c"], ["d"], domain=node.domain)
+    inputs, outputs = [f"in{i}" for i in range(len(node.input))], [f"out{i}" for i in range(len(node.output))]
+    inner = helper.make_node(node.op_type, inputs, outputs, domain=node.domain)
     for attribute in node.attribute:
         reference = AttributeProto(name=attribute.name, type=attribute.type, ref_attr_name=attribute.name)
         inner.attribute.append(reference)
     names = [attribute.name for attribute in node.attribute]
-    made.functions.append(helper.make_function("f", "F", ["a", "b", "c"], ["d"], [inner], made.opset_import, names))
+    made.functions.append(helper.make_function("f", "F", inputs, outputs, [inner], made.opset_import, names))
     node.domain, node.op_type = "f", "F"
     made.opset_import.add(domain="f", version=1)
+    return made
+
+
+def with_open_indices(model):
+    """The model with its constants as inputs."""
+    made = copy.deepcopy(model)
+    for tensor in made.graph.initializer:
+        made.graph.input.append(models.value(tensor.name, tensor.data_type, tensor.dims))
+    del made.graph.initializer[:]
     return made
 
 
@@ -207,11 +72,11 @@ def external(model, location="weights.bin", offset="0", length=None):
     return made
 
 
+BASIC = ("compress", "infer", "portable", "pages", "ragged", "attacks", "many", "branches", "function", "external")
+
+
 def good_models():
     """Small models by name, each of which a command has much to do with."""
-    from nsa_onnx.checker import RULES
-    from nsa_onnx.operators.expand import expand
-
     compress = models.compress([40, 100], x=(100, 4, 16), y=(3, 4, 16))
     found = {
         "compress": compress,
@@ -226,6 +91,17 @@ def good_models():
         "function": in_function(compress),
         "external": external(compress),
     }
+    for operator in OPERATORS.values():
+        example = example_model(operator, operator.example)
+        found |= {
+            f"{operator.op_type} example": example,
+            f"{operator.op_type} bfloat16": example_model(operator, operator.example, TensorProto.BFLOAT16),
+            f"{operator.op_type} open": with_open_indices(example),
+            f"{operator.op_type} portable": expand(example),
+            f"{operator.op_type} branches": in_branches(example),
+            f"{operator.op_type} function": in_function(example),
+            f"{operator.op_type} external": external(example),
+        }
     for rule in RULES.values():
         for name, text in (("example", rule.example), ("accepted", rule.accepted)):
             if text:
@@ -447,6 +323,16 @@ def hand_made():
     return found
 
 
+def packed(text):
+    """The bytes of a case as the fuzzer prints it."""
+    return zlib.decompress(base64.b64decode(text))
+
+
+def found():
+    """What the fuzzer has found: files that broke a command once, by what they did."""
+    return {}
+
+
 def write(model, path):
     """A model, or bytes, as a file, with what its external data may be beside it."""
     folder = path.parent
@@ -459,222 +345,3 @@ def write(model, path):
         (folder / "loop").symlink_to("loop")
         (folder / "folder").mkdir()
     path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
-
-
-# --------------------------------------------------------------------------------------------------
-# Mutations
-
-INTEGERS = (
-    0,
-    1,
-    -1,
-    2,
-    7,
-    15,
-    16,
-    17,
-    32,
-    64,
-    100,
-    2**15,
-    2**31 - 1,
-    2**31,
-    -(2**31),
-    2**32,
-    2**40,
-    2**62,
-    2**63 - 1,
-    -(2**63),
-)
-TEXTS = (
-    "",
-    "x",
-    "y",
-    "seq",
-    "nsa_onnx",
-    "ai.onnx",
-    "NsaCompress",
-    "NsaCompressInfer",
-    "If",
-    "Loop",
-    "Gather",
-    "Reshape",
-)
-TEXTS += (
-    "\0",
-    "\x1b[31m",
-    "a\nb",
-    "../x",
-    "/etc/passwd",
-    "\u202e",
-    "n" * 1000,
-    "Concat",
-    "Constant",
-    "Shape",
-    "Cast",
-    "Add",
-)
-FLOATS = (float("nan"), float("inf"), -0.0, 1e38)
-
-
-def messages(message, depth=0):
-    """The message and all in it."""
-    yield message
-    if depth < 60:
-        for descriptor, value in message.ListFields():
-            if descriptor.message_type is not None:
-                for one in value if hasattr(value, "add") else [value]:
-                    yield from messages(one, depth + 1)
-
-
-def mutate_field(rng, message):
-    """Change one field of a message: drop, repeat, swap or replace what is there, or set what is not."""
-    descriptor = rng.choice(message.DESCRIPTOR.fields)
-    there = [one for one, _ in message.ListFields()]
-    if there and rng.random() < 0.8:
-        descriptor = rng.choice(there)
-    name = descriptor.name
-    value = getattr(message, name)
-    if rng.random() < 0.1:
-        message.ClearField(name)
-    elif hasattr(value, "extend"):
-        mutate_repeated(rng, value, descriptor)
-    elif descriptor.message_type is not None:
-        value.SetInParent()
-    else:
-        setattr(message, name, scalar(rng, descriptor))
-
-
-def scalar(rng, descriptor):
-    kind = descriptor.type
-    if kind == descriptor.TYPE_STRING:
-        return rng.choice(TEXTS)
-    if kind == descriptor.TYPE_BYTES:
-        return rng.randbytes(rng.choice((0, 1, 8, 16, 100)))
-    if kind in (descriptor.TYPE_FLOAT, descriptor.TYPE_DOUBLE):
-        return rng.choice(FLOATS)
-    if kind == descriptor.TYPE_ENUM:
-        return rng.choice([value.number for value in descriptor.enum_type.values])
-    bound = 2**31 if kind == descriptor.TYPE_INT32 else 2**63
-    low = 0 if kind == descriptor.TYPE_UINT64 else -bound
-    return rng.choice([value for value in INTEGERS if low <= value < bound])
-
-
-def mutate_repeated(rng, values, descriptor):
-    way = rng.choice(("delete", "repeat", "swap", "set", "flood"))
-    if not values or way == "set":
-        if descriptor.message_type is not None:
-            values.add()
-        elif values:
-            values[rng.randrange(len(values))] = scalar(rng, descriptor)
-        else:
-            values.append(scalar(rng, descriptor))
-        return
-    first, second = (rng.randrange(len(values)) for _ in range(2))
-    if way == "delete":
-        del values[first]
-    elif way == "repeat":
-        values.extend([values[first]])
-    elif way == "flood":
-        values.extend([values[first]] * rng.choice((2, 10, 100)))
-    elif descriptor.message_type is None:
-        values[first], values[second] = values[second], values[first]
-    else:
-        kept = copy.deepcopy(values[first])
-        values[first].CopyFrom(copy.deepcopy(values[second]))
-        values[second].CopyFrom(kept)
-
-
-def connect_anew(rng, model):
-    """Give a node another value of the model as an input or output, itself included: cycles, two makers."""
-    nodes = [one for one in messages(model) if isinstance(one, NodeProto)]
-    names = [name for node in nodes for name in (*node.input, *node.output)]
-    if nodes and names:
-        node = rng.choice(nodes)
-        side = rng.choice((node.input, node.output))
-        if side:
-            side[rng.randrange(len(side))] = rng.choice(names)
-
-
-def nest(rng, model):
-    """Put the main graph into a branch, a loop's body or a function of itself, some times."""
-    for _ in range(rng.choice((1, 2, 20))):
-        if model.ByteSize() > 100_000:
-            return
-        inner = GraphProto()
-        inner.CopyFrom(model.graph)
-        if rng.random() < 0.5:
-            del inner.input[:], inner.initializer[:]
-        node = helper.make_node(rng.choice(("If", "Loop", "Scan", "Foo")), ["go"], [o.name for o in inner.output])
-        for name in rng.choice((("body",), ("then_branch", "else_branch"))):
-            node.attribute.append(helper.make_attribute(name, inner))
-        if rng.random() < 0.7:
-            del model.graph.node[:]
-        model.graph.node.append(node)
-
-
-def mutated(rng, pool):
-    """The bytes of a good model, made worse."""
-    model = ModelProto()
-    model.CopyFrom(rng.choice(pool))
-    for _ in range(rng.choice((0, 1, 1, 2, 3, 5, 10))):
-        kind = rng.random()
-        if kind < 0.7:
-            mutate_field(rng, rng.choice(list(messages(model))))
-        elif kind < 0.85:
-            connect_anew(rng, model)
-        elif kind < 0.9:
-            nest(rng, model)
-        else:  # of another model, a part
-            other = rng.choice(pool)
-            model.graph.node.extend(other.graph.node)
-            model.graph.initializer.extend(other.graph.initializer)
-            model.functions.extend(other.functions)
-    data = bytearray(model.SerializeToString())
-    if rng.random() < 0.3 and data:
-        for _ in range(rng.choice((1, 1, 3, 10))):
-            at = rng.randrange(len(data))
-            way = rng.randrange(4)
-            if way == 0:
-                data[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, data[at] ^ 1 << rng.randrange(8)))
-            elif way == 1:
-                del data[at : at + rng.choice((1, 2, 8))]
-            elif way == 2:
-                data[at:at] = data[at : at + rng.choice((1, 8, 64))]
-            elif rng.random() < 0.2:
-                del data[at:]
-            if not data:
-                break
-    return bytes(data)
-
-
-def fuzz(seconds, seed, folder):
-    """Jobs on mutated models for some seconds; each mutated model meets some of the commands. Ends at a failure."""
-    rng = random.Random(seed)
-    pool = list(good_models().values())
-    path = Path(folder) / "mutated.onnx"
-    begin, count = time.process_time(), 0
-    confine()
-    while time.process_time() - begin < seconds:
-        write(mutated(rng, pool), path)
-        count += 1
-        for command in rng.sample(COMMANDS, 4):
-            job = {"model": str(path), "command": command}
-            faulthandler.dump_traceback_later(JOB_SECONDS, exit=True)
-            print(json.dumps({"begun": job}), flush=True)
-            started = time.process_time()
-            wrong = do(job)
-            if not wrong and time.process_time() - started > SLOW_SECONDS:
-                wrong = f"took {time.process_time() - started:.1f} s"
-            if wrong:
-                print(json.dumps({"done": job, "wrong": wrong}), flush=True)
-                os._exit(1)
-    faulthandler.cancel_dump_traceback_later()
-    print(json.dumps({"models": count}), flush=True)
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "--fuzz":
-        fuzz(float(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
-    else:
-        work(json.loads(Path(sys.argv[1]).read_text()))

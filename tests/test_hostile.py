@@ -1,129 +1,205 @@
 """For any file, every command and the Python API end in time, with findings or a clean error.
 
-The models and the process that reads them are in `hostile_models`. The fuzzer runs for ten seconds of processor time;
-``NSA_ONNX_FUZZ_SECONDS=600 NSA_ONNX_FUZZ_SEED=7 pytest tests/test_hostile.py -k mutated`` runs it for ten minutes, on
-other models. What breaks a command is kept under build/fuzz/ and named by the failure.
+The models are in `hostile_models`, the processes that run commands in `hostile_commands`. The fuzzer tries mutated models
+for NSA_FUZZ_SECONDS, 20 if that is not set; NSA_FUZZ_SEED chooses them, else the commit does. ``make test-files`` runs
+it for longer. What breaks a command is kept under build/fuzz/, and printed as a case for the corpus.
 """
 
 from __future__ import annotations
 
+import base64
 import io
-import json
 import os
-import shutil
+import random
 import subprocess
-import sys
+import textwrap
+import time
+import zlib
 from pathlib import Path
 
-import hostile_models as hostile
+import hostile_commands as hostile
+import hostile_models as corpus
 import nsa_models as models
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from mutations import mutated
 
 from nsa_onnx import check
 from nsa_onnx.checker import UnreadableModelError
 from nsa_onnx.checker.rules import RULE_OF_ROW
 from nsa_onnx.graph import wire
+from nsa_onnx.operators import OPERATORS
 from nsa_onnx.runtime.session import session_options
 
+# What breaks a command is kept here.
 KEPT = Path(__file__).parent.parent / "build" / "fuzz"
-FUZZ_SECONDS = float(os.environ.get("NSA_ONNX_FUZZ_SECONDS", "10"))
-FUZZ_SEED = int(os.environ.get("NSA_ONNX_FUZZ_SEED", "1"))
+SECONDS = float(os.environ.get("NSA_FUZZ_SECONDS", "20"))
+# File names that a shell, a terminal or a CI system could take for something else.
+FILE_NAMES = ("m.onnx", "::error::x.onnx", "a\nb\x1b[2J.onnx", "##vso[task.x].onnx", "-o.onnx", "m.onnxtxt")
+
+
+def commit_seed():
+    """Each commit tries other models, and a failure comes again."""
+    if given := os.environ.get("NSA_FUZZ_SEED"):
+        return int(given)
+    done = subprocess.run(
+        ["git", "rev-parse", "--short=8", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return int(done.stdout or "1", 16)
+
+
+@pytest.fixture(scope="module")
+def commands():
+    with hostile.Commands() as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
 
 
 # --------------------------------------------------------------------------------------------------
 # By hand
 
 
-def kept_in(folder, name):
-    """A copy of a file that broke something, for the one who reads the failure."""
-    KEPT.mkdir(parents=True, exist_ok=True)
-    path = KEPT / name
-    shutil.copy(folder, path)
-    return path
+def failures_of(named, folder, commands):
+    """What goes wrong with models, for all commands: lines of name, command, text."""
+    found = []
+    for name, made in named.items():
+        corpus.write(made, folder / "m.onnx")
+        found += [f"{name!r}, {command}: {wrong}" for command, wrong in commands.wrong_with(folder / "m.onnx")]
+    return found
 
 
-def failures_of(files, folder):
-    """What goes wrong with files of a folder, for all commands in one process: lines of name, command, text."""
-    jobs = [{"model": str(path), "command": command} for path in files for command in hostile.COMMANDS]
-    return [
-        f"{files[Path(job['model'])]!r}, {job['command']}: {wrong}" for job, wrong in hostile.run_jobs(jobs, folder)
-    ]
+@pytest.mark.parametrize("part", range(4))
+def test_no_command_falls_for_a_hostile_model(part, folder, commands):
+    named = corpus.hand_made() | corpus.found()
+    some = {name: named[name] for name in list(named)[part::4]}
+    assert not failures_of(some, folder, commands)
 
 
-def test_no_command_falls_for_a_hostile_model(tmp_path):
-    files = {}
-    for number, (name, made) in enumerate(hostile.hand_made().items()):
-        path = tmp_path / "models" / f"{number}.onnx"
-        path.parent.mkdir(exist_ok=True)
-        hostile.write(made, path)
-        files[path] = name
-    assert not failures_of(files, tmp_path)
-
-
-def test_no_command_minds_a_good_model(tmp_path):
+def test_no_command_minds_a_good_model(folder, commands):
     """The corpus of the fuzzer, as it is: what breaks here would hide what it looks for."""
-    files = {}
-    for number, (name, made) in enumerate(hostile.good_models().items()):
-        path = tmp_path / "models" / f"{number}.onnx"
-        path.parent.mkdir(exist_ok=True)
-        hostile.write(made, path)
-        files[path] = name
-    some = {path: name for path, name in files.items() if " " not in name or "example" in name}
-    assert not failures_of(some, tmp_path)
+    good = corpus.good_models()
+    assert not failures_of({name: good[name] for name in good if name in corpus.BASIC}, folder, commands)
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        "raise SystemError('x')",
-        "raise SystemExit(0)",
-        "print('\\x1b[2J')",
-        "print('Traceback', file=sys.stderr)",
-        "return 3",
-        "return 2",
-        "open(argv[argv.index('-o') + 1], 'w').close(); return 1",
-        "return 0",
-        "os._exit(7)",
-        "bytearray(2**33)",
-    ],
-)
-def test_the_process_that_runs_commands_sees_what_is_wrong(what, tmp_path, monkeypatch):
-    """The guard is tried, too: a command that misbehaves in each of the ways is found."""
-    hostile.write(models.compress(), tmp_path / "m.onnx")
-    (tmp_path / "sitecustomize.py").write_text(
-        f"import os, sys\nimport nsa_onnx.cli\ndef main(argv):\n    {what}\n    return 0\nnsa_onnx.cli.main = main\n"
+MISTAKES = {
+    "SystemError": "raise SystemError('x')",
+    "SystemExit": "raise SystemExit(0)",
+    "a control character": "print('\\x1b[2J')",
+    "a control character from C": "os.write(2, b'\\x1b[2J')",
+    "a command to Azure": "print('a##[error]b')",
+    "a command to GitHub": "print('::error::b')",
+    "a traceback": "print('Traceback', file=sys.stderr)",
+    "status 3": "return 3",
+    "status 2 in silence": "return 2",
+    "an output of a failed command": "out.write_bytes(b'new'); return 1",
+    "half an output": "out.write_bytes(model.read_bytes()[:-9]); return 0",
+    "no output": "return 0",
+    "a changed input": "model.write_bytes(b'x')",
+    "a file left over": "pathlib.Path('.nsa-onnx-left').touch()",
+    "an end": "os._exit(7)",
+    "a crash": "os.kill(os.getpid(), 11)",
+    "all memory": "bytearray(2**33)",
+    "much memory": "bytearray(b'x') * 2**29",
+    "much time": "while True: pass",
+}
+
+
+def test_what_a_command_does_wrong_is_seen(folder):
+    """The guard is tried, too: a command that misbehaves in each of the ways is found, and a good one is not."""
+    corpus.write(models.compress(), folder / "m.onnx")
+    (folder.parent / "sitecustomize.py").write_text(
+        "import os, pathlib, sys\nimport nsa_onnx.cli\n"
+        "def main(argv):\n"
+        "    out, model = pathlib.Path(argv[1].removeprefix('-o=')), pathlib.Path(argv[2])\n"
+        f"    code = pathlib.Path({str(folder.parent / 'mistake')!r}).read_text()\n"
+        "    exec(f'def mistake(out, model):\\n    {code}', globals())\n"
+        "    status = mistake(out, model)\n"
+        "    if status is None: out.write_bytes(model.read_bytes())\n"
+        "    return status or 0\n"
+        "nsa_onnx.cli.main = main\n"
     )
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    jobs = [{"model": str(tmp_path / "m.onnx"), "command": "expand"}]
-    assert len(hostile.run_jobs(jobs, tmp_path)) == 1
+    path = f"{folder.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    unseen = []
+    with hostile.Commands({"PYTHONPATH": path}) as running:
+        for name, code in {"nothing": "pass", **MISTAKES}.items():
+            (folder.parent / "mistake").write_text(code)
+            corpus.write(models.compress(), folder / "m.onnx")
+            if not running.wrong_with(folder / "m.onnx", ["expand"]):
+                unseen.append(name)
+    assert unseen == ["nothing"]
 
 
 # --------------------------------------------------------------------------------------------------
 # Mutations
 
 
-def test_no_command_falls_for_a_mutated_model(tmp_path):
-    folder = tmp_path / "models"
-    folder.mkdir()
-    command = [sys.executable, hostile.__file__, "--fuzz", str(FUZZ_SECONDS), str(FUZZ_SEED), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
-    if done.returncode:
-        path = kept_in(folder / "mutated.onnx", f"seed-{FUZZ_SEED}.onnx")
-        last = lines[-1] if lines else {}
-        job = last.get("done") or last.get("begun") or {}
-        wrong = last.get("wrong") or f"the process ended with {done.returncode}: {done.stderr[-2000:]}"
-        pytest.fail(f"{job.get('command')} on {path}: {wrong}")
-    assert lines[-1]["models"] >= FUZZ_SECONDS  # it has done something
+class Broken(AssertionError):
+    """A command that took a mutated file badly."""
+
+
+def test_no_command_falls_for_a_mutated_model(folder, commands):
+    """Hypothesis decides what is mutated, and makes a failing case small."""
+    pool, last = list(corpus.good_models().values()), {}
+
+    @settings(
+        max_examples=50,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        print_blob=False,
+    )
+    @given(st.randoms(use_true_random=False))
+    def mutate(rng):
+        if not last and time.monotonic() - begin > SECONDS:
+            return
+        data = mutated(rng, pool)
+        path = folder / rng.choice(FILE_NAMES)
+        corpus.write(data, path)
+        some = rng.sample(hostile.COMMANDS, 4)
+        try:
+            if found := commands.wrong_with(path, some):
+                last.update(data=data, name=path.name, found=found)
+                raise Broken
+        finally:
+            path.unlink()
+
+    begin, count, start = time.monotonic(), 0, commit_seed()
+    try:
+        while time.monotonic() - begin < SECONDS:
+            seed(start + count)(mutate)()
+            count += 1
+    except Broken:
+        pytest.fail(told(start + count, **last), pytrace=False)
+    assert count  # it has done something
+
+
+def told(number, data, name, found):
+    """A failure for its reader: the file, the command, and a case for the corpus."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    kept = KEPT / f"seed-{number}.onnx"
+    kept.write_bytes(data)
+    command, wrong = found[0]
+    case = textwrap.fill(base64.b64encode(zlib.compress(data, 9)).decode(), 110, initial_indent='        "')
+    return (
+        f"{command} on {kept}, called {name!r}: {wrong}\n\n"
+        "For found() in tests/hostile_models.py, so that it stays found:\n\n"
+        f"    'what it was': packed(\n" + case.replace("\n", '"\n        "') + '"\n    ),\n'
+    )
 
 
 def test_mutations_are_the_same_for_a_seed_and_reach_the_commands():
-    pool = list(hostile.good_models().values())
-    made = [[hostile.mutated(hostile.random.Random(seed), pool) for seed in range(60)] for _ in range(2)]
+    pool = list(corpus.good_models().values())
+    made = [[mutated(random.Random(number), pool) for number in range(100)] for _ in range(2)]
     assert made[0] == made[1]
     parsed = []
     for data in made[0]:
@@ -132,8 +208,20 @@ def test_mutations_are_the_same_for_a_seed_and_reach_the_commands():
         except Exception:
             continue
     # Most are still models, or the commands would be tried on their door only.
-    assert len(parsed) > 40
-    assert sum(any(node.domain == "nsa_onnx" for node in one.graph.node) for one in parsed) > 15
+    assert len(parsed) > 70
+    assert sum(any(node.domain == "nsa_onnx" for node in one.graph.node) for one in parsed) > 30
+    types = {node.op_type for one in parsed for node in one.graph.node}
+    assert set(OPERATORS) < types
+
+
+def test_a_failure_is_told_as_a_file_and_a_case_of_the_corpus(monkeypatch, tmp_path):
+    monkeypatch.setitem(globals(), "KEPT", tmp_path)
+    data = bytes(range(256)) * 3
+    text = told(7, data, "m.onnx", [("check cpu", "Traceback")])
+    assert (tmp_path / "seed-7.onnx").read_bytes() == data
+    assert "check cpu on" in text
+    entry = text[text.index("    'what it was'") :]
+    assert eval("{" + entry + "}", {"packed": corpus.packed}) == {"what it was": data}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -192,7 +280,7 @@ def test_the_fields_of_a_large_file_are_bounded(inside, found, monkeypatch):
 
 @pytest.mark.parametrize("name", ["portable", "branches", "attacks", "pages"])
 def test_good_models_pass_the_scan_whatever_their_size(name):
-    content = hostile.good_models()[name].SerializeToString()
+    content = corpus.good_models()[name].SerializeToString()
     assert wire.scan(io.BytesIO(content), len(content)) > 20
 
 

@@ -21,6 +21,7 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
+from nsa_onnx.graph.writing import replace_file
 from nsa_onnx.operators.nsa_compress.contract import shape_violations
 from nsa_onnx.runtime import native
 
@@ -302,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
     print(report.full(run))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+        replace_file(arguments.json, f"{json.dumps(run, indent=1)}\n".encode())
     if arguments.plots:
         from . import plots
 

@@ -18,12 +18,7 @@ from pathlib import Path
 
 import onnx
 
-from nsa_onnx.graph.writing import external_tensors
-
-try:
-    import fcntl
-except ImportError:  # no locks there: what a killed process leaves stays
-    fcntl = None  # type: ignore[assignment]
+from nsa_onnx.graph.writing import external_tensors, lock
 
 _HASH_LENGTH = 16
 
@@ -36,7 +31,7 @@ def draft_of(path: Path) -> Iterator[Path]:
         if alone:
             _remove_stale(path.parent, prefix)
         directory = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
-        in_use = _lock(directory, wait=False)
+        in_use = lock(directory, wait=False)
     try:
         yield directory / path.name
     finally:
@@ -48,9 +43,9 @@ def draft_of(path: Path) -> Iterator[Path]:
 def _remove_stale(folder: Path, prefix: str) -> None:
     """Remove drafts whose process is gone: nobody holds their lock."""
     for draft in folder.iterdir():
-        if draft.name.startswith(prefix) and draft.is_dir() and (lock := _lock(draft, wait=False)) is not None:
+        if draft.name.startswith(prefix) and draft.is_dir() and (held := lock(draft, wait=False)) is not None:
             shutil.rmtree(draft, ignore_errors=True)
-            os.close(lock)
+            os.close(held)
 
 
 def name_weights(draft: Path, weights: Path) -> None:
@@ -97,22 +92,9 @@ def _flush(file: Path) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
     """Whether we are alone in the folder: other exports wait. False where the file system has no locks."""
-    lock = _lock(folder, wait=True)
+    held = lock(folder, wait=True)
     try:
-        yield lock is not None
+        yield held is not None
     finally:
-        if lock is not None:
-            os.close(lock)
-
-
-def _lock(folder: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the folder's lock until it is closed, or its process ends."""
-    if fcntl is None:
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        if held is not None:
+            os.close(held)

@@ -61,8 +61,16 @@ IN_PLACE = {f"{name} in place": words for name, words in MODEL_WRITERS.items()}
 PYTHON = ("check", "plugin", "explain", "candidates", "fuse", "expand", "prepare_atc", "prepare cann")
 COMMANDS = (*LINES, *IN_PLACE, *(f"python {name}" for name in PYTHON))
 
-# Words of a fault of ours. The last one is what Python's own errors of text, of memory and of depth have.
-FAULTS = ("Traceback", "cannot be checked (", "MemoryError", "bad_alloc", "RecursionError", "AssertionError", "codec can't")
+# Words of a fault of ours; the last one is of Python's own errors about text.
+FAULTS = (
+    "Traceback",
+    "cannot be checked (",
+    "MemoryError",
+    "bad_alloc",
+    "RecursionError",
+    "AssertionError",
+    "codec can",
+)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -129,9 +137,8 @@ def run_line(words, model, outputs):
         return f"exit status {status}"
     if status == 2 and not said["stderr"]:
         return "exit status 2 without a word on stderr"
-    if model not in outputs or status:
-        if model.read_bytes() != before:
-            return "the model has changed"
+    if (model not in outputs or status) and model.read_bytes() != before:
+        return "the model has changed"
     if new := {path.name for path in folder.iterdir()} - there:
         return f"left {sorted(new)}"
     for path in outputs:

@@ -13,7 +13,7 @@ INTEGERS = (
     *(0, 1, -1, 2, 7, 15, 16, 17, 32, 64, 100, 2**15, 2**31 - 1, 2**31, -(2**31), 2**32, 2**40),
     *(2**62, 2**63 - 1, -(2**63), 2**63 - 16),
 )
-WORDS = "x y seq ai.onnx If Loop Scan Gather Reshape Concat Constant Shape Cast Add Einsum Identity".split()
+WORDS = ("x", "y", "seq", "ai.onnx", "If", "Loop", "Gather", "Reshape", "Concat", "Constant", "Shape", "Cast", "Add")
 NAMES = (
     *("", "\0", "\x1b[31m", "\x1b]0;title\x07", "a\nb", "\r\n", "\x9b2J", "\u2028::error::x", "\u202e", "\ufeff"),
     *("::error::x", "\n::set-output name=a::b", "##vso[task.setvariable variable=a]b", "##[error]x", "%0A::error::x"),

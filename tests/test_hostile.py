@@ -1,8 +1,8 @@
 """For any file, every command and the Python API end in time, with findings or a clean error.
 
-The models are in `hostile_models`, the processes that run commands in `hostile_commands`. The fuzzer tries mutated models
-for NSA_FUZZ_SECONDS, 20 if that is not set; NSA_FUZZ_SEED chooses them, else the commit does. ``make test-files`` runs
-it for longer. What breaks a command is kept under build/fuzz/, and printed as a case for the corpus.
+The models are in `hostile_models`, the processes that run commands in `hostile_commands`. The fuzzer tries mutated
+models for NSA_FUZZ_SECONDS, 20 if that is not set; NSA_FUZZ_SEED chooses them, else the commit does. What breaks a
+command is kept under build/fuzz/, and printed as a case for the corpus.
 """
 
 from __future__ import annotations
@@ -45,9 +45,8 @@ def commit_seed():
     """Each commit tries other models, and a failure comes again."""
     if given := os.environ.get("NSA_FUZZ_SEED"):
         return int(given)
-    done = subprocess.run(
-        ["git", "rev-parse", "--short=8", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=8", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(done.stdout or "1", 16)
 
 
@@ -141,7 +140,7 @@ def test_what_a_command_does_wrong_is_seen(folder):
 # Mutations
 
 
-class Broken(AssertionError):
+class BrokenError(AssertionError):
     """A command that took a mutated file badly."""
 
 
@@ -169,7 +168,7 @@ def test_no_command_falls_for_a_mutated_model(folder, commands):
         try:
             if found := commands.wrong_with(path, some):
                 last.update(data=data, name=path.name, found=found)
-                raise Broken
+                raise BrokenError
         finally:
             path.unlink()
 
@@ -178,7 +177,7 @@ def test_no_command_falls_for_a_mutated_model(folder, commands):
         while time.monotonic() - begin < SECONDS:
             seed(start + count)(mutate)()
             count += 1
-    except Broken:
+    except BrokenError:
         pytest.fail(told(start + count, **last), pytrace=False)
     assert count  # it has done something
 

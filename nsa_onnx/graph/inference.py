@@ -37,6 +37,9 @@ def infer(
         with observe() as observed:
             try:
                 graph = onnx.shape_inference.infer_shapes(light, data_prop=data_prop).graph
+            except UnicodeError:
+                error = error or "the model holds text that is not UTF-8"
+                continue
             except Exception as failure:  # whatever a broken model makes onnx raise
                 error = error or (str(failure).splitlines() or [type(failure).__name__])[0]
                 continue

@@ -1,17 +1,32 @@
-"""Writes files in one step: each is there completely or not at all."""
+"""Writes files in one step: each is there completely or not at all.
+
+A file is written under another name first. A process that is killed leaves that behind; whoever writes into the folder
+next takes it away. What is still written is locked, so it stays. Without locks, as on some network file systems, what
+is left stays, too.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from onnx import ModelProto, TensorProto
 
 from .errors import NotWritableError as NotWritableError
 from .walk import subgraphs_of
+
+try:
+    import fcntl
+except ImportError:  # no locks there
+    fcntl = None  # type: ignore[assignment]
+
+_TEMPORARY = re.compile(r"\.nsa-onnx-[0-9a-f]{16}")
 
 
 def write_model(model: ModelProto, source: Path, target: Path) -> None:
@@ -70,9 +85,64 @@ def replace_file(target: Path, data: bytes) -> None:
         raise OSError(getattr(error, "errno", None), getattr(error, "strerror", str(error)), str(target)) from error
 
 
-def temporary_beside(target: Path) -> Path:
-    """A name that nobody has: neither another thread, nor a write that was killed with our process number."""
-    return target.with_name(f".nsa-onnx-{secrets.token_hex(8)}")
+@contextmanager
+def temporary_beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file in the target's folder, open for writing. It is gone afterwards, unless it has got another name."""
+    _remove_left(target.parent)
+    while True:
+        # A name that nobody has: neither another thread, nor a process of our number in another container.
+        temporary = target.with_name(f".nsa-onnx-{secrets.token_hex(8)}")
+        with temporary.open("xb") as file:
+            if not _keep(file):
+                continue
+            try:
+                yield temporary, file
+            finally:
+                temporary.unlink(missing_ok=True)
+            return
+
+
+def _keep(file: BinaryIO) -> bool:
+    """Lock a new file until it is closed. False if another process took it for one that was left, just before."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks there: nobody removes anything
+        return True
+    return os.fstat(file.fileno()).st_nlink > 0
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove the files whose writers were killed: nobody holds their locks."""
+    with suppress(OSError):  # we may not list the folder
+        for entry in os.scandir(folder):
+            if not _TEMPORARY.fullmatch(entry.name):
+                continue
+            with suppress(OSError):  # another user's, or another process removes it
+                if entry.is_file(follow_symlinks=False) and (held := lock(Path(entry.path), wait=False)) is not None:
+                    try:
+                        os.unlink(entry.path)
+                    finally:
+                        os.close(held)
+
+
+def lock(path: Path, *, wait: bool) -> int | None:
+    """A descriptor that holds the lock of a file or folder until it is closed, or its process ends.
+
+    None if another process holds it, or the file system has no locks.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _replace(target: Path, data: bytes) -> None:
@@ -84,18 +154,13 @@ def _replace(target: Path, data: bytes) -> None:
         target.write_bytes(data)  # of a folder, the error says what it is
         return
     target = target.resolve()
-    temporary = temporary_beside(target)
-    with temporary.open("xb") as file:
-        try:
-            if mode is not None:
-                os.fchmod(file.fileno(), stat.S_IMODE(mode))
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink()
-            raise
+    with temporary_beside(target) as (temporary, file):
+        if mode is not None:
+            os.fchmod(file.fileno(), stat.S_IMODE(mode))
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        temporary.replace(target)
 
 
 def external_tensors(model: ModelProto) -> Iterator[TensorProto]:

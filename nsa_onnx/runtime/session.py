@@ -195,13 +195,10 @@ def session_for_trial(model: ModelProto | Path, options: SessionOptions | None =
         if isinstance(model, ModelProto):
             return create_session(expand(model), device="cpu", options=options)
         # A file again: its external data lies in the same folder.
-        expanded = temporary_beside(model)
-        try:
-            with expanded.open("xb") as file:
-                file.write(expand(load(model)).SerializeToString())
+        with temporary_beside(model) as (expanded, file):
+            file.write(expand(load(model)).SerializeToString())
+            file.flush()
             return create_session(expanded, device="cpu", options=options)
-        finally:
-            expanded.unlink(missing_ok=True)
 
 
 def _read(source: str | bytes) -> ModelProto | None:

@@ -1,8 +1,8 @@
 """Runs every command and the Python API on files that are not trusted, each in a process of its own.
 
-``python hostile_commands.py`` serves requests, one JSON object a line: ``{"model": path, "commands": [...]}``. It has
-imported everything, and forks for each file: a command takes milliseconds, starts as if nothing had been before it,
-and may crash, hang or fill the memory. `Commands` is the other side of that pipe.
+``python hostile_commands.py`` serves requests, one JSON object a line: a model's path, commands, and the seconds that
+each may take. It has imported everything, and forks for each file: a command takes milliseconds, starts as if nothing
+had been before it, and may crash, hang or fill the memory. `Commands` is the other side of that pipe.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -183,7 +184,9 @@ def run_python(name, path):
     from nsa_onnx.targets import atc, cann
 
     try:
-        model = onnx.load(path, load_external_data=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = onnx.load(path, load_external_data=False)
     except Exception:  # no model: there is nothing to give to the functions
         return ""
     call = {
@@ -246,7 +249,7 @@ def work(request, answers, trace):
     faulthandler.register(signal.SIGXCPU, trace, all_threads=False, chain=True)
     for command in request["commands"]:
         begin, memory = time.process_time(), peak_memory()
-        resource.setrlimit(resource.RLIMIT_CPU, (int(begin) + SLOW_SECONDS, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(begin) + request["seconds"], resource.RLIM_INFINITY))
         wrong = run(command, model)
         grown = peak_memory() - memory
         if not wrong and grown > GROWTH:
@@ -335,9 +338,10 @@ class Commands:
         self.process.wait()
         self.process.stdout.close()
 
-    def wrong_with(self, model, commands=COMMANDS):
+    def wrong_with(self, model, commands=COMMANDS, seconds=SLOW_SECONDS):
         """(command, what is wrong) for each command that takes the file badly."""
-        self.process.stdin.write(json.dumps({"model": str(model), "commands": list(commands)}) + "\n")
+        request = {"model": str(model), "commands": list(commands), "seconds": seconds}
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return [tuple(one) for one in json.loads(self.process.stdout.readline())]
 

@@ -323,6 +323,68 @@ def hand_made():
     return found
 
 
+SCALARS = (None, 0, -1, 17, 2**31, 2**63 - 1, -(2**63), float("nan"), float("inf"), 0.5, "x", [16, 16], [])
+SHAPES = ((), (1,) * 9, (0, 0, 0), (2**62,) * 3, (2**31,) * 4, (-1, -(2**63), 16), (3, 16))
+
+
+def spoilt_indices(values):
+    """Index constants made of good ones, none of which is right."""
+    yield from (values.reshape(()) if values.size == 1 else values.flat[0], values[:0], values[None], values[:-1])
+    yield from (
+        np.full_like(values, value) for value in (-1, 0, np.iinfo(values.dtype).max, np.iinfo(values.dtype).min)
+    )
+    yield from (values.astype(other) for other in (np.float32, np.uint8, np.bool_))
+    yield values.astype(np.int32 if values.dtype == np.int64 else np.int64)
+    yield values[::-1]
+    if values.dtype == np.int64:
+        yield from (np.full_like(values, value) for value in (2**31, 2**33, 2**62))
+
+
+def spoilt(operator):
+    """One model with a node for each way to spoil the operator's example: attributes, shapes, index constants."""
+    example = example_model(operator, operator.example)
+    made = models.model([], [], [])
+    node, count = example.graph.node[0], itertools.count()
+
+    def variant():
+        one, prefix = copy.deepcopy(example.graph), f"n{next(count)}_"
+        one.node[0].name = prefix
+        for names in (one.node[0].input, one.node[0].output):
+            names[:] = [name and prefix + name for name in names]
+        for value in (*one.input, *one.output, *one.initializer):
+            value.name = prefix + value.name
+        return one
+
+    def add(one):
+        made.graph.MergeFrom(one)
+
+    for index, attribute in enumerate(node.attribute):
+        for value in SCALARS:
+            one = variant()
+            del one.node[0].attribute[index]
+            if value is not None:
+                kind = AttributeProto.INTS if value == [] else None
+                one.node[0].attribute.append(helper.make_attribute(attribute.name, value, attr_type=kind))
+            add(one)
+    for index in range(len(node.input)):
+        one = variant()
+        one.node[0].input[index] = ""
+        add(one)
+    for index in range(len(example.graph.input)):
+        for shape in SHAPES:
+            one = variant()
+            tensor = one.input[index].type.tensor_type
+            tensor.CopyFrom(helper.make_tensor_type_proto(tensor.elem_type, shape).tensor_type)
+            add(one)
+    for index, constant in enumerate(example.graph.initializer):
+        for values in spoilt_indices(numpy_helper.to_array(constant)):
+            one = variant()
+            one.initializer[index].CopyFrom(numpy_helper.from_array(np.asarray(values), one.initializer[index].name))
+            add(one)
+    made.graph.name = "spoilt"
+    return made
+
+
 def packed(text):
     """The bytes of a case as the fuzzer prints it."""
     return zlib.decompress(base64.b64decode(text))

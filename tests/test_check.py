@@ -650,22 +650,22 @@ def doubling_lengths(depth, call=False, **shapes):
     return made
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: doubling_functions(40),
-        lambda: doubling_lengths(21),
-        lambda: doubling_lengths(21, call=True),
-        recursive_function,
-        lambda: deep_branches(20),
-        lambda: models.compress(x=(2**62, 4, 16), w=(2**40, 4), compress_stride=8),
-        lambda: edited(models.compress([40, 100], compress_stride=8), lambda m: setattr(m.graph.node[0], "name", "")),
-        lambda: edited(models.compress([40], compress_stride=8), lambda m: m.graph.initializer[0].dims.append(2**62)),
-        # A cycle, and a value that two nodes make.
-        lambda: edited(models.compress(compress_stride=8), lambda m: m.graph.node[0].input.__setitem__(0, "y")),
-        lambda: edited(models.compress(compress_stride=8), lambda m: m.graph.node.append(m.graph.node[0])),
-    ],
-)
+HOSTILE = [
+    lambda: doubling_functions(40),
+    lambda: doubling_lengths(21),
+    lambda: doubling_lengths(21, call=True),
+    recursive_function,
+    lambda: deep_branches(20),
+    lambda: models.compress(x=(2**62, 4, 16), w=(2**40, 4), compress_stride=8),
+    lambda: edited(models.compress([40, 100], compress_stride=8), lambda m: setattr(m.graph.node[0], "name", "")),
+    lambda: edited(models.compress([40], compress_stride=8), lambda m: m.graph.initializer[0].dims.append(2**62)),
+    # A cycle, and a value that two nodes make.
+    lambda: edited(models.compress(compress_stride=8), lambda m: m.graph.node[0].input.__setitem__(0, "y")),
+    lambda: edited(models.compress(compress_stride=8), lambda m: m.graph.node.append(m.graph.node[0])),
+]
+
+
+@pytest.mark.parametrize("make", HOSTILE)
 @pytest.mark.parametrize("target", TARGETS)
 def test_hostile_models_give_findings_in_time(make, target):
     assert "NSA011" in rules_of(check(make(), target=target))

@@ -23,6 +23,11 @@ import nsa_models as models
 import numpy as np
 import onnx
 import pytest
+import test_check
+import test_check_rules
+import test_fuse
+import test_fuse_forms
+import test_stages
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from mutations import mutated
@@ -66,26 +71,64 @@ def folder(tmp_path):
 # By hand
 
 
-def failures_of(named, folder, commands):
+def failures_of(named, folder, commands, which=hostile.COMMANDS):
     """What goes wrong with models, for all commands: lines of name, command, text."""
     found = []
     for name, made in named.items():
         corpus.write(made, folder / "m.onnx")
-        found += [f"{name!r}, {command}: {wrong}" for command, wrong in commands.wrong_with(folder / "m.onnx")]
+        found += [f"{name!r}, {command}: {wrong}" for command, wrong in commands.wrong_with(folder / "m.onnx", which)]
     return found
+
+
+def of_other_tests():
+    """Hostile models of tests that ask for more than an end in time."""
+    named = {f"fuse: {name}": made for name, made in (*test_fuse.hostile(), *test_fuse_forms.hostile())}
+    named |= {f"check: {number}": make() for number, make in enumerate(test_check.HOSTILE)}
+    named |= {f"explain: {number}": onnx.parser.parse_model(text) for number, text in enumerate(test_stages.ABSURD)}
+    named["check: chained caches"] = test_check_rules.many_caches(100)
+    return named
+
+
+READERS = ("check cpu", "infer-shapes", "prepare atc", "fuse rounding", "explain")
+# One of each kind; all where there is time.
+SOME = (
+    *READERS,
+    "check atc",
+    "check cann-aclnn",
+    "run",
+    "expand",
+    "prepare cann",
+    "python candidates",
+    "python plugin",
+)
+if SECONDS > 60:
+    SOME = READERS = hostile.COMMANDS
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_no_command_falls_for_a_hostile_model(part, folder, commands):
     named = corpus.hand_made() | corpus.found()
     some = {name: named[name] for name in list(named)[part::4]}
-    assert not failures_of(some, folder, commands)
+    assert not failures_of(some, folder, commands, SOME)
+
+
+def test_no_command_falls_for_what_other_tests_know(folder, commands):
+    assert not failures_of(of_other_tests(), folder, commands, READERS)
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_no_command_falls_for_a_spoilt_node(operator, folder, commands):
+    """Each attribute, shape and index of each operator, at all edges and of all kinds."""
+    model = corpus.spoilt(operator)
+    assert len(model.graph.node) > 50
+    assert not failures_of({operator.op_type: model}, folder, commands, SOME)
 
 
 def test_no_command_minds_a_good_model(folder, commands):
     """The corpus of the fuzzer, as it is: what breaks here would hide what it looks for."""
     good = corpus.good_models()
-    assert not failures_of({name: good[name] for name in good if name in corpus.BASIC}, folder, commands)
+    basic = [*corpus.BASIC, *(f"{op_type} example" for op_type in OPERATORS)]
+    assert not failures_of({name: good[name] for name in basic}, folder, commands)
 
 
 MISTAKES = {
@@ -131,7 +174,7 @@ def test_what_a_command_does_wrong_is_seen(folder):
         for name, code in {"nothing": "pass", **MISTAKES}.items():
             (folder.parent / "mistake").write_text(code)
             corpus.write(models.compress(), folder / "m.onnx")
-            if not running.wrong_with(folder / "m.onnx", ["expand"]):
+            if not running.wrong_with(folder / "m.onnx", ["expand"], seconds=1):
                 unseen.append(name)
     assert unseen == ["nothing"]
 

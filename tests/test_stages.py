@@ -87,15 +87,14 @@ def test_the_page_shows_the_blocks_of_each_sequence_and_what_is_read(text, words
     assert [word for word in words if word not in page] == []
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        attention_step(lengths=[2**33, 5]),
-        attention(tokens=(2**33, 2**34), ends=(1, 2), blocks=(1, 2), stride=2**34),
-        attention(tokens=(2**33, 2**34), ends=(1, 2), blocks=(1, 2), stride=2**20),
-    ],
-    ids=["tokens", "stride", "product"],
-)
+ABSURD = [
+    attention_step(lengths=[2**33, 5]),
+    attention(tokens=(2**33, 2**34), ends=(1, 2), blocks=(1, 2), stride=2**34),
+    attention(tokens=(2**33, 2**34), ends=(1, 2), blocks=(1, 2), stride=2**20),
+]
+
+
+@pytest.mark.parametrize("text", ABSURD, ids=["tokens", "stride", "product"])
 def test_a_page_of_absurd_sizes_is_made_at_once_and_draws_nothing(text):
     page = explain(onnx.parser.parse_model(text))
     assert "cannot be drawn" in page or "no size to draw" in page

@@ -12,8 +12,8 @@ export TORCH_DEVICE_BACKEND_AUTOLOAD := 0
 # A build downloads only if it is asked to (cmake/dependencies.cmake); those of this file are.
 export NSA_ONNX_FETCH ?= 1
 
-.PHONY: help env build demo test test-aarch64 test-sanitize test-mutants test-browser test-tools test-versions \
-  test-wheels wheels coverage bench bench-quick lint format clean
+.PHONY: help env build demo test test-files test-aarch64 test-sanitize test-mutants test-browser test-tools \
+  test-versions test-wheels wheels coverage bench bench-quick lint format clean
 
 # Stamps: an empty file for each thing that is made. It is made again when what it depends on is newer than its stamp.
 ENV := .venv/.stamp-env
@@ -35,6 +35,8 @@ help:
 	@echo "make test-aarch64   the CPU kernels on an emulated aarch64 (g++-aarch64-linux-gnu, qemu-user)"
 	@echo "make test-sanitize  the C++ code under sanitizers, with random calls (NSA_FUZZ_SECONDS=600: for longer)"
 	@echo "make test-mutants   do the tests notice changes in the sources? (hours; MUTANTS=plan: a part)"
+	@echo "make test-files     hostile and mutated files through every command; make test does it for 20 seconds"
+	@echo "                    (NSA_FUZZ_SECONDS=600: for longer)"
 	@echo "make test-browser   the page of nsa-onnx explain in a browser (chromium, chromium-driver)"
 	@echo "make test-tools     what other ONNX tools do to NSA nodes (downloads the tools)"
 	@echo "make test-versions  the oldest and the newest Python, numpy, onnx and onnxruntime (VERSIONS=oldest: these alone)"
@@ -132,6 +134,10 @@ $(MUTATION): pyproject.toml tools/extra_requirements.py
 # MUTANTS: files or folders of tests/mutants/parts.toml.
 test-mutants: $(BUILD) $(ENV) $(MUTATION)
 	$(BIN)/python tests/mutants/run.py $(MUTANTS)
+# What make test does with files that nobody trusts, and with writers that are killed, for longer.
+test-files: export NSA_FUZZ_SECONDS ?= 120
+test-files: $(ENV) $(BUILD)
+	$(BIN)/python -m pytest -n 2 --dist load tests/test_hostile.py tests/test_writing.py
 
 # The page of `nsa-onnx explain` in headless Chromium: apt install chromium chromium-driver
 test-browser: $(ENV) $(BUILD)

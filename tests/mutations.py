@@ -24,14 +24,16 @@ TEXTS = (*WORDS, *OPERATORS, DOMAIN, *NAMES)
 FLOATS = (float("nan"), float("inf"), -float("inf"), -0.0, 1e38, 1e-45)
 
 
-def messages(message, depth=0):
+def messages(message):
     """The message and all in it."""
-    yield message
-    if depth < 60:
-        for descriptor, value in message.ListFields():
+    found, todo = [], [message]
+    while todo:
+        one = todo.pop()
+        found.append(one)
+        for descriptor, value in one.ListFields():
             if descriptor.message_type is not None:
-                for one in value if hasattr(value, "add") else [value]:
-                    yield from messages(one, depth + 1)
+                todo.extend(value if hasattr(value, "add") else [value])
+    return found
 
 
 def mutate_field(rng, message):
@@ -280,7 +282,7 @@ def mutated(rng, pool):
         if rng.random() < 0.5:
             rng.choice(SPOILERS)(rng, model)
         elif rng.random() < 0.9:
-            mutate_field(rng, rng.choice(list(messages(model))))
+            mutate_field(rng, rng.choice(messages(model)))
         else:  # of another model, a part
             other = rng.choice(pool)
             model.graph.node.extend(other.graph.node)

@@ -190,11 +190,12 @@ class BrokenError(AssertionError):
 
 def test_no_command_falls_for_a_mutated_model(folder, commands):
     """Hypothesis decides what is mutated, and makes a failing case small."""
-    pool, last = list(corpus.good_models().values()), {}
+    pool, last, tried = list(corpus.good_models().values()), {}, set()
 
     @settings(
         max_examples=50,
         database=None,
+        derandomize=False,
         deadline=None,
         phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
@@ -204,8 +205,9 @@ def test_no_command_falls_for_a_mutated_model(folder, commands):
     @given(st.randoms(use_true_random=False))
     def mutate(rng):
         data, path, some = mutated(rng, pool), folder / rng.choice(FILE_NAMES), rng.sample(hostile.COMMANDS, 4)
-        if not last and time.monotonic() - begin > SECONDS:
+        if not last and (data in tried or time.monotonic() - begin > SECONDS):
             return
+        tried.add(data)
         corpus.write(data, path)
         try:
             if found := commands.wrong_with(path, some):
@@ -221,7 +223,7 @@ def test_no_command_falls_for_a_mutated_model(folder, commands):
             count += 1
     except (BrokenError, Flaky):  # the latter if it does not come again
         pytest.fail(told(start + count, **last), pytrace=False)
-    assert count  # it has done something
+    assert len(tried) > SECONDS / 5  # it has done something, on a busy machine, too
 
 
 def told(number, data, name, found):

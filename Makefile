@@ -134,6 +134,7 @@ $(MUTATION): pyproject.toml tools/extra_requirements.py
 # MUTANTS: files or folders of tests/mutants/parts.toml.
 test-mutants: $(BUILD) $(ENV) $(MUTATION)
 	$(BIN)/python tests/mutants/run.py $(MUTANTS)
+
 # What make test does with files that nobody trusts, and with writers that are killed, for longer.
 test-files: export NSA_FUZZ_SECONDS ?= 120
 test-files: $(ENV) $(BUILD)

@@ -228,7 +228,7 @@ def test_bad_options_are_refused():
     for arguments, words in (
         (("--shapes", "32-16"), "'32-16' is not BLOCK/STRIDE"),
         (("--rounds", "0"), "at least 1, got '0'"),
-        (("--sections", "prefil"), "'prefil' is none of prefill, decode"),
+        (("--sections", "prefil"), "'prefil' is none of prefill, eager"),
         (("--peers", "numpy"), "'numpy' is none of"),
         (("--shapes", "40/16"), "compress_block_size must be a multiple of 16, got 40"),
     ):

@@ -41,7 +41,8 @@ Tensor FromValue(const Ort::ConstValue& value, bool copied = false) {
   }
   const size_t bytes = info.GetElementCount() * item_size;
   tensor.copy.reset(new std::byte[bytes]);
-  tensor.data = std::memcpy(tensor.copy.get(), tensor.data, bytes);
+  if (bytes > 0) std::memcpy(tensor.copy.get(), tensor.data, bytes);  // without an element: maybe null
+  tensor.data = tensor.copy.get();
   return tensor;
 }
 

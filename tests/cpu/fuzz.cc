@@ -34,6 +34,7 @@ constexpr size_t kHosts = 3;          // threads that run cases at once
 constexpr int64_t kLeastCases = 12;   // of every operator, however slow the machine is
 constexpr int64_t kMostThreads = 4;   // of a call
 constexpr size_t kSwitches = 100000;  // of two threads at once
+constexpr int64_t kMany = 200;        // legal cases: some can be run on the device
 
 // What every host's thread is doing, for who prints it while the process ends.
 std::array<std::array<char, 16384>, kHosts> g_cases;
@@ -195,12 +196,16 @@ int Main(int argc, char** argv) {
               std::chrono::duration<double>(Clock::now() - begin).count());
   bool both = true;
   for (size_t p = 0; p < parts.size(); ++p) {
-    std::printf(" %s %" PRId64 " legal cases and %" PRId64 " to refuse,", parts[p].name,
-                runners[p].legal(), runners[p].refused());
-    both = both && runners[p].legal() > 0 && runners[p].refused() > 0;
+    const int64_t legal = runners[p].legal(), elsewhere = runners[p].elsewhere();
+    std::printf(" %s %" PRId64 " legal cases and %" PRId64 " to refuse,", parts[p].name, legal,
+                runners[p].refused());
+    if (!Ways().empty()) std::printf(" %" PRId64 " runs on the device,", elsewhere);
+    both = both && legal > 0 && runners[p].refused() > 0;
+    both = both && (elsewhere > 0 || Ways().empty() || legal < kMany);
   }
   std::printf(" %" PRId64 " cases at the same time as others\n", together);
-  if (!both) std::fprintf(stderr, "fuzz: an operator lacks legal cases, or cases to refuse\n");
+  if (!both)
+    std::fprintf(stderr, "fuzz: an operator lacks legal cases, runs, or cases to refuse\n");
   return both ? 0 : 1;
 }
 
@@ -209,6 +214,11 @@ int Main(int argc, char** argv) {
 std::vector<Part>& Parts() {
   static std::vector<Part> parts;
   return parts;
+}
+
+std::vector<Way>& Ways() {
+  static std::vector<Way> ways;
+  return ways;
 }
 
 void Fail(const std::string& what) {
@@ -234,7 +244,7 @@ void Runner::Begin(const std::string& text, uint64_t seed) {
   random_ = Random(~seed);
 }
 
-void Runner::Once(const Call& call, const std::string& how, int64_t threads) {
+bool Runner::Once(const Call& call, const std::string& how, int64_t threads, bool exact) {
   for (Memory* output : call.outputs) output->Restore();
   const auto size = OneOf<int64_t>({0, 1, 20, 512, 512, 512}, &random_);
   std::vector<char> error(static_cast<size_t>(size), '#');
@@ -247,26 +257,36 @@ void Runner::Once(const Call& call, const std::string& how, int64_t threads) {
   const std::string prefix = how + ", " + std::to_string(threads) + " threads: ";
   if (left != mode) Fail(prefix + "the thread's floating point mode was changed");
   const std::string message(error.begin(), std::find(error.begin(), error.end(), '\0'));
-  if (status != (call.legal ? 0 : 1)) {
+  const bool cannot = !exact && status == kCannot;
+  if (status != (call.legal ? 0 : 1) && !cannot) {
     Fail(prefix + (call.legal ? "refused: " + message : "a call that is not legal was taken"));
   }
-  if (call.legal && message != std::string(error.size(), '#')) {
+  const bool refused = !call.legal || cannot;
+  if (!refused && message != std::string(error.size(), '#')) {
     Fail(prefix + "succeeded, and wrote an error");
   }
-  if (!call.legal && size > 0 && (message.empty() != (size == 1) || message.back() == '#')) {
+  if (refused && size > 0 && (message.empty() != (size == 1) || message.back() == '#')) {
     Fail(prefix + "was refused without a message");
   }
   for (Memory* input : call.inputs) {
     if (!input->IsUntouched()) Fail(prefix + input->name() + " was written");
   }
   for (Memory* output : call.outputs) {
-    if (!call.legal && !output->IsUntouched())
-      Fail(prefix + "refused, and wrote " + output->name());
+    if (refused && !output->IsUntouched()) Fail(prefix + "refused, and wrote " + output->name());
     if (!output->BeginUntouched())
       Fail(prefix + "wrote before the first element of " + output->name());
   }
-  const std::string wrong = call.legal ? call.judge() : "";
+  const std::string wrong = refused ? "" : call.judge(exact);
   if (!wrong.empty()) Fail(prefix + wrong);
+  return !refused;
+}
+
+void Runner::AsNode(const Call& call, const Way& way) {
+  if (call.node.op == nullptr) return;
+  Call node = call;
+  node.call = [&](int64_t, char* error, int64_t size) { return way.run(call, error, size); };
+  if (Once(node, way.name, 1, way.is_exact) && !way.is_exact) ++elsewhere_;
+  if (alone_ && random_.OneIn(6)) Race(node);
 }
 
 // Another thread changes indices during the call. Whatever it reads, it stays within the arrays,
@@ -307,6 +327,7 @@ void Runner::Run(const Call& call) {
   ++(call.legal ? legal_ : refused_);
   if (!alone_) {
     Once(call, "while others run", random_.Between(1, kMostThreads));
+    if (!Ways().empty()) AsNode(call, OneOf(Ways(), &random_));
     return;
   }
   std::vector<std::vector<unsigned char>> first;
@@ -324,28 +345,23 @@ void Runner::Run(const Call& call) {
     }
   }
   if (random_.OneIn(6)) Race(call);
+  for (const Way& way : Ways()) AsNode(call, way);
 }
 
 Printer::Printer(DType dtype, Values values, uint64_t seed) {
   constexpr const char* kKinds[] = {"kModerate", "kAnyBits", "kFinite", "kCancelling", "kLargest",
                                     "kSmallest", "kTies",    "kBorder", "kSpecial"};
   static_assert(sizeof kKinds / sizeof kKinds[0] == kValueKinds);
-  text_ = std::string("{.dtype = DType::") + (dtype == DType::kFloat16 ? "kFloat16" : "kBFloat16") +
-          ", .values = Values::" + kKinds[static_cast<int>(values)] +
-          ", .seed = " + std::to_string(seed) + "u";
-}
-
-Printer& Printer::Add(const char* field, int64_t value) {
-  text_ += std::string(", .") + field + " = " + Literal(value);
-  return *this;
+  AddText("dtype", dtype == DType::kFloat16 ? "DType::kFloat16" : "DType::kBFloat16");
+  AddText("values", std::string("Values::") + kKinds[static_cast<int>(values)]);
+  AddText("seed", std::to_string(seed) + "u");
 }
 
 Printer& Printer::Add(const char* field, double value) {
   char text[40];
   std::snprintf(text, sizeof text, "%.17g", value);
   const std::string special = value > 0 ? "HUGE_VAL" : value < 0 ? "-HUGE_VAL" : "NAN";
-  text_ += std::string(", .") + field + " = " + (std::isfinite(value) ? text : special);
-  return *this;
+  return AddText(field, std::isfinite(value) ? text : special);
 }
 
 std::string Printer::Literal(int64_t value) {

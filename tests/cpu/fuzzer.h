@@ -15,6 +15,7 @@
 #include <limits>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "c_api/c_api.h"
@@ -44,6 +45,8 @@ class Memory {
   }
 
   const char* name() const { return name_; }
+  const Dims& dims() const { return dims_; }
+  size_t item() const { return item_; }  // bytes of an element
   size_t size() const { return (bytes_.size() - offset_) / item_; }
   void* data() { return bytes_.data() + offset_; }
   NsaArray array() { return {data(), dims_.data(), static_cast<int64_t>(dims_.size())}; }
@@ -69,6 +72,14 @@ class Memory {
   std::vector<unsigned char> bytes_, before_;
 };
 
+// The same call as a node of a model. An input that is an output as well is updated in place.
+struct Node {
+  const char* op = nullptr;  // null: a node cannot say this
+  DType dtype;
+  std::vector<Memory*> inputs;  // as the node has them; null: left out
+  std::vector<std::pair<const char*, std::variant<int64_t, double>>> attributes;
+};
+
 // One call: what it reads and writes, and what must come of it.
 struct Call {
   std::vector<Memory*> inputs;   // must stay as they are
@@ -77,9 +88,21 @@ struct Call {
   bool legal;      // if not, it must be refused and the outputs left as they are
   bool same_bits;  // on all instruction sets; if not, on any number of threads
   std::function<int(int64_t threads, char* error, int64_t error_size)> call;
-  // What is wrong with the outputs after a legal call; empty if nothing is.
-  std::function<std::string()> judge;
+  // What is wrong with the outputs after a legal call; empty if nothing is. Not `exact`: computed
+  // by who rounds elsewhere.
+  std::function<std::string(bool exact)> judge;
+  Node node;
 };
+
+// A way to make a call that is not the operator's C function (nodes.cc). Its `run` returns 0, 1 if
+// the call was refused, kCannot if it is more than the way's device or backend takes.
+struct Way {
+  const char* name;
+  bool is_exact;  // its numbers are the C function's
+  std::function<int(const Call&, char* error, int64_t error_size)> run;
+};
+constexpr int kCannot = 2;
+std::vector<Way>& Ways();
 
 // Runs the calls of a case; the operators' parts hand theirs to it.
 class Runner {
@@ -92,16 +115,20 @@ class Runner {
   void Run(const Call& call);
   int64_t legal() const { return legal_; }
   int64_t refused() const { return refused_; }
+  // How often nodes were computed by who is not exact.
+  int64_t elsewhere() const { return elsewhere_; }
 
  private:
-  void Once(const Call& call, const std::string& how, int64_t threads);
+  // Returns whether it was computed.
+  bool Once(const Call& call, const std::string& how, int64_t threads, bool exact = true);
   void Race(const Call& call);
+  void AsNode(const Call& call, const Way& way);
 
   std::vector<std::string> targets_;
   bool alone_;
   size_t index_;  // of the thread that runs it, for the messages
   Random random_{0};
-  int64_t legal_ = 0, refused_ = 0;
+  int64_t legal_ = 0, refused_ = 0, elsewhere_ = 0;
 };
 
 // Ends the process, with the case in words that can be put into `found`.
@@ -124,7 +151,7 @@ struct Register {
            std::string (*print)(const Case&), void (*run)(const Case&, Runner*),
            std::vector<Case> found) {
     const auto one = [=](Runner* runner, const Case& c) {
-      runner->Begin(name + (": " + print(c)), c.seed);
+      runner->Begin(name + (": " + print(c) + ","), c.seed);
       run(c, runner);
     };
     Parts().push_back({name,
@@ -147,20 +174,25 @@ struct Register {
 // A case as C++, field by field.
 class Printer {
  public:
+  Printer() = default;
   Printer(DType dtype, Values values, uint64_t seed);
-  Printer& Add(const char* field, int64_t value);
+  Printer& Add(const char* field, int64_t value) { return AddText(field, Literal(value)); }
   Printer& Add(const char* field, double value);
   template <class T>
   Printer& Add(const char* field, const std::vector<T>& values) {
-    text_ += std::string(", .") + field + " = {";
-    for (size_t i = 0; i < values.size(); ++i) text_ += (i > 0 ? ", " : "") + Literal(values[i]);
-    text_ += "}";
-    return *this;
+    std::string text;
+    for (const T value : values) text += (text.empty() ? "" : ", ") + Literal(value);
+    return AddText(field, "{" + text + "}");
   }
-  std::string text() const { return text_ + "},"; }
+  Printer& Add(const char* field, const Printer& fields) { return AddText(field, fields.text()); }
+  std::string text() const { return "{" + text_ + "}"; }
 
  private:
   static std::string Literal(int64_t value);
+  Printer& AddText(const char* field, const std::string& text) {
+    text_ += (text_.empty() ? "." : ", .") + std::string(field) + " = " + text;
+    return *this;
+  }
   std::string text_;
 };
 
@@ -187,20 +219,27 @@ inline void SpoilNumber(int64_t* number, Random* random) {
                            random);
 }
 
-// A list of indices, changed in one place. `limit` as in Hostile.
+// A list of indices, changed in one place. Those of element i are right from 0 to below
+// `limit_of(i)`.
+template <class T, class LimitOf>
+void SpoilEach(std::vector<T>* list, LimitOf limit_of, Random* random) {
+  if (list->empty()) return;
+  const auto any = [&] {
+    return static_cast<size_t>(random->Between(0, static_cast<int64_t>(list->size()) - 1));
+  };
+  const size_t one = any();
+  if (random->OneIn(4)) {
+    std::swap((*list)[one], (*list)[any()]);
+  } else if (random->OneIn(4)) {
+    (*list)[one] = T{(*list)[any()]};
+  } else {
+    (*list)[one] = static_cast<T>(Hostile(limit_of(one), random));
+  }
+}
+
 template <class T>
 void SpoilList(std::vector<T>* list, int64_t limit, Random* random) {
-  if (list->empty()) return;
-  const auto any = [&]() -> T& {
-    return (*list)[static_cast<size_t>(random->Between(0, static_cast<int64_t>(list->size()) - 1))];
-  };
-  if (random->OneIn(4)) {
-    std::swap(any(), any());
-  } else if (random->OneIn(4)) {
-    any() = T{any()};
-  } else {
-    any() = static_cast<T>(Hostile(limit, random));
-  }
+  SpoilEach(list, [=](size_t) { return limit; }, random);
 }
 
 inline int64_t Elements(const Dims& dims) {

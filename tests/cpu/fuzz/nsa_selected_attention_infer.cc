@@ -1,5 +1,5 @@
 // NsaSelectedAttentionInfer in the fuzzer (../fuzzer.h).
-#include "attention.h"
+#include "attention_case.h"
 #include "operators/nsa_selected_attention_infer/c_api.h"
 
 namespace nsa::cpu::fuzz {
@@ -9,247 +9,174 @@ struct SelectedDecodeCase {
   DType dtype;
   Values values;
   uint64_t seed;
-  double scale;
-  int64_t batch, heads, kv_heads, dim, value_dim, pages, max_pages;  // of the arrays
-  int64_t head_num, key_value_head_num, block, columns, count, page_tokens,
-      page;  // columns: of topk
-  std::vector<int64_t> lengths;
-  std::vector<int32_t> topk;   // [batch, kv_heads, columns]
-  std::vector<int32_t> table;  // [batch, max_pages]
+  int64_t batch;
+  Heads of;
+  Pages paged;
+  Blocks chosen;
 };
 
 std::string Print(const SelectedDecodeCase& c) {
   return Printer(c.dtype, c.values, c.seed)
-      .Add("scale", c.scale)
       .Add("batch", c.batch)
-      .Add("heads", c.heads)
-      .Add("kv_heads", c.kv_heads)
-      .Add("dim", c.dim)
-      .Add("value_dim", c.value_dim)
-      .Add("pages", c.pages)
-      .Add("max_pages", c.max_pages)
-      .Add("head_num", c.head_num)
-      .Add("key_value_head_num", c.key_value_head_num)
-      .Add("block", c.block)
-      .Add("columns", c.columns)
-      .Add("count", c.count)
-      .Add("page_tokens", c.page_tokens)
-      .Add("page", c.page)
-      .Add("lengths", c.lengths)
-      .Add("topk", c.topk)
-      .Add("table", c.table)
+      .Add("of", Print(c.of))
+      .Add("paged", Print(c.paged))
+      .Add("chosen", Print(c.chosen))
       .text();
 }
 
-// The logical pages of the tokens of sequence `b`'s chosen blocks. Its lengths and blocks are
-// legal.
+int64_t LengthOf(const SelectedDecodeCase& c, int64_t b) {
+  return c.paged.lengths[static_cast<size_t>(b)];
+}
+
+// The pages of the tokens of sequence `b`'s chosen blocks. Its lengths and blocks are legal.
 std::vector<bool> PagesRead(const SelectedDecodeCase& c, int64_t b) {
-  std::vector<bool> read(static_cast<size_t>(c.max_pages));
-  const int64_t length = c.lengths[static_cast<size_t>(b)];
-  for (int64_t i = 0; i < c.kv_heads * c.columns; ++i) {
-    const int64_t block = c.topk[static_cast<size_t>(b * c.kv_heads * c.columns + i)];
-    for (int64_t p = block * c.block; block >= 0 && p < std::min((block + 1) * c.block, length);
-         ++p) {
-      read[static_cast<size_t>(p / c.page)] = true;
-    }
+  std::vector<bool> read(static_cast<size_t>(c.paged.max_pages));
+  for (int64_t g = 0; g < c.of.kv_heads; ++g) {
+    ForChosen(c.chosen, b * c.of.kv_heads + g, LengthOf(c, b),
+              [&](int64_t p) { read[static_cast<size_t>(p / c.paged.page)] = true; });
   }
   return read;
 }
 
 SelectedDecodeCase Make(Random* random) {
   SelectedDecodeCase c{};
-  c.dtype = OneOf<DType>({DType::kFloat16, DType::kBFloat16}, random);
-  c.values = random->OneIn(2) ? Values::kModerate
-                              : static_cast<Values>(random->Between(0, kValueKinds - 1));
+  c.dtype = AnyType(random);
+  c.values = AnyValues(random);
   c.batch = random->Between(0, 4);
-  c.kv_heads = c.key_value_head_num = random->Between(1, 3);
-  c.heads = c.head_num = c.kv_heads * (random->OneIn(6) ? 17 : random->Between(1, 4));
-  c.dim = Multiple(random->OneIn(6) ? 512 : 128, random);
-  c.value_dim = Multiple(c.dim, random);
-  c.scale = Scale(c.dim, random);
-  c.block = Multiple(128, random);
-  c.page = c.page_tokens = Multiple(random->OneIn(8) ? 1024 : 128, random);
-  c.columns = c.count = random->Between(1, 5);
-  c.max_pages = random->Between(0, c.page > 128 ? 1 : 4);
-  c.pages = random->Between(1, 4);
+  c.of = MakeHeads(random);
+  c.paged = MakePages(c.batch, c.of.kv_heads, random);
+  c.chosen.block = Multiple(128, random);
+  c.chosen.columns = c.chosen.count = random->OneIn(3) ? 1 : random->Between(1, 5);
+  const bool differ = random->OneIn(2);
   for (int64_t b = 0; b < c.batch; ++b) {
-    const int64_t length = random->OneIn(5) ? 0 : random->Between(0, c.max_pages * c.page);
-    c.lengths.push_back(length);
-    for (int64_t i = c.kv_heads * c.columns; i > 0; --i) {
-      c.topk.push_back(static_cast<int32_t>(random->Between(-1, Ceil(length, c.block) - 1)));
-    }
-    for (const bool read : PagesRead(c, b)) {
-      // What is not read may be anything.
-      c.table.push_back(
-          static_cast<int32_t>(read ? random->Between(0, c.pages - 1) : Hostile(c.pages, random)));
-    }
+    AddRows(1, c.of.kv_heads, LengthOf(c, b), differ, &c.chosen, random);
+    FillTable(PagesRead(c, b), &c.paged, random);
   }
   return c;
 }
 
+// How many blocks element `i` of topk_indices has to choose from.
+int64_t BlocksOf(const SelectedDecodeCase& c, size_t i) {
+  const int64_t b = static_cast<int64_t>(i) / (c.of.kv_heads * c.chosen.columns);
+  return Ceil(LengthOf(c, b), c.chosen.block);
+}
+
 void Spoil(SelectedDecodeCase* c, Random* random) {
-  switch (random->Between(0, 12)) {
-    case 0:
-      return SpoilNumber(&c->head_num, random);
-    case 1:
-      return SpoilNumber(&c->block, random);
-    case 2:
-      return SpoilNumber(&c->count, random);
-    case 3:
-      return SpoilNumber(&c->key_value_head_num, random);
-    case 4:
-      c->scale = BadScale(random);
-      return;
-    case 5:
-      return SpoilNumber(&c->dim, random);
-    case 6:
-      return SpoilNumber(&c->page, random);
-    case 7:
-      c->pages = random->Between(0, 3);
-      return;
-    case 8:
-      return SpoilList(&c->lengths, c->max_pages * c->page, random);
-    case 9:
-      if (!c->lengths.empty()) c->lengths.pop_back();
-      return;
-    case 10:
-      return SpoilList(&c->table, c->pages, random);
-    default:
-      return SpoilList(&c->topk, 4, random);
-  }
+  if (random->OneIn(6)) return Spoil(&c->of, random);
+  if (random->OneIn(2)) return Spoil(&c->paged, random);
+  Spoil(&c->chosen, [&](size_t i) { return BlocksOf(*c, i); }, random);
 }
 
 bool IsLegal(const SelectedDecodeCase& c) {
-  if (!IsFloat32(c.scale) || c.head_num != c.heads || c.count != c.columns) return false;
-  if (c.key_value_head_num != c.kv_heads || c.page != c.page_tokens) return false;
-  if (!IsMultiple(c.dim, 512) || !IsMultiple(c.value_dim, c.dim)) return false;
-  if (!IsMultiple(c.block, 128) || !IsMultiple(c.page, 1024)) return false;
-  if (static_cast<int64_t>(c.lengths.size()) != c.batch) return false;
+  if (!IsLegal(c.of) || !IsLegal(c.chosen)) return false;
+  if (!HasLegalLengths(c.paged, c.batch, c.of.kv_heads)) return false;
+  for (size_t i = 0; i < c.chosen.topk.size(); ++i) {
+    if (c.chosen.topk[i] < -1 || c.chosen.topk[i] >= BlocksOf(c, i)) return false;
+  }
   for (int64_t b = 0; b < c.batch; ++b) {
-    const int64_t length = c.lengths[static_cast<size_t>(b)];
-    if (length < 0 || length > c.max_pages * c.page) return false;
-    for (int64_t i = 0; i < c.kv_heads * c.columns; ++i) {
-      const int64_t block = c.topk[static_cast<size_t>(b * c.kv_heads * c.columns + i)];
-      if (block < -1 || block >= Ceil(length, c.block)) return false;
-    }
-    const std::vector<bool> read = PagesRead(c, b);
-    for (int64_t p = 0; p < c.max_pages; ++p) {
-      const int64_t page = c.table[static_cast<size_t>(b * c.max_pages + p)];
-      if (read[static_cast<size_t>(p)] && (page < 0 || page >= c.pages)) return false;
-    }
+    if (!HasLegalTable(c.paged, b, PagesRead(c, b))) return false;
   }
   return true;
 }
 
 // attention_out of a legal case.
-std::vector<Bounded> Oracle(const SelectedDecodeCase& c, const std::vector<float>& query,
-                            const std::vector<float>& key, const std::vector<float>& value) {
+std::vector<Bounded> Oracle(const SelectedDecodeCase& c, const Arrays& arrays) {
   std::vector<Bounded> output;
   for (int64_t b = 0; b < c.batch; ++b) {
-    for (int64_t h = 0; h < c.heads; ++h) {
-      const int64_t g = h / (c.heads / c.kv_heads);
-      const int64_t length = c.lengths[static_cast<size_t>(b)];
+    for (int64_t g = 0; g < c.of.kv_heads; ++g) {
       std::vector<Token> tokens;
-      for (int64_t i = 0; i < c.columns; ++i) {
-        const int64_t block = c.topk[static_cast<size_t>((b * c.kv_heads + g) * c.columns + i)];
-        if (block < 0) continue;
-        for (int64_t p = block * c.block; p < std::min((block + 1) * c.block, length); ++p) {
-          const int64_t page = c.table[static_cast<size_t>(b * c.max_pages + p / c.page)];
-          const int64_t row = (page * c.page + p % c.page) * c.kv_heads + g;
-          tokens.push_back({key.data() + row * c.dim, value.data() + row * c.value_dim, false});
-        }
-      }
-      const float scale = static_cast<float>(c.scale);
-      const auto p = Probabilities(query.data() + (b * c.heads + h) * c.dim, tokens, c.dim, scale);
-      for (int64_t d = 0; d < c.value_dim; ++d) output.push_back(Output(p, tokens, d));
+      ForChosen(c.chosen, b * c.of.kv_heads + g, LengthOf(c, b), [&](int64_t p) {
+        tokens.push_back(arrays.At(c.of, c.paged.Place(b, p), g, false));
+      });
+      Attend(c.of, arrays.queries.values.data() + b * c.of.heads * c.of.dim, g, tokens, &output);
     }
   }
   return output;
 }
 
 void Run(const SelectedDecodeCase& c, Runner* runner) {
-  const Dims query_dims{c.batch, c.heads, c.dim},
-      key_dims{c.pages, c.page_tokens, c.kv_heads, c.dim},
-      value_dims{c.pages, c.page_tokens, c.kv_heads, c.value_dim},
-      output_dims{c.batch, c.heads, c.value_dim};
-  if (!Possible(query_dims) || !Possible(value_dims) || !Possible(key_dims)) return;
-  if (!Possible(output_dims)) return;
+  const Dims key_dims{c.paged.pages, c.paged.page_tokens, c.of.kv_heads};
+  if (!Arrays::ArePossible(c.of, c.batch, key_dims)) return;
   Random random(c.seed);
-  const Data queries(c.dtype, c.values, query_dims, &random);
-  const Data keys(c.dtype, c.values, key_dims, &random);
-  const Data values(c.dtype, c.values, value_dims, &random);
+  Arrays arrays(c.dtype, c.values, c.of, c.batch, key_dims, &random);
   const bool legal = IsLegal(c);
   std::vector<Bounded> want;
-  if (legal) want = Oracle(c, queries.values, keys.values, values.values);
+  if (legal) want = Oracle(c, arrays);
 
-  Memory query("query", query_dims, queries.bits, random.Between(0, 15));
-  Memory key("key", key_dims, keys.bits, random.Between(0, 15));
-  Memory value("value", value_dims, values.bits, random.Between(0, 15));
-  Memory topk("topk_indices", {c.batch, c.kv_heads, c.columns}, c.topk, random.Between(0, 1));
-  Memory table("block_table", {c.batch, c.max_pages}, c.table, random.Between(0, 1));
-  Memory lengths("actual_seq_kvlen", {}, c.lengths, random.Between(0, 1));
-  Memory output("attention_out", output_dims, RandomBits(Elements(output_dims), &random),
-                random.Between(0, 31));
-  const NsaArray q = query.array(), k = key.array(), v = value.array(), i = topk.array(),
-                 t = table.array(), y = output.array();
-  runner->Run({{&query, &key, &value, &topk, &table, &lengths},
+  Memory topk("topk_indices", {c.batch, c.of.kv_heads, c.chosen.columns}, c.chosen.topk,
+              random.Between(0, 1));
+  Memory table("block_table", {c.batch, c.paged.max_pages}, c.paged.table, random.Between(0, 1));
+  const auto count = static_cast<int64_t>(c.paged.lengths.size());
+  Memory lengths("actual_seq_kvlen", {count}, c.paged.lengths, random.Between(0, 1));
+  const NsaArray q = arrays.query.array(), k = arrays.key.array(), v = arrays.value.array(),
+                 i = topk.array(), t = table.array(), y = arrays.output.array();
+  const auto call = [&](int64_t threads, char* error, int64_t size) {
+    return nsa_selected_attention_infer(static_cast<int>(c.dtype), &q, &k, &v, &i, c.of.scale,
+                                        c.of.head_num, c.paged.key_value_head_num, c.chosen.block,
+                                        c.chosen.count, c.paged.page, &t, lengths.as<int64_t>(),
+                                        count, &y, threads, error, size);
+  };
+  const Node node{"NsaSelectedAttentionInfer",
+                  c.dtype,
+                  {&arrays.query, &arrays.key, &arrays.value, &topk, &lengths, &table},
+                  {{"scale_value", c.of.scale},
+                   {"head_num", c.of.head_num},
+                   {"key_value_head_num", c.paged.key_value_head_num},
+                   {"select_block_size", c.chosen.block},
+                   {"select_block_count", c.chosen.count},
+                   {"page_block_size", c.paged.page}}};
+  runner->Run({{&arrays.query, &arrays.key, &arrays.value, &topk, &table, &lengths},
                {&topk, &table, &lengths},
-               {&output},
+               {&arrays.output},
                legal,
                /*same_bits=*/false,
-               [&](int64_t threads, char* error, int64_t size) {
-                 return nsa_selected_attention_infer(
-                     static_cast<int>(c.dtype), &q, &k, &v, &i, c.scale, c.head_num,
-                     c.key_value_head_num, c.block, c.count, c.page, &t, lengths.as<int64_t>(),
-                     static_cast<int64_t>(c.lengths.size()), &y, threads, error, size);
+               call,
+               [&](bool exact) {
+                 const auto* got = arrays.output.as<uint16_t>();
+                 return exact ? Difference(c.dtype, "attention_out", got, want) : "";
                },
-               [&] { return Difference(c.dtype, "attention_out", output.as<uint16_t>(), want); }});
+               node});
 }
 
-const Register<SelectedDecodeCase> part("nsa_selected_attention_infer", Make, Spoil, Print, Run,
-                                        {{.dtype = DType::kFloat16,
-                                          .values = Values::kSpecial,
-                                          .seed = 11526770270800881274u,
-                                          .scale = 0.17677669529663687,
-                                          .batch = 2,
-                                          .heads = 17,
-                                          .kv_heads = 1,
-                                          .dim = 32,
-                                          .value_dim = 32,
-                                          .pages = 4,
-                                          .max_pages = 1,
-                                          .head_num = 17,
-                                          .key_value_head_num = 1,
-                                          .block = 16,
-                                          .columns = 1,
-                                          .count = 1,
-                                          .page_tokens = 32,
-                                          .page = 32,
-                                          .lengths = {29, 11},
-                                          .topk = {-1, 0},
-                                          .table = {8, 1}},
-                                         // No sequences, of more heads than can be counted times k
-                                         {.dtype = DType::kFloat16,
-                                          .values = Values::kModerate,
-                                          .seed = 4u,
-                                          .scale = 1,
-                                          .batch = 0,
-                                          .heads = int64_t{1} << 58,
-                                          .kv_heads = int64_t{1} << 58,
-                                          .dim = 64,
-                                          .value_dim = 64,
-                                          .pages = 0,
-                                          .max_pages = 0,
-                                          .head_num = int64_t{1} << 58,
-                                          .key_value_head_num = int64_t{1} << 58,
-                                          .block = 16,
-                                          .columns = 128,
-                                          .count = 128,
-                                          .page_tokens = 16,
-                                          .page = 16,
-                                          .lengths = {},
-                                          .topk = {},
-                                          .table = {}}});
+const Register<SelectedDecodeCase> part(
+    "nsa_selected_attention_infer", Make, Spoil, Print, Run,
+    {{.dtype = DType::kFloat16,
+      .values = Values::kSpecial,
+      .seed = 11526770270800881274u,
+      .batch = 2,
+      .of = {.scale = 0.17677669529663687,
+             .heads = 17,
+             .kv_heads = 1,
+             .dim = 32,
+             .value_dim = 32,
+             .head_num = 17},
+      .paged = {.pages = 4,
+                .max_pages = 1,
+                .page_tokens = 32,
+                .page = 32,
+                .key_value_head_num = 1,
+                .lengths = {29, 11},
+                .table = {8, 1}},
+      .chosen = {.block = 16, .columns = 1, .count = 1, .topk = {-1, 0}}},
+     // No sequences, of more heads than can be counted times k
+     {.dtype = DType::kFloat16,
+      .values = Values::kModerate,
+      .seed = 4u,
+      .batch = 0,
+      .of = {.scale = 1,
+             .heads = int64_t{1} << 58,
+             .kv_heads = int64_t{1} << 58,
+             .dim = 64,
+             .value_dim = 64,
+             .head_num = int64_t{1} << 58},
+      .paged = {.pages = 0,
+                .max_pages = 0,
+                .page_tokens = 16,
+                .page = 16,
+                .key_value_head_num = int64_t{1} << 58,
+                .lengths = {},
+                .table = {}},
+      .chosen = {.block = 16, .columns = 128, .count = 128, .topk = {}}}});
 
 }  // namespace
 }  // namespace nsa::cpu::fuzz

@@ -331,7 +331,9 @@ void Runner::Run(const Call& call) {
     return;
   }
   std::vector<std::vector<unsigned char>> first;
-  for (const std::string& target : targets_) {
+  // No instruction set has a part in a refusal.
+  const std::vector<std::string> one{OneOf(targets_, &random_)};
+  for (const std::string& target : call.legal ? targets_ : one) {
     if (nsa_set_cpu_target(target.c_str(), nullptr, 0)) Fail("no target " + target);
     if (!call.same_bits) first.clear();
     for (const int64_t threads : {int64_t{1}, random_.Between(2, kMostThreads)}) {
@@ -345,6 +347,8 @@ void Runner::Run(const Call& call) {
     }
   }
   if (random_.OneIn(6)) Race(call);
+  if (Ways().empty()) return;
+  if (!call.legal) return AsNode(call, OneOf(Ways(), &random_));
   for (const Way& way : Ways()) AsNode(call, way);
 }
 

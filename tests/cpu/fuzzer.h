@@ -162,7 +162,8 @@ struct Register {
                          Random random(seed);
                          Case c = make(&random);
                          c.seed = seed;
-                         if (random.OneIn(3)) spoil(&c, &random);
+                         // Most: what is refused is soon done.
+                         if (!random.OneIn(3)) spoil(&c, &random);
                          one(runner, c);
                        }});
   }
@@ -206,7 +207,7 @@ inline int64_t Hostile(int64_t limit, Random* random) {
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max(),
                     kLeast = std::numeric_limits<int64_t>::min();
   const int64_t word = int64_t{1} << 31;
-  if (random->OneIn(2)) return OneOf<int64_t>({-1, limit - 1, limit, limit + 1}, random);
+  if (random->OneIn(2)) return OneOf<int64_t>({-2, -1, limit - 1, limit, limit + 1}, random);
   return OneOf<int64_t>(
       {0, 1, 2 * limit, word - 1, word, -word, 2 * word, kMost, kMost - 15, kLeast, kLeast + 16},
       random);
@@ -224,16 +225,30 @@ inline void SpoilNumber(int64_t* number, Random* random) {
 template <class T, class LimitOf>
 void SpoilEach(std::vector<T>* list, LimitOf limit_of, Random* random) {
   if (list->empty()) return;
+  const size_t last = list->size() - 1;
   const auto any = [&] {
-    return static_cast<size_t>(random->Between(0, static_cast<int64_t>(list->size()) - 1));
+    const auto place = static_cast<size_t>(random->Between(0, static_cast<int64_t>(last)));
+    return OneOf<size_t>({0, place, place, last}, random);
   };
   const size_t one = any();
-  if (random->OneIn(4)) {
-    std::swap((*list)[one], (*list)[any()]);
-  } else if (random->OneIn(4)) {
-    (*list)[one] = T{(*list)[any()]};
-  } else {
-    (*list)[one] = static_cast<T>(Hostile(limit_of(one), random));
+  T& value = (*list)[one];
+  const auto plus = [](T number, int64_t more) {  // may wrap: what is not read may be anything
+    return static_cast<T>(static_cast<uint64_t>(number) + static_cast<uint64_t>(more));
+  };
+  switch (random->Between(0, 5)) {
+    case 0:
+      return std::swap(value, (*list)[any()]);
+    case 1:
+      value = T{(*list)[any()]};
+      return;
+    case 2:
+      value = plus(value, OneOf<int64_t>({-1, 1}, random));
+      return;
+    case 3:  // the largest that is less than the one before
+      value = plus((*list)[one > 0 ? one - 1 : 0], -1);
+      return;
+    default:
+      value = static_cast<T>(Hostile(limit_of(one), random));
   }
 }
 

@@ -34,6 +34,7 @@ CompressCase Make(Random* random) {
   c.stride = 16 * random->Between(1, c.block / 16);
   c.heads = random->OneIn(8) ? random->Between(1, 128) : random->Between(1, 4);
   c.dim = 16 * (random->OneIn(4) ? random->Between(0, 16) : random->Between(1, 4));
+  if (random->OneIn(12)) c.dim = 0;
   // A wide token is one of few.
   const int64_t most = 1 + 40'000 / (c.block * (c.heads * c.dim + 1));
   for (int64_t i = random->Between(1, 5); i > 0; --i) {
@@ -49,7 +50,7 @@ CompressCase Make(Random* random) {
 }
 
 void Spoil(CompressCase* c, Random* random) {
-  switch (random->Between(0, 8)) {
+  switch (random->Between(0, 9)) {
     case 0:
       return SpoilNumber(&c->block, random);
     case 1:
@@ -65,6 +66,9 @@ void Spoil(CompressCase* c, Random* random) {
       return;
     case 6:
       return c->ends.pop_back();
+    case 7:
+      c->ends.front() = 0;
+      return;
     default:
       return SpoilList(&c->ends, c->tokens, random);
   }

@@ -52,6 +52,7 @@ DecodeCase Make(Random* random) {
   c.page = OneOf<int64_t>({64, 128}, random);
   c.heads = random->OneIn(8) ? random->Between(1, 63) : random->Between(1, 3);
   c.dim = 16 * (random->OneIn(4) ? random->Between(0, 16) : random->Between(1, 3));
+  if (random->OneIn(12)) c.dim = 0;
   const int64_t batch = random->OneIn(10) ? 0 : random->Between(1, 5);
   const int64_t each = c.heads * c.dim > 1000 ? 1 : random->Between(0, 3);
   c.max_pages = random->OneIn(2) ? each : -1;
@@ -85,7 +86,7 @@ DecodeCase Make(Random* random) {
 }
 
 void Spoil(DecodeCase* c, Random* random) {
-  switch (random->Between(0, 20)) {
+  switch (random->Between(0, 18)) {
     case 0:
       return SpoilNumber(&c->block, random);
     case 1:
@@ -109,6 +110,8 @@ void Spoil(DecodeCase* c, Random* random) {
     case 9:
       return SpoilList(&c->slots, c->rows, random);
     case 10:
+    case 11:
+    case 12:
       return SpoilList(&c->lengths, c->pages_each() * c->page, random);
     default:
       return SpoilList(&c->table, c->pages, random);

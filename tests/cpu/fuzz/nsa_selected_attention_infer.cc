@@ -103,8 +103,8 @@ void Run(const SelectedDecodeCase& c, Runner* runner) {
   std::vector<Bounded> want;
   if (legal) want = Oracle(c, arrays);
 
-  Memory topk("topk_indices", {c.batch, c.of.kv_heads, c.chosen.columns}, c.chosen.topk,
-              random.Between(0, 1));
+  // An element before it: not null, which says that nobody knows them.
+  Memory topk("topk_indices", {c.batch, c.of.kv_heads, c.chosen.columns}, c.chosen.topk, 1);
   Memory table("block_table", {c.batch, c.paged.max_pages}, c.paged.table, random.Between(0, 1));
   const auto count = static_cast<int64_t>(c.paged.lengths.size());
   Memory lengths("actual_seq_kvlen", {count}, c.paged.lengths, random.Between(0, 1));

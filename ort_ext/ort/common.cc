@@ -41,7 +41,8 @@ Tensor FromValue(const Ort::ConstValue& value, bool copied = false) {
   }
   const size_t bytes = info.GetElementCount() * item_size;
   tensor.copy.reset(new std::byte[bytes]);
-  if (bytes > 0) std::memcpy(tensor.copy.get(), tensor.data, bytes);  // without an element: maybe null
+  // Without an element, onnxruntime's may be null.
+  if (bytes > 0) std::memcpy(tensor.copy.get(), tensor.data, bytes);
   tensor.data = tensor.copy.get();
   return tensor;
 }

@@ -5,8 +5,9 @@
 // SECONDS are of the processor, all threads together: a busy machine takes longer and tries as
 // much. First every operator's found cases. Then, by turns, a random case of each, on all
 // instruction sets, on one thread and on several, and with a second thread that writes into the
-// indices during the call. Then cases on several threads of the host at once, while another one
-// switches the instruction set. Last, two threads that switch it at once.
+// indices during the call; and as nodes, where nodes.cc is linked. Then cases on several threads of
+// the host at once, while another one switches the instruction set. Last, two threads that switch
+// it at once.
 #include <hwy/targets.h>
 #include <signal.h>
 

@@ -30,7 +30,9 @@ build() {
 folder=build/sanitize
 library=(-D NSA_ONNX_TESTS=ON -D CMAKE_CXX_FLAGS=-O1 -D NSA_ONNX_SANITIZE_ALL="${NSA_FUZZ_ALL:-0}")
 build . $folder/address fuzz_nodes "${library[@]}" -D NSA_ONNX_SANITIZE=address
-build tests/sim $folder/sim sim -D CMAKE_CXX_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+# GCC, which says so, is wrong about uninitialized values where it instruments.
+checks="-fsanitize=address,undefined -fno-sanitize-recover=undefined -Wno-maybe-uninitialized"
+build tests/sim $folder/sim sim -D CMAKE_CXX_FLAGS="-O1 -g $checks"
 LD_LIBRARY_PATH=$PWD/$folder/sim/lib $folder/address/tests/cpu/fuzz_nodes "$seconds" "$seed"
 
 build . $folder/thread fuzz "${library[@]}" -D NSA_ONNX_SANITIZE=thread

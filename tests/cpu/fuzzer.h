@@ -75,7 +75,7 @@ class Memory {
 // The same call as a node of a model. An input that is an output as well is updated in place.
 struct Node {
   const char* op = nullptr;  // null: a node cannot say this
-  DType dtype;
+  DType dtype = DType::kFloat16;
   std::vector<Memory*> inputs;  // as the node has them; null: left out
   std::vector<std::pair<const char*, std::variant<int64_t, double>>> attributes;
 };

@@ -96,11 +96,13 @@ struct Sequences {
   int64_t key_tokens() const { return key_ends.empty() ? 0 : Clamped(key_ends.back()); }
 };
 
-// What sequence `b` adds to the prefix sums, and where it begins.
-inline int64_t Step(const std::vector<int64_t>& ends, size_t b) {
-  return ends[b] - (b > 0 ? ends[b - 1] : 0);
-}
+// Where sequence `b` begins, and what it adds to the prefix sums; if these are hostile and 64 bits
+// do not hold it, a length that no sequence has.
 inline int64_t Begin(const std::vector<int64_t>& ends, size_t b) { return b > 0 ? ends[b - 1] : 0; }
+inline int64_t Step(const std::vector<int64_t>& ends, size_t b) {
+  int64_t step = 0;
+  return __builtin_sub_overflow(ends[b], Begin(ends, b), &step) ? INT64_MIN : step;
+}
 
 inline int64_t Longest(const std::vector<int64_t>& ends) {
   int64_t longest = 0;

@@ -46,6 +46,7 @@ SHAPES = ("32/16", "64/32", "32/32", "64/16", "128/16", "32/16@1x16", "32/16@32x
 QUICK_SHAPES = ("32/16", "128/16@4x64")
 HEADS, DIM = 4, 128
 FEWEST_TOKENS = 1024  # of a peer's input, whatever else is asked for
+MOST_PEER_PROMPT = 8192
 ALWAYS = (*contenders.LIMITS, *contenders.OURS)
 
 
@@ -197,7 +198,11 @@ def _attention_calls(arguments: argparse.Namespace, small: bool, threads: int) -
     quick, rounds = arguments.quick, arguments.rounds
     tokens = 256 if small else 4096 if quick else 16384
     heads = [1] if small or quick else [1, 4]
-    prompts = [{"tokens": tokens, "kv_heads": n, "threads": threads, "rounds": min(rounds, 3)} for n in heads]
+    few = {"threads": threads, "rounds": min(rounds, 3)}
+    prompts = [{"tokens": tokens, "kv_heads": n, **few} for n in heads]
+    # torch's attention to all tokens keeps the logits of all heads: 24 GiB are too few for more.
+    if tokens > MOST_PEER_PROMPT:
+        prompts.insert(0, {"tokens": MOST_PEER_PROMPT, "kv_heads": heads[0], **few})
     peers = [name for name in selected_attention.PEERS if arguments.peers and not (small and "flex" in name)]
     dense_peers = list(compress_attention.PEERS) if arguments.peers else []
     context, sequences = (2048, 2) if small else (65536, 4 if quick else 32)
@@ -266,10 +271,10 @@ def _reads(arguments: argparse.Namespace, target: str) -> list[dict[str, Any]]:
     return reads
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The whole run as one record."""
+def measure(arguments: argparse.Namespace, run: dict[str, Any]) -> None:
+    """Fills the record of a run, section by section."""
     limits.build()
-    run: dict[str, Any] = {"machine": machine.describe(), "threads": arguments.threads, "rounds": arguments.rounds}
+    run |= {"machine": machine.describe(), "threads": arguments.threads, "rounds": arguments.rounds}
     target = native.cpu_target()
     operations = {str(n): limits.operations_per_second(target, n) / 1e9 for n in arguments.threads}
     run["machine"]["gflops"] = operations
@@ -290,14 +295,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 with Worker() as worker:  # a fresh one: memory that others used up would be in the figures
                     results.append(worker.call(function, **given))
             run[section] = _shaped(section, arguments, results)
-    return run
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
+    run: dict[str, Any] = {}
     try:
-        run = measure(arguments)
+        measure(arguments, run)
     except (WorkerError, AssertionError) as error:
+        if "reads" in run.get("machine", {}):
+            print(report.full(run))  # of what came before: it may have taken long
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(report.full(run))

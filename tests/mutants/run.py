@@ -160,7 +160,8 @@ def part(source: str, lines: str, names: list[str], equal: dict[Change, str]) ->
     unexplained, used = [], set()
     begin = time.monotonic()
     for number, text in enumerate(mutants := json.loads(done.stdout), 1):
-        print(f"{number}/{len(mutants)}", end="\r", file=sys.stderr)
+        if sys.stderr.isatty():
+            print(f"{number}/{len(mutants)}", end="\r", file=sys.stderr)
         result = outcome(source, text, tests, code)
         counts[result] += 1
         if result == "survived":

@@ -98,7 +98,7 @@ void AddNodes(OrtApi* api) {
     *value = context->outputs[index];
     const std::vector<int64_t>& made = (*value)->info.dims;
     if (std::equal(made.begin(), made.end(), dims, dims + rank)) return nullptr;
-    return Fail("the node wants an output of another shape");
+    return Fail(kAnotherShape);
   };
   api->KernelContext_GetGPUComputeStream = [](const OrtKernelContext* context,
                                               void** stream) noexcept -> OrtStatus* {

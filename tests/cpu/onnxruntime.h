@@ -47,6 +47,9 @@ struct OrtKernelContext {
 
 namespace nsa::cpu {
 
+// In the error for a node that wants an output of another shape than the test has.
+constexpr const char* kAnotherShape = "the node wants an output of another shape";
+
 // What a library gets that onnxruntime loads.
 const OrtApiBase* OnnxruntimeStandIn();
 

@@ -233,12 +233,12 @@ class RowAttention {
     }
   }
 
-  // The result of a row: output [group, value_dim]. Of no token it is 0.
-  void Finish(bool empty, uint16_t* output) const {
+  // The result of a row that has tokens: output [group, value_dim].
+  void Finish(uint16_t* output) const {
     const DF df;
     const size_t lanes = hn::Lanes(df);
     for (size_t h = 0; h < shape_.group; ++h) {
-      const VF total = hn::Set(df, empty ? 1.0f : total_[h]);
+      const VF total = hn::Set(df, total_[h]);
       for (size_t d = 0; d < shape_.value_dim; d += lanes) {
         const VF sum = hn::LoadU(df, sums_ + h * shape_.value_dim + d);
         hn::StoreU(T::Narrow(hn::Div(sum, total)), DH(), output + h * shape_.value_dim + d);

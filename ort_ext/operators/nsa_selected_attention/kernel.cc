@@ -103,11 +103,16 @@ void Attend(const KernelData& data, int64_t first, int64_t last, float* scratch)
   RowAttention<T> attention(ShapeOf(data), scratch);
   ForEachUnit(data, first, last, [&](int64_t row, int64_t head, const RowTokens& tokens) {
     const int64_t first_head = (row * data.heads + head) * data.group;
+    uint16_t* const output = data.output + first_head * data.value_dim;
+    if (tokens.empty()) {
+      std::fill_n(output, data.group * data.value_dim, uint16_t{0});
+      return;
+    }
     attention.Begin(data.query + first_head * data.dim);
     tokens.ForEachTile(
         [&](const cpu::GatheredTokens& tile) { attention.Add(tile, tokens.masked()); });
     attention.End(tokens.masked());
-    attention.Finish(tokens.empty(), data.output + first_head * data.value_dim);
+    attention.Finish(output);
   });
 }
 

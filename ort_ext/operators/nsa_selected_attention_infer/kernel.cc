@@ -94,7 +94,7 @@ void Attend(const KernelData& data, int64_t first, int64_t last, float* scratch)
                 [&](const cpu::GatheredTokens& tile) { attention.Add(tile, false); });
     attention.End(false);
     if (parts == 1) {
-      attention.Finish(false, output);
+      attention.Finish(output);
     } else {
       attention.StorePart(data.parts + static_cast<size_t>(unit) * part_size);
     }
@@ -121,7 +121,7 @@ void Combine(const KernelData& data, int64_t first, int64_t last, float* scratch
                       cpu::PartBegin(data.count, parts, part + 1));
       if (!runs.empty()) attention.AddPart(from);
     }
-    attention.Finish(false, output);
+    attention.Finish(output);
   }
 }
 

@@ -345,6 +345,8 @@ def test_where_two_rows_apply_the_earlier_one_of_the_table_wins(op_type):
     [
         ("NsaCompressAttention", {"actual_cmp_seq_kvlen": [5, 2**70]}, "Tc = 12, got 1180591620717411303424"),
         ("NsaCompressAttention", {"actual_sel_seq_kvlen": [2, 2**70]}, "2 blocks, got 1180591620717411303422"),
+        ("NsaCompressAttention", {"actual_sel_seq_kvlen": [3, 5]}, "sequence 0 has 5 .* it has 2 blocks, got 3"),
+        ("NsaCompressAttention", {"actual_sel_seq_kvlen": [2, 3]}, "sequence 1 has 7 .* it has 2 blocks, got 1"),
         ("NsaCompressAttention", {"actual_seq_qlen": [-(2**70), 3]}, ">= 0, got -1180591620717411303424"),
         ("NsaCompressAttention", {"select_block_count": 2**64}, r"in \[1, 128\], got 18446744073709551616"),
         ("NsaCompressAttention", {"scale_value": -(10**400)}, "scale_value must be a finite float32"),
@@ -381,8 +383,9 @@ def test_values_at_the_edges_are_named(op_type, changed, words):
     assert re.search(words, message), message
 
 
-def test_what_is_not_read_may_be_anything():
-    arguments = select_infer_call()
-    arguments["block_table"] = np.array([[3, 2**31 - 1], [0, -(2**31)]], np.int32)  # blocks 0 lie on the first pages
-    wanted = nsa_onnx.nsa_select_attention_infer(**select_infer_call())
+@pytest.mark.parametrize("block", [0, 1])  # the beginning of the first page, and its end
+def test_what_is_not_read_may_be_anything(block):
+    arguments = {**select_infer_call(), "topk_indices": topk(2, 2, 3, block=block)}
+    wanted = nsa_onnx.nsa_select_attention_infer(**arguments)
+    arguments["block_table"] = np.array([[3, 2**31 - 1], [0, -(2**31)]], np.int32)
     assert np.array_equal(nsa_onnx.nsa_select_attention_infer(**arguments), wanted)

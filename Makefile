@@ -132,7 +132,7 @@ $(MUTATION): pyproject.toml tools/extra_requirements.py
 	touch $@
 
 # MUTANTS: files or folders of tests/mutants/parts.toml.
-test-mutants: $(BUILD) $(ENV) $(MUTATION)
+test-mutants: $(BUILD) $(ENV) $(SIM) $(CANN) $(MUTATION)
 	$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 # What make test does with files that nobody trusts, and with writers that are killed, for longer.

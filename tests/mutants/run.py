@@ -51,6 +51,9 @@ def prepare() -> None:
         if (ROOT / name).is_file():
             (COPY / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, COPY / name)
+    (COPY / "build").mkdir()
+    for name in ("sim", "venv-cann"):  # what tests on the simulated CANN run with
+        (COPY / "build" / name).symlink_to(ROOT / "build" / name)
     finder = importlib.import_module(FINDER)
     text = Path(str(finder.__file__)).read_text().replace(repr(str(ROOT))[:-1], repr(str(COPY))[:-1])
     (SITE / "nsa_onnx").mkdir(parents=True, exist_ok=True)
@@ -76,7 +79,7 @@ def build(source: str) -> bytes | None:
 
 
 def run_tests(test: str, limit: int) -> tuple[int, float]:
-    """Run a file of tests in a fork of this process, which has imported what they need: the status, and the seconds.
+    """Run a file of tests, or one, in a fork of this process, which has imported what they need: status and seconds.
 
     Seconds, also of ``limit``, are the processor's. The modules that they import from elsewhere are written to a file.
     """
@@ -93,7 +96,9 @@ def run_tests(test: str, limit: int) -> tuple[int, float]:
         try:
             import pytest
 
-            status = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", f"tests/{test}.py"]))
+            file, colons, one = test.partition("::")
+            path = f"tests/{file}.py{colons}{one}"
+            status = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", path]))
             modules = {name: str(getattr(module, "__file__", "")) for name, module in sys.modules.items()}
             foreign = [name for name, file in modules.items() if "site-packages" in file and "nsa_onnx" not in name]
             (FOLDER / "imported").write_text("\n".join(foreign))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from dataclasses import dataclass
 
@@ -13,9 +14,12 @@ import selected_cases as cases
 from compress_attention_rows import BF16, Node, ones
 
 import nsa_onnx
-from nsa_onnx.graph.tensors import TensorFacts
+from nsa_onnx.graph.tensors import TensorFacts, Unknown
 from nsa_onnx.operators import OPERATORS
 from nsa_onnx.operators.facts import NodeFacts
+from nsa_onnx.operators.hints import HINTS
+from nsa_onnx.operators.nsa_compress_attention_infer import contract as compress_step
+from nsa_onnx.operators.nsa_selected_attention_infer.contract import pages_of_blocks
 from nsa_onnx.runtime import native
 
 
@@ -261,6 +265,7 @@ STAGES = {
     "NsaSelectedAttention": Stage(nsa_onnx.nsa_select_attention, select_call, SELECT_CASES),
     "NsaSelectedAttentionInfer": Stage(nsa_onnx.nsa_select_attention_infer, select_infer_call, SELECT_INFER_CASES),
 }
+CMP, STEP, SELECT, SELECT_STEP = STAGES
 ALL_ROWS = [(op_type, row) for op_type, stage in STAGES.items() for row in stage.cases]
 CALL_ROWS = [(op_type, row) for op_type, row in ALL_ROWS if not isinstance(STAGES[op_type].cases[row][0], Node)]
 
@@ -278,16 +283,33 @@ def refused(op_type, changed, library="numpy"):
     return type(raised.value), str(raised.value)
 
 
-def broken(op_type, found):
-    """The message of the first row that a node breaks."""
+def broken(op_type, changed):
+    """What is wrong with the node of the base call, of which some are changed: attributes and inputs by name.
+
+    An input is None where it is left out, a tuple for its shape, or a list for a constant.
+    """
     operator, base = OPERATORS[op_type], STAGES[op_type].base()
-    inputs = {}
-    for name in operator.input_names:
-        value = np.asarray(base[name])
-        inputs[name] = TensorFacts(value.dtype.name, value.shape)
-    inputs[found.name] = TensorFacts(found.dtype, found.shape)
     attributes = {name: base[name] for name in operator.attribute_names}
-    return next(operator.violations(NodeFacts(op_type, attributes, inputs)))
+    inputs = {name: np.asarray(base[name]) for name in operator.input_names}
+    facts = {name: TensorFacts(value.dtype.name, value.shape) for name, value in inputs.items()}
+    constants = {}
+    for name, value in changed.items():
+        if name in attributes:
+            attributes[name] = value
+        elif value is None:
+            del facts[name]
+        elif isinstance(value, list):
+            constants[name] = np.array(value, np.int64)
+            facts[name] = TensorFacts(facts[name].dtype, constants[name].shape)
+        else:
+            facts[name] = value if isinstance(value, TensorFacts) else TensorFacts(facts[name].dtype, value)
+    return list(operator.violations(NodeFacts(op_type, attributes, facts, constants)))
+
+
+def hintless(message):
+    for hint in HINTS.values():
+        message = message.removesuffix(hint.ending)
+    return message
 
 
 @pytest.mark.parametrize("op_type", STAGES)
@@ -301,12 +323,13 @@ def test_each_row_raises_its_class_and_names_argument_value_and_bound(op_type, r
     changed, words = STAGES[op_type].cases[row]
     wanted = OPERATORS[op_type].contract.rows[row]
     if isinstance(changed, Node):
-        violation = broken(op_type, changed)
+        (violation,) = broken(op_type, {changed.name: TensorFacts(changed.dtype, changed.shape)})
         assert violation.row is wanted and re.search(words, violation.message)
         return
     for library in ("numpy", "torch"):
         error, message = refused(op_type, changed, library)
         assert error is wanted.error and re.search(words, message), message
+        assert hintless(message) == message or not re.search(words, hintless(message)), "a hint that is not expected"
 
 
 @pytest.mark.parametrize(("op_type", "row"), CALL_ROWS, ids=lambda v: v)
@@ -378,9 +401,228 @@ def test_where_two_rows_apply_the_earlier_one_of_the_table_wins(op_type):
         ),
     ],
 )
-def test_values_at_the_edges_are_named(op_type, changed, words):
-    _, message = refused(op_type, changed)
-    assert re.search(words, message), message
+def test_values_at_the_edges_are_named(op_type, changed, words, monkeypatch):
+    for _ in ("with the library", "without"):
+        _, message = refused(op_type, changed)
+        assert re.search(words, message), message
+        monkeypatch.setattr(native, "has", lambda _: False)
+
+
+MOST = float(np.finfo(np.float32).max)
+# Calls at the bounds: of each argument that is changed, the bound itself.
+PAGES_OF_16 = {"page_block_size": 16, "key": ones(5, 16, 2, 32), "value": ones(5, 16, 2, 16)}
+PAGES_OF_1024 = {"page_block_size": 1024, "key": ones(5, 1024, 2, 32), "value": ones(5, 1024, 2, 16)}
+ONE_HEAD = {"head_num": 1, "query": ones(3, 1, 16), "key": ones(70, 1, 16), "value": ones(70, 1, 16)}
+ONE_HEAD_IN_PAGES = {"head_num": 1, "query": ones(2, 1, 32), "key": ones(5, 64, 1, 32), "value": ones(5, 64, 1, 16)}
+FINEST = {"actual_sel_seq_kvlen": [5, 12], "topk_mask": None}  # a block for each compressed token
+LEGAL = [
+    (SELECT, {"scale_value": MOST}),
+    (SELECT, {"scale_value": -MOST}),
+    (SELECT, {"head_num": 256, "query": ones(3, 256, 32)}),
+    (SELECT, {"head_num": 2, "query": ones(3, 2, 32)}),
+    (SELECT, {**ONE_HEAD, "topk_indices": topk(3, 1, 3)}),
+    (SELECT, {"query": ones(3, 4, 512), "key": ones(70, 2, 512), "value": ones(70, 2, 512)}),
+    (SELECT, {"select_block_size": 16, "topk_indices": topk(3, 2, 3, block=1)}),
+    (SELECT, {"select_block_size": 128, "select_block_count": 128, "topk_indices": topk(3, 2, 128)}),
+    (SELECT, {"select_block_count": 1, "topk_indices": topk(3, 2, 1)}),
+    (SELECT, {"causal": 1}),
+    (CMP, {"compress_block_size": 64, "compress_stride": 64, **FINEST}),
+    (CMP, {"compress_block_size": 16, "select_block_size": 16, **FINEST}),
+    (STEP, {**PAGES_OF_16, "actual_cmp_seq_kvlen": [16, 32]}),
+    (STEP, PAGES_OF_1024),
+    (STEP, {"actual_cmp_seq_kvlen": [64, 128]}),
+    (STEP, {"actual_cmp_seq_kvlen": [0, 65]}),
+    (STEP, {**ONE_HEAD_IN_PAGES, "key_value_head_num": 1}),
+    (SELECT_STEP, {"actual_seq_kvlen": [64, 128], "topk_indices": blocks(1, 1, 0, block=3, base=select_infer_call)}),
+]
+
+
+@pytest.mark.parametrize(("op_type", "changed"), LEGAL)
+def test_the_bounds_themselves_are_legal(op_type, changed, monkeypatch):
+    stage = STAGES[op_type]
+    for _ in ("with the library", "without"):
+        stage({**stage.base(), **changed})
+        monkeypatch.setattr(native, "has", lambda _: False)
+    shapes = {name: value.shape for name, value in changed.items() if isinstance(value, np.ndarray)}
+    assert broken(op_type, {**changed, **shapes}) == []
+
+
+def test_the_least_scale_that_is_no_float32_is_refused(monkeypatch):
+    for _ in ("with the library", "without"):
+        for scale in (math.nextafter(MOST, math.inf), -math.nextafter(MOST, math.inf)):
+            assert refused(SELECT, {"scale_value": scale})[1] == f"scale_value must be a finite float32, got {scale}"
+        monkeypatch.setattr(native, "has", lambda _: False)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "length", "page", "columns"),
+    [
+        ([0, -1], 100, 64, [0]),
+        ([1], 100, 64, [0]),
+        ([2], 65, 64, [1]),
+        ([2], 66, 64, [1]),
+        ([3, 0], 128, 64, [0, 1]),
+        ([0, 2], 70, 16, [0, 1, 4]),
+        ([1, 1], 64, 48, [0, 1]),
+    ],
+)
+def test_the_pages_that_blocks_of_32_tokens_lie_on(blocks, length, page, columns):
+    assert pages_of_blocks(blocks, length, 32, page) == columns
+
+
+@pytest.mark.parametrize(
+    ("compressed", "blocks", "forced"),
+    [(0, 0, ()), (1, 1, (0,)), (3, 1, (0,)), (4, 2, (0, 1)), (7, 2, (0, 1)), (8, 3, (0, 1, 2)), (40, 11, (0, 9, 10))],
+)
+def test_the_blocks_of_a_sequence_in_pages(compressed, blocks, forced):
+    assert compress_step.block_count(compressed, 32, 16, 64) == blocks
+    assert compress_step.forced_blocks(blocks) == forced
+
+
+# What is wrong with a node, all of it: the op type, what is changed of the base call, the messages.
+SUMS, PREFIX_SUMS = HINTS["lengths"].ending, HINTS["prefix_sums"].ending
+LAST = "actual_seq_qlen[1], the last element, must equal T1 = 3, got "
+LONGER = "actual_seq_kvlen[{}] must be <= 128 (pages x page_block_size), got {}"
+OPEN_ROWS = {"query": (None, 4, 32), "topk_indices": (None, 2, 3)}
+THREE = {**OPEN_ROWS, "block_table": (None, 2)}
+WRONG_NODES = [
+    (CMP, {"key": TensorFacts("float32", (12, 2, 32))}, ["key must have the dtype of query, float16, got float32"]),
+    (CMP, {"atten_mask": (1, 2, 7, 1)}, ["atten_mask must have rank 2 [>= max Lq, >= max Lcmp], got rank 4"]),
+    (CMP, {"query": (1, 3, 4, 4, 32)}, ["query must have rank 3 [T1, N1, D], got rank 5"]),
+    (CMP, {"key": (1, 12, 2, 4, 32)}, ["key must have rank 3 [Tc, N2, D], got rank 5"]),
+    (SELECT, {"topk_indices": (1, 3, 2, 3)}, ["topk_indices must have rank 3 [T1, N2, k], got rank 4"]),
+    (STEP, {"query": (2, 1, 1, 4, 32)}, ["query must have rank 3 [B, N1, D], got rank 5"]),
+    (STEP, {"key": (5, 32)}, ["key must have rank 4 [block_num, page, N2, D], got rank 2"]),
+    (STEP, {"value": (5, 64, 2, 4, 4)}, ["value must have rank 4 [block_num, page, N2, Dv], got rank 5"]),
+    # Attributes
+    (
+        CMP,
+        {"select_block_size": Unknown(), "compress_block_size": 8, "compress_stride": 136},
+        [
+            "compress_block_size must be a multiple of 16, got 8",
+            "compress_block_size must be in [16, select_block_size = 128], got 8",
+            "compress_stride must be a multiple of 16, got 136",
+            "compress_stride must be in [16, compress_block_size = 8], got 136",
+        ],
+    ),
+    (CMP, {"compress_block_size": Unknown(), "select_block_size": Unknown(), "compress_stride": 144}, []),
+    (CMP, {"compress_stride": 0}, ["compress_stride must be in [16, compress_block_size = 32], got 0"]),
+    (SELECT, {"causal": -1}, ["causal must be 0 or 1, got -1"]),
+    (
+        SELECT,
+        {"head_num": -3},
+        ["head_num must be >= 1, got -3", "query.shape[1] must equal head_num = -3, got 4"],
+    ),
+    (SELECT, {"head_num": 1, "query": (3, 1, 32)}, ["head_num must be a multiple of N2 = 2, got 1"]),
+    (
+        SELECT,
+        {"head_num": 129, "query": (3, 129, 32), "key": (70, 1, 32), "value": (70, 1, 16), "topk_indices": (3, 1, 3)},
+        ["head_num / N2 must be <= 128, got 129"],
+    ),
+    (SELECT_STEP, {"head_num": 258, "query": (2, 258, 32)}, ["head_num / N2 must be <= 128, got 129"]),
+    (SELECT_STEP, {"page_block_size": 64.0}, ["page_block_size must be an int, got float"]),
+    # Dims
+    (
+        SELECT,
+        {"query": (3, 4, None), "key": (70, 2, None), "value": (70, 2, 0)},
+        ["value: Dv must be in [16, D = 512], got 0"],
+    ),
+    (CMP, {"topk_mask": (9, 2)}, []),
+    # Lengths
+    (SELECT, {"actual_seq_kvlen": (3,)}, ["actual_seq_kvlen must have B = 2 elements, got 3"]),
+    (SELECT, {"actual_seq_qlen": (None,), "actual_seq_kvlen": (3,)}, []),
+    (
+        SELECT,
+        {"actual_seq_qlen": [-1, -2]},
+        [
+            "actual_seq_qlen[0] must be >= 0, got -1",
+            "actual_seq_qlen[1] must be >= the element before it, -1, got -2",
+            "actual_seq_qlen[1], the last element, must equal T1 = 3, got -2",
+        ],
+    ),
+    (
+        SELECT,
+        {"actual_seq_qlen": [3, 2, 1], "actual_seq_kvlen": (3,)},
+        [
+            "actual_seq_qlen[1] must be >= the element before it, 3, got 2",
+            "actual_seq_qlen[2], the last element, must equal T1 = 3, got 1",
+        ],
+    ),
+    (SELECT, {"actual_seq_qlen": [3, 3]}, []),
+    (SELECT, {"actual_seq_qlen": [0, 3]}, []),
+    (CMP, {"actual_seq_qlen": [1, 3], "actual_cmp_seq_kvlen": [5, 12], "actual_sel_seq_kvlen": [2, 4]}, []),
+    (
+        CMP,
+        {"actual_cmp_seq_kvlen": [5, 12], "actual_sel_seq_kvlen": [3, 6], "topk_mask": None},
+        ["actual_sel_seq_kvlen: sequence 0 has 5 compressed tokens, so it has 2 blocks, got 3"],
+    ),
+    (SELECT_STEP, {"actual_seq_kvlen": [-1, -2]}, ["actual_seq_kvlen[0] must be >= 0, got -1"]),
+    (
+        SELECT_STEP,
+        {"actual_seq_kvlen": [130, 129]},
+        [LONGER.format(0, 130)],
+    ),
+    (SELECT_STEP, {"actual_seq_kvlen": [0, 128]}, []),
+    (
+        SELECT_STEP,
+        {"actual_seq_kvlen": [0, 129], "page_block_size": 64.0},
+        ["page_block_size must be an int, got float"],
+    ),
+    # Lengths for prefix sums, and prefix sums for lengths
+    (
+        SELECT,
+        {"actual_seq_qlen": [3, 0]},
+        ["actual_seq_qlen[1] must be >= the element before it, 3, got 0" + SUMS, LAST + "0" + SUMS],
+    ),
+    (
+        SELECT,
+        {"actual_seq_qlen": [2, 0]},
+        ["actual_seq_qlen[1] must be >= the element before it, 2, got 0", LAST + "0"],
+    ),
+    (SELECT, {"actual_seq_qlen": [-1, 4]}, ["actual_seq_qlen[0] must be >= 0, got -1", LAST + "4"]),
+    (
+        SELECT,
+        {**OPEN_ROWS, "actual_seq_qlen": [2, 1]},
+        ["actual_seq_qlen[1] must be >= the element before it, 2, got 1"],
+    ),
+    (SELECT_STEP, {"actual_seq_kvlen": [128, 256]}, [LONGER.format(1, 256) + PREFIX_SUMS]),
+    (SELECT_STEP, {"actual_seq_kvlen": [129, 200]}, [LONGER.format(0, 129)]),
+    (SELECT_STEP, {"actual_seq_kvlen": [40, 169]}, [LONGER.format(1, 169)]),
+    (SELECT_STEP, {**THREE, "actual_seq_kvlen": [100, 100, 200]}, [LONGER.format(2, 200) + PREFIX_SUMS]),
+    (SELECT_STEP, {**THREE, "actual_seq_kvlen": [100, 99, 200]}, [LONGER.format(2, 200)]),
+    # Blocks and pages
+    (
+        SELECT,
+        {"topk_indices": [[[0, 1, 2]] * 2] * 3, "actual_seq_qlen": [1, 3], "actual_seq_kvlen": [40, 70]},
+        ["topk_indices[0, 0, 2] must be in [-1, 2) (blocks of select_block_size tokens in its sequence), got 2"],
+    ),
+    (
+        SELECT_STEP,
+        {"topk_indices": [[[-1, 1, -2]] * 2] * 2, "actual_seq_kvlen": [40, 100]},
+        ["topk_indices[0, 0, 2] must be in [-1, 2) (blocks of select_block_size tokens in its sequence), got -2"],
+    ),
+    (
+        STEP,
+        {"block_table": [[5, 0], [-1, 0]], "actual_cmp_seq_kvlen": [40, 100]},
+        ["block_table[0, 0] must be in [0, 5), got 5"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("op_type", "changed", "messages"), WRONG_NODES)
+def test_all_that_is_wrong_with_a_node_is_told_once(op_type, changed, messages):
+    assert [violation.message for violation in broken(op_type, changed)] == messages
+
+
+@pytest.mark.parametrize("op_type", STAGES)
+def test_of_what_is_not_known_of_a_node_nothing_is_wrong(op_type):
+    operator, base = OPERATORS[op_type], STAGES[op_type].base()
+    shapes = {name: np.asarray(base[name]).shape for name in operator.input_names}
+    cases = [{name: Unknown()} for name in operator.attribute_names]
+    for name, shape in shapes.items():
+        cases += [{name: TensorFacts()}, {name: (None,) * len(shape)}]
+    for changed in ({}, *cases, {name: value for case in cases for name, value in case.items()}):
+        assert broken(op_type, changed) == [], changed
 
 
 @pytest.mark.parametrize("block", [0, 1])  # the beginning of the first page, and its end

@@ -61,7 +61,7 @@ class AttentionLimits:
 
 
 LIMITS = AttentionLimits()
-_MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
+_MAX_FLOAT32 = float.fromhex("0x1.fffffep127")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _type_rows(stage: Stage) -> Iterator[_Row]:
         yield f"{name}_dtype", TypeError, name, f"{name} must be int64, got {{}}", "NSA006"
 
 
-_KIND = {CAUSAL: "a bool or an int"}
+_KIND = {CAUSAL: "a bool or an int"}  # of attributes that are not ints
 
 
 def type_violations(
@@ -159,7 +159,7 @@ def type_violations(
         yield Violation(table["scale_kind"], (kind(scale),))
     for name in stage.attributes:
         value = numbers[name]
-        if not is_int(value) and not (name == CAUSAL and isinstance(value, bool)):
+        if not is_int(value) and not (name in _KIND and isinstance(value, bool)):
             yield Violation(table[f"{name}_kind"], (kind(value),))
     for name in stage.all_lengths:
         yield from _sequence_violations(table, name, lengths[name])
@@ -301,7 +301,7 @@ def group_violations(table: Rows, heads: float | None, kv_heads: float | None) -
 def _dim_rows(stage: Stage) -> Iterator[_Row]:
     for name, axis, dim in _tied(stage):
         wanted = _TOLD_BY[dim] if _TOLD_BY.get(dim) in stage.attributes else dim
-        rule = {"page": "NSA012", "D": "NSA009", "Dv": "NSA009", "N1": "NSA010", "N2": "NSA010", "B": "NSA014"}
+        rule = {"page": "NSA012", "D": "NSA009", "N1": "NSA010", "N2": "NSA010"}
         text = f"{name}.shape[{axis}] must equal {wanted} = {{}}, got {{}}"
         yield f"{name}_{dim.lower()}", RuntimeError, name, text, rule.get(dim, "NSA014")
     if KV_HEADS not in stage.attributes:  # key tells N2
@@ -392,10 +392,8 @@ def count_violations(stage: Stage, table: Rows, counts: Mapping[str, Dim], batch
             yield Violation(table[f"{name}_b"], (wanted, count))
 
 
-def prefix_sum_violations(
-    table: Rows, name: str, ends: Sequence[int], total: Dim, has_total: bool = True
-) -> Violations:
-    """Prefix sums that are not empty; ``total`` is what the last one must equal."""
+def prefix_sum_violations(table: Rows, name: str, ends: Sequence[int], total: Dim) -> Violations:
+    """Prefix sums; ``total`` is what the last one must equal, if that is known."""
     if not len(ends):
         return
     for index, end in enumerate(ends):
@@ -406,7 +404,7 @@ def prefix_sum_violations(
         if end < before:
             yield Violation(table[f"{name}_decreasing"], (index, before, end), _lengths_hint(ends, total))
             break
-    if has_total and total is not None and ends[-1] != total:
+    if total is not None and ends[-1] != total:
         values = (len(ends) - 1, total, ends[-1])
         yield Violation(table[f"{name}_last"], values, _lengths_hint(ends, total))
 

@@ -55,7 +55,7 @@ def node_violations(stage: Stage, rows: Rows, facts: NodeFacts) -> Violations:
     shapes = {name: one.shape for name, one in given.items() if one.shape is not None}
     ranks = {name: len(shape) for name, shape in shapes.items()}
     vectors = {name: vector for name in stage.all_lengths if (vector := facts.vector(name)) is not None}
-    counts = {name: facts.tensor(name).dim(0) for name in stage.all_lengths if ranks.get(name) == 1}
+    counts = {name: count for name in stage.all_lengths if ranks.get(name) == 1 for count in shapes[name]}
     counts |= {name: len(vector) for name, vector in vectors.items()}
     numbers = {name: facts.number(name) for name in names}
     yield from _violations(stage, rows, shapes, ranks, numbers, counts, vectors)
@@ -101,7 +101,7 @@ def _length_violations(
     for name, dim in stage.prefix_sums.items():
         if name in lengths:
             total = None if dim is None else sizes.get(dim)
-            found += prefix_sum_violations(rows, name, lengths[name], total, dim is not None)
+            found += prefix_sum_violations(rows, name, lengths[name], total)
     page, pages = numbers.get(PAGE), sizes.get("P")
     longest = page * pages if isinstance(page, int) and pages is not None else None  # a float breaks a row of its own
     for name in stage.lengths:

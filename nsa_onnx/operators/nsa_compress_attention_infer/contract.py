@@ -39,7 +39,7 @@ CONTRACT = Contract(OP_TYPE, ROWS, LIMITS)
 
 def block_count(compressed: int, compress_block_size: int, compress_stride: int, select_block_size: int) -> int:
     """S of a sequence of ``compressed`` tokens: the blocks of the tokens that they were made of; 0 of none."""
-    if compressed == 0:
+    if not compressed:
         return 0
     return -(-((compressed - 1) * compress_stride + compress_block_size) // select_block_size)
 

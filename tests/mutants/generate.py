@@ -57,9 +57,11 @@ def cpp_mutants(text: str) -> list[str]:
     from universalmutator.mutator import mutants_regexp
 
     lines = text.splitlines(keepends=True)
+    # It takes {- for the beginning of a comment, which it is in Haskell.
+    spaced = [line.replace("{-", "{ -") for line in lines]
     with contextlib.redirect_stdout(sys.stderr):  # it says what it does
-        changes = mutants_regexp(lines, [str(RULES)], ignorePatterns=[])
-    return ["".join([*lines[: line - 1], changed, *lines[line:]]) for line, changed, *_ in changes]
+        changes = mutants_regexp(spaced, [str(RULES)], ignorePatterns=[])
+    return ["".join([*lines[: line - 1], changed.replace("{ -", "{-"), *lines[line:]]) for line, changed, *_ in changes]
 
 
 def first_change(original: str, mutant: str) -> int:

@@ -2,12 +2,13 @@
 
 from collections import Counter
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile(
     "nsa", deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("nsa")
+settings.register_profile("mutants", settings(), phases=[Phase.explicit, Phase.generate])  # that it fails is enough
 
 # Few tests that take a minute or so. By its own order, most tests first, pytest-xdist would start these last, and one
 # worker would wait for the other. test_same_bits.py and test_packaging.py build in one folder, one after the other.

@@ -10,8 +10,10 @@ Everything happens on a copy under build/mutants. The tests import its modules a
 cannot be loaded must turn them red.
 """
 
+import compileall
 import contextlib
 import difflib
+import gc
 import importlib
 import json
 import os
@@ -23,6 +25,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 import tomllib
 
@@ -51,6 +54,8 @@ def prepare() -> None:
         if (ROOT / name).is_file():
             (COPY / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, COPY / name)
+    # Imports compile what is mutated, and only that: a file of bytecode knows the hash of its source.
+    compileall.compile_dir(COPY, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
     (COPY / "build").mkdir()
     for name in ("sim", "venv-cann"):  # what tests on the simulated CANN run with
         (COPY / "build" / name).symlink_to(ROOT / "build" / name)
@@ -97,8 +102,8 @@ def run_tests(test: str, limit: int) -> tuple[int, float]:
             import pytest
 
             file, colons, one = test.partition("::")
-            path = f"tests/{file}.py{colons}{one}"
-            status = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", path]))
+            options = "-q -x -p no:cacheprovider --assert=plain --tb=no --hypothesis-profile=mutants"
+            status = int(pytest.main([*options.split(), f"tests/{file}.py{colons}{one}"]))
             modules = {name: str(getattr(module, "__file__", "")) for name, module in sys.modules.items()}
             foreign = [name for name, file in modules.items() if "site-packages" in file and "nsa_onnx" not in name]
             (FOLDER / "imported").write_text("\n".join(foreign))
@@ -154,6 +159,7 @@ def part(source: str, lines: str, names: list[str], equal: dict[Change, str]) ->
         for name in sorted((FOLDER / "imported").read_text().split()):  # once, for all forks
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+    gc.freeze()  # else each fork's collections copy it all
     for test, limit in tests.items():
         broken = outcome(source, original + BROKEN[Path(source).suffix], {test: limit}, code)
         assert broken == "killed", f"{source}: {test} passes where it cannot be loaded, or does not import the copy"

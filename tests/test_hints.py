@@ -235,6 +235,16 @@ def test_int32_lengths_are_told_to_be_cast(bad):
     assert [message for message in said if words not in message] == []
 
 
+@pytest.mark.parametrize("lengths", [100, [[40, 100]]], ids=["rank 0", "rank 2"])
+@pytest.mark.parametrize("bad", [prefill, decode], ids=["prefill", "decode"])
+def test_lengths_of_another_rank_get_the_same_words(bad, lengths):
+    op_type, arrays, _ = bad()
+    values = torch.tensor(lengths)
+    said = [route(op_type, arrays, values) for route in (torch_eager, exporter)]
+    said.append(runtime(op_type, arrays, values.numpy()))
+    assert all(message.endswith(f"actual_seq_len must have rank 1 [B], got rank {values.ndim}") for message in said)
+
+
 @pytest.mark.parametrize("module", [nsa_onnx, exporters], ids=["nsa_onnx", "exporters"])
 def test_a_numpy_scalar_is_no_array(module):
     scalar = np.float16(1)  # has a shape and a dtype

@@ -222,4 +222,17 @@ std::string ReadPage(const int32_t* block_table, int64_t pages, int64_t b, int64
   return Message(row::kTableRange, {b, p, block_num, *page});
 }
 
+std::string ReadPages(const int32_t* block_table, int64_t pages,
+                      const std::vector<int64_t>& lengths, int64_t page, int64_t block_num,
+                      std::vector<int64_t>* read) {
+  for (size_t b = 0; b < lengths.size(); ++b) {
+    for (int64_t p = 0; p < CountBlocks(lengths[b], page); ++p) {
+      std::string error = ReadPage(block_table, pages, static_cast<int64_t>(b), p, block_num,
+                                   &read->emplace_back());
+      if (!error.empty()) return error;
+    }
+  }
+  return {};
+}
+
 }  // namespace nsa

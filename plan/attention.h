@@ -129,9 +129,16 @@ std::string ReadLengths(const LengthRows& rows, const Lengths& lengths, int64_t 
 std::string CheckMask(std::string_view rows_row, std::string_view columns_row, const Shape& mask,
                       int64_t rows, int64_t columns);
 
+// How many blocks, or pages, of `size` tokens hold them: the last one need not be full.
+inline int64_t CountBlocks(int64_t tokens, int64_t size) { return (tokens + size - 1) / size; }
+
 // Entry [b, p] of block_table [B, pages], which must be in [0, block_num). Read once.
 std::string ReadPage(const int32_t* block_table, int64_t pages, int64_t b, int64_t p,
                      int64_t block_num, int64_t* page);
+// Of each sequence, one after the other, the pages that hold its tokens.
+std::string ReadPages(const int32_t* block_table, int64_t pages,
+                      const std::vector<int64_t>& lengths, int64_t page, int64_t block_num,
+                      std::vector<int64_t>* read);
 
 }  // namespace nsa
 

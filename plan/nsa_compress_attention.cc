@@ -37,7 +37,7 @@ std::string CheckShapes(const Call& call) {
 
 // S of a sequence (block_count).
 int64_t BlockCount(int64_t tokens, const AttentionAttributes& of) {
-  return (tokens * *of.stride + of.select_block - 1) / of.select_block;
+  return CountBlocks(tokens * *of.stride, of.select_block);
 }
 
 std::string CheckBlocks(const AttentionAttributes& attributes, const std::vector<int64_t>& tokens,
@@ -82,11 +82,10 @@ std::string MakePlan(const Call& call, std::vector<Sequence>* plan) {
   if (error.empty()) error = CheckBlocks(call.attributes, tokens, blocks);
   if (error.empty()) error = CheckMasks(call, Greatest(rows), Greatest(tokens), Greatest(blocks));
   if (!error.empty()) return error;
-  std::vector<Sequence> sequences;
-  sequences.reserve(rows.size());
+  std::vector<Sequence> sequences(rows.size());
   int64_t first_row = 0, first_token = 0;
   for (size_t b = 0; b < rows.size(); ++b) {
-    sequences.push_back({first_row, rows[b], first_token, tokens[b], blocks[b]});
+    sequences[b] = {first_row, rows[b], first_token, tokens[b], blocks[b]};
     first_row += rows[b];
     first_token += tokens[b];
   }
@@ -94,12 +93,9 @@ std::string MakePlan(const Call& call, std::vector<Sequence>* plan) {
   return {};
 }
 
-Most MostOf(const std::vector<Sequence>& plan) {
-  Most most;
-  for (const Sequence& sequence : plan) {
-    most.tokens = std::max(most.tokens, sequence.tokens);
-    most.blocks = std::max(most.blocks, sequence.blocks);
-  }
+int64_t MostTokens(const std::vector<Sequence>& plan) {
+  int64_t most = 0;
+  for (const Sequence& sequence : plan) most = std::max(most, sequence.tokens);
   return most;
 }
 

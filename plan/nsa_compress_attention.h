@@ -47,11 +47,7 @@ struct Call {
 std::string MakePlan(const Call& call, std::vector<Sequence>* plan);
 
 // Of the sequence that has most.
-struct Most {
-  int64_t tokens = 0;
-  int64_t blocks = 0;
-};
-Most MostOf(const std::vector<Sequence>& plan);
+int64_t MostTokens(const std::vector<Sequence>& plan);
 
 }  // namespace nsa::compress_attention
 

@@ -36,7 +36,7 @@ std::string CheckShapes(const Call& call) {
 // S of a sequence (block_count).
 int64_t BlockCount(int64_t tokens, const AttentionAttributes& of) {
   if (tokens == 0) return 0;
-  return ((tokens - 1) * *of.stride + *of.block + of.select_block - 1) / of.select_block;
+  return CountBlocks((tokens - 1) * *of.stride + *of.block, of.select_block);
 }
 
 }  // namespace
@@ -52,14 +52,12 @@ std::string MakePlan(const Call& call, Plan* plan) {
   error = ReadLengths(length_rows::kCompressed, call.actual_cmp_seq_kvlen, pages, page, &lengths);
   if (!error.empty()) return error;
   Plan made;
-  for (size_t b = 0; b < lengths.size(); ++b) {
-    made.sequences.push_back({lengths[b], BlockCount(lengths[b], call.attributes),
-                              static_cast<int64_t>(made.pages.size())});
-    for (int64_t p = 0; p * page < lengths[b]; ++p) {
-      error = ReadPage(call.block_table, pages, static_cast<int64_t>(b), p, call.key[0],
-                       &made.pages.emplace_back());
-      if (!error.empty()) return error;
-    }
+  error = ReadPages(call.block_table, pages, lengths, page, call.key[0], &made.pages);
+  if (!error.empty()) return error;
+  int64_t first_page = 0;
+  for (const int64_t length : lengths) {
+    made.sequences.push_back({length, BlockCount(length, call.attributes), first_page});
+    first_page += CountBlocks(length, page);
   }
   *plan = std::move(made);
   return {};

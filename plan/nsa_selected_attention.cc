@@ -11,10 +11,11 @@ namespace {
 namespace row = spec::nsa_selected_attention::row;
 
 std::string CheckRanks(const Call& call) {
+  constexpr int64_t kPadded = 4;  // [B, S, N, D], a habit
   return nsa::CheckRanks({
-      {row::kQueryRank, 3, call.query.rank, 4, spec::hint::kTokensFirst},
-      {row::kKeyRank, 3, call.key.rank, 4, spec::hint::kTokensFirst},
-      {row::kValueRank, 3, call.value.rank, 4, spec::hint::kTokensFirst},
+      {row::kQueryRank, 3, call.query.rank, kPadded, spec::hint::kTokensFirst},
+      {row::kKeyRank, 3, call.key.rank, kPadded, spec::hint::kTokensFirst},
+      {row::kValueRank, 3, call.value.rank, kPadded, spec::hint::kTokensFirst},
       {row::kTopkIndicesRank, 3, call.topk_shape.rank},
       {row::kActualSeqQlenRank, 1, call.actual_seq_qlen.rank},
       {row::kActualSeqKvlenRank, 1, call.actual_seq_kvlen.rank},
@@ -63,7 +64,7 @@ std::string ReadBlocks(const Call& call, Plan* plan) {
   const int64_t size = call.attributes.select_block;
   plan->blocks.resize(static_cast<size_t>(call.topk_shape[0] * heads * count));
   for (const Sequence& sequence : plan->sequences) {
-    const int64_t blocks = (sequence.tokens + size - 1) / size;
+    const int64_t blocks = CountBlocks(sequence.tokens, size);
     const int64_t begin = sequence.first_row * heads * count;
     const int64_t end = begin + sequence.rows * heads * count;
     for (int64_t i = begin; i < end; ++i) {

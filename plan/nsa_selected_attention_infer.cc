@@ -43,19 +43,17 @@ std::string CheckDims(const Call& call) {
 }
 
 // topk_indices, copied and checked (block_violations).
-std::string ReadBlocks(const Call& call, const std::vector<int64_t>& lengths,
-                       std::vector<int32_t>* copy) {
+std::string ReadBlocks(const Call& call, const std::vector<int64_t>& lengths, int32_t* copy) {
   const int64_t count = call.topk_shape[2], each = call.topk_shape[1] * count;  // of a sequence
-  const int64_t size = call.attributes.select_block;
-  copy->reserve(lengths.size() * static_cast<size_t>(each));
-  for (size_t b = 0; b < lengths.size(); ++b) {
-    const int64_t blocks = (lengths[b] + size - 1) / size, sequence = static_cast<int64_t>(b);
+  for (size_t b = 0; b < lengths.size(); ++b, copy += each) {
+    const int64_t blocks = CountBlocks(lengths[b], call.attributes.select_block);
+    const auto sequence = static_cast<int64_t>(b);
     for (int64_t i = 0; i < each; ++i) {
       const int32_t block = ReadOnce(call.topk_indices, sequence * each + i);
       if (block < -1 || block >= blocks) {
         return Message(row::kTopkRange, {sequence, i / count, i % count, blocks, block});
       }
-      copy->push_back(block);
+      copy[i] = block;
     }
   }
   return {};
@@ -64,14 +62,14 @@ std::string ReadBlocks(const Call& call, const std::vector<int64_t>& lengths,
 // Where the pages of sequence b lie, of those that its blocks need, ascending (table_violations).
 std::string ReadTable(const Call& call, int64_t b, int64_t length, const int32_t* blocks,
                       int64_t block_count, std::vector<int64_t>* pages) {
-  pages->assign(static_cast<size_t>(call.table_shape[1]), -1);
+  enum : int64_t { kOther, kNeeded };
+  pages->assign(static_cast<size_t>(call.table_shape[1]), kOther);
   const int64_t page = *call.attributes.page, size = call.attributes.select_block;
-  constexpr int64_t kNeeded = -2;
   for (int64_t i = 0; i < block_count; ++i) {
     const int64_t block = blocks[i];
     if (block < 0) continue;
     const int64_t end = std::min((block + 1) * size, length);
-    for (int64_t p = block * size / page; p <= (end - 1) / page; ++p) {
+    for (int64_t p = block * size / page; p * page < end; ++p) {
       (*pages)[static_cast<size_t>(p)] = kNeeded;
     }
   }
@@ -85,48 +83,38 @@ std::string ReadTable(const Call& call, int64_t b, int64_t length, const int32_t
 }
 
 // The runs of one block.
-void AddBlock(const AttentionAttributes& attributes, int64_t block, int64_t length,
-              const std::vector<int64_t>& pages, Plan* plan) {
+void AddRuns(const AttentionAttributes& attributes, int64_t block, int64_t length,
+             const std::vector<int64_t>& pages, std::vector<TokenRun>* runs) {
   const int64_t page = *attributes.page, size = attributes.select_block;
   const int64_t end = std::min((block + 1) * size, length);
   for (int64_t token = block * size; block >= 0 && token < end;) {
     const int64_t offset = token % page, tokens = std::min(page - offset, end - token);
-    plan->runs.push_back({pages[static_cast<size_t>(token / page)] * page + offset, tokens});
+    runs->push_back({pages[static_cast<size_t>(token / page)] * page + offset, tokens});
     token += tokens;
   }
-  plan->ends.push_back(static_cast<int64_t>(plan->runs.size()));
-}
-
-// All pages that hold tokens, where nobody knows which blocks are read.
-std::string CheckPages(const Call& call, const std::vector<int64_t>& lengths) {
-  const int64_t page = *call.attributes.page;
-  for (size_t b = 0; b < lengths.size(); ++b) {
-    for (int64_t p = 0; p * page < lengths[b]; ++p) {
-      int64_t place;
-      std::string error = ReadPage(call.block_table, call.table_shape[1], static_cast<int64_t>(b),
-                                   p, call.key[0], &place);
-      if (!error.empty()) return error;
-    }
-  }
-  return {};
 }
 
 std::string PlanRuns(const Call& call, const std::vector<int64_t>& lengths, Plan* plan) {
   // A step of no sequences may have any number of heads.
   if (lengths.empty()) return {};
-  if (call.topk_indices == nullptr) return CheckPages(call, lengths);
-  std::vector<int32_t> blocks;
-  std::string error = ReadBlocks(call, lengths, &blocks);
-  if (!error.empty()) return error;
-  plan->ends.reserve(blocks.size());
-  const int64_t count = call.topk_shape[1] * call.topk_shape[2];  // of a sequence
   std::vector<int64_t> pages;
+  if (call.topk_indices == nullptr) {  // nobody knows which blocks are read
+    return ReadPages(call.block_table, call.table_shape[1], lengths, *call.attributes.page,
+                     call.key[0], &pages);
+  }
+  const int64_t count = call.topk_shape[1] * call.topk_shape[2];  // of a sequence
+  std::vector<int32_t> blocks(lengths.size() * static_cast<size_t>(count));
+  std::string error = ReadBlocks(call, lengths, blocks.data());
+  if (!error.empty()) return error;
+  plan->ends.resize(blocks.size());
   const int32_t* next = blocks.data();
-  for (size_t b = 0; b < lengths.size(); ++b, next += count) {
+  int64_t* ends = plan->ends.data();
+  for (size_t b = 0; b < lengths.size(); ++b, next += count, ends += count) {
     error = ReadTable(call, static_cast<int64_t>(b), lengths[b], next, count, &pages);
     if (!error.empty()) return error;
     for (int64_t i = 0; i < count; ++i) {
-      AddBlock(call.attributes, next[i], lengths[b], pages, plan);
+      AddRuns(call.attributes, next[i], lengths[b], pages, &plan->runs);
+      ends[i] = static_cast<int64_t>(plan->runs.size());
     }
   }
   return {};

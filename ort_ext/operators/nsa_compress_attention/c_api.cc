@@ -48,7 +48,7 @@ std::string Run(int dtype, const Call& call, const Arrays& arrays, int64_t threa
                         of.select_count,
                         plan.data(),
                         static_cast<int64_t>(plan.size()),
-                        MostOf(plan)};
+                        MostTokens(plan)};
   RunKernel(static_cast<DType>(dtype), data, cpu::OwnThreads(threads));
   return {};
 }

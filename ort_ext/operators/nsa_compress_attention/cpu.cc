@@ -35,7 +35,7 @@ void Operator::RunOnCpu(OrtKernelContext* context, const Node& node, DType dtype
                         of.select_count,
                         inputs.plan.data(),
                         static_cast<int64_t>(inputs.plan.size()),
-                        MostOf(inputs.plan)};
+                        MostTokens(inputs.plan)};
   RunKernel(dtype, data, ort::SessionThreads(context));
 }
 

@@ -56,7 +56,7 @@ class Prefill {
         logits_(cpu::AlignedToLine(scratch)),
         importance_(logits_ + tiling_.width * tiling_.tokens),
         scores_(importance_ + tiling_.rows * tiling_.tokens),
-        factors_(scores_ + tiling_.blocks),
+        factors_(scores_ + tiling_.tokens),
         sight_(reinterpret_cast<Sight*>(factors_ + tiling_.width)),
         tile_scratch_(factors_ + tiling_.width + tiling_.tokens / cpu::kTileTokens) {}
 
@@ -347,7 +347,7 @@ Kernel ActiveKernel(DType dtype) {
 size_t ScratchSize(const KernelData& data) {
   const Tiling tiling(data);
   // In the order of Prefill's members; the scalar kernel needs less.
-  return tiling.width * tiling.tokens + tiling.rows * tiling.tokens + tiling.blocks + tiling.width +
+  return tiling.width * tiling.tokens + tiling.rows * tiling.tokens + tiling.tokens + tiling.width +
          tiling.tokens / cpu::kTileTokens +
          cpu::TileFloats(
              {tiling.width, static_cast<size_t>(data.dim), static_cast<size_t>(data.value_dim)}) +

@@ -38,7 +38,7 @@ struct KernelData {
   int64_t select_count;
   const Sequence* sequences;  // their rows follow one another
   int64_t sequence_count;
-  Most most;
+  int64_t most_tokens;  // of a sequence
 };
 
 // float32 elements that one call of a kernel needs as `scratch`; their content does not matter.

@@ -20,8 +20,7 @@ struct Tiling {
   static constexpr size_t kMostColumnsOfLong = 48;
   static constexpr size_t kLong = 2048;  // 96 columns of so many float32 logits are 768 KiB
 
-  size_t tokens;  // of the longest sequence, to whole tiles
-  size_t blocks;
+  size_t tokens;  // of the longest sequence, to whole tiles; a sequence has no more blocks
   size_t group;
   size_t heads;
   size_t rows;
@@ -29,8 +28,7 @@ struct Tiling {
   cpu::Blocks sizes;
 
   explicit Tiling(const KernelData& data)
-      : tokens(static_cast<size_t>(data.most.tokens)),
-        blocks(static_cast<size_t>(data.most.blocks)),
+      : tokens(static_cast<size_t>(data.most_tokens)),
         group(static_cast<size_t>(data.heads / data.kv_heads)),
         sizes{static_cast<size_t>(data.select_block / data.stride),
               static_cast<size_t>(data.block / data.stride)} {

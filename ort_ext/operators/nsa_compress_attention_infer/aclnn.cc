@@ -39,7 +39,7 @@ const int32_t* UploadTable(const Run& run, int64_t columns, device::Launch& laun
   std::vector<int32_t> table(sequences.size() * static_cast<size_t>(columns));
   const int64_t page = *run.attributes->page;
   for (size_t b = 0; b < sequences.size(); ++b) {
-    const int64_t count = (sequences[b].tokens + page - 1) / page;
+    const int64_t count = CountBlocks(sequences[b].tokens, page);
     const int64_t* pages = run.plan->pages.data() + sequences[b].first_page;
     std::transform(pages, pages + count, table.begin() + static_cast<int64_t>(b) * columns,
                    [](int64_t page) { return static_cast<int32_t>(page); });
@@ -68,7 +68,7 @@ void LaunchAclnn(const Run& run, device::Launch& launch) {
   RequireKeySequences(kSizes, "actual_cmp_seq_kvlen", found, attributes.select_count);
 
   const int64_t longest = *std::max_element(found.tokens.begin(), found.tokens.end());
-  const int64_t columns = (longest + page - 1) / page;
+  const int64_t columns = CountBlocks(longest, page);
   const DataType type = AclType(run.dtype);
   const Tensor query = MakeTensor<3>(run.query_dims, type, run.query);
   const Tensor key = MakeTensor<3>({run.block_num, page, key_heads * dim}, type, run.key);

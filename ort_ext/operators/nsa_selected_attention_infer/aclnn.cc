@@ -117,7 +117,7 @@ void LaunchAclnn(const Run& run, device::Launch& launch) {
   const bool agree = HeadsAgree(run);
 
   const int64_t longest = *std::max_element(run.lengths->begin(), run.lengths->end());
-  const int64_t columns = (longest + page - 1) / page;
+  const int64_t columns = CountBlocks(longest, page);
   const DataType type = AclType(run.dtype);
   const Tensor query = MakeTensor<3>(run.query_dims, type, run.query);
   const Tensor key = MakeTensor<3>({run.block_num, page, key_heads * dim}, type, run.key);

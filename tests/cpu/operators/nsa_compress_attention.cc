@@ -113,7 +113,7 @@ KernelData DataOf(const PrefillCase& c, PrefillArrays* arrays, float scale) {
           c.sizes.count,
           arrays->plan.data(),
           static_cast<int64_t>(arrays->plan.size()),
-          compress_attention::MostOf(arrays->plan)};
+          compress_attention::MostTokens(arrays->plan)};
 }
 
 // The blocks of one query for one key/value head.

@@ -15,10 +15,9 @@ namespace {
 namespace row = spec::attention_row;
 constexpr spec::AttentionLimits kLimits = spec::kAttentionLimits;
 
-// As Python writes it: as few digits as tell it from its neighbours.
+// As Python writes it: without the sign of NaN, and as few digits as tell it from its neighbours.
 std::string Text(double value) {
   if (std::isnan(value)) return "nan";
-  if (std::isinf(value)) return value < 0 ? "-inf" : "inf";
   char text[32];
   for (int digits = 1; digits <= 17; ++digits) {
     std::snprintf(text, sizeof text, "%.*g", digits, value);
@@ -49,11 +48,11 @@ std::string CheckSize(std::string_view multiple, std::string_view range, int64_t
   return {};
 }
 
-// Lengths where prefix sums are asked for (_lengths_hint).
+// Lengths where prefix sums are asked for (_lengths_hint). None is negative.
 std::string_view LengthsHint(const std::vector<int64_t>& ends, std::optional<int64_t> total) {
   int64_t sum = 0;
   for (const int64_t end : ends) {
-    if (end < 0 || __builtin_add_overflow(sum, end, &sum)) return {};
+    if (__builtin_add_overflow(sum, end, &sum)) return {};
   }
   return sum == total ? spec::hint::kLengths : std::string_view();
 }

@@ -64,6 +64,11 @@ def select_infer_call():
     }
 
 
+def three_steps():
+    """What of a call changes with a third sequence."""
+    return {"query": ones(3, 4, 32), "topk_indices": topk(3, 2, 3), "block_table": np.zeros((3, 2), np.int32)}
+
+
 def blocks(*at, block, base):
     made = base()["topk_indices"]
     made[at] = block
@@ -394,6 +399,31 @@ def test_where_two_rows_apply_the_earlier_one_of_the_table_wins(op_type):
         ("NsaSelectedAttentionInfer", {"actual_seq_kvlen": [40, 2**63]}, r"must be <= 128 .*got 9223372036854775808"),
         ("NsaSelectedAttentionInfer", {"actual_seq_kvlen": [40, 140]}, "got 140 .*look like prefix sums"),
         ("NsaSelectedAttentionInfer", {"actual_seq_kvlen": [0, 100]}, r"topk_indices\[0, 0, 0\] must be in \[-1, 0\)"),
+        # Next to the bounds
+        ("NsaSelectedAttention", {"query": ones(1, 3, 4, 1, 32)}, r"rank 3 \[T1, N1, D\], got rank 5$"),
+        ("NsaSelectedAttention", {"causal": -1}, "causal must be 0 or 1, got -1$"),
+        ("NsaSelectedAttention", {"select_block_size": 0}, r"select_block_size must be in \[16, 128\], got 0$"),
+        ("NsaSelectedAttention", {"select_block_count": 0}, r"select_block_count must be in \[1, 128\], got 0$"),
+        ("NsaSelectedAttention", {"actual_seq_kvlen": [40, 70, 70]}, "must have B = 2 elements, got 3$"),
+        # Lengths for prefix sums
+        ("NsaSelectedAttention", {"actual_seq_kvlen": [20, 10]}, "20, got 10$"),
+        ("NsaSelectedAttention", {"actual_seq_kvlen": [50, 40]}, "50, got 40$"),
+        (
+            "NsaSelectedAttention",
+            {
+                "actual_seq_qlen": [1, 2, 3],
+                "actual_seq_kvlen": [2**63 - 1, 2**63 - 1, 72],
+            },  # their sum, 64 bits of it: 70
+            f"{2**63 - 1}, got 72$",
+        ),
+        # Prefix sums for lengths
+        ("NsaSelectedAttentionInfer", {"actual_seq_kvlen": [128, 256]}, "got 256 .*look like prefix sums"),
+        ("NsaSelectedAttentionInfer", {"actual_seq_kvlen": [129, 200]}, "got 129$"),
+        ("NsaSelectedAttentionInfer", {"actual_seq_kvlen": [40, 169]}, "got 169$"),
+        ("NsaSelectedAttentionInfer", {**three_steps(), "actual_seq_kvlen": [0, 140, 140]}, "got 140$"),
+        ("NsaSelectedAttentionInfer", {**three_steps(), "actual_seq_kvlen": [0, 128, 256]}, "got 256 .*look like"),
+        ("NsaSelectedAttentionInfer", {**three_steps(), "actual_seq_kvlen": [40, 140, 140]}, "got 140 .*look like"),
+        ("NsaSelectedAttentionInfer", {**three_steps(), "actual_seq_kvlen": [100, 99, 200]}, "got 200$"),
         (
             "NsaSelectedAttentionInfer",
             {"block_table": np.array([[-1, 0], [0, 4]], "i4")},
@@ -447,9 +477,10 @@ def test_the_bounds_themselves_are_legal(op_type, changed, monkeypatch):
     assert broken(op_type, {**changed, **shapes}) == []
 
 
-def test_the_least_scale_that_is_no_float32_is_refused(monkeypatch):
+def test_a_scale_that_is_no_finite_float32_is_refused(monkeypatch):
+    least = math.nextafter(MOST, math.inf)
     for _ in ("with the library", "without"):
-        for scale in (math.nextafter(MOST, math.inf), -math.nextafter(MOST, math.inf)):
+        for scale in (least, -least, 3.74e38, 10 * MOST, math.inf, -math.inf, math.copysign(math.nan, -1)):
             assert refused(SELECT, {"scale_value": scale})[1] == f"scale_value must be a finite float32, got {scale}"
         monkeypatch.setattr(native, "has", lambda _: False)
 

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <limits>
 
+#include "plan/lengths.h"
 #include "plan/message.h"
 
 namespace nsa {
@@ -46,33 +47,6 @@ std::string CheckSize(std::string_view multiple, std::string_view range, int64_t
   if (size % spec::kAlignment) return Message(multiple, {size});
   if (size < spec::kAlignment || size > most) return Message(range, {most, size});
   return {};
-}
-
-// Lengths where prefix sums are asked for (_lengths_hint). None is negative.
-std::string_view LengthsHint(const std::vector<int64_t>& ends, std::optional<int64_t> total) {
-  int64_t sum = 0;
-  for (const int64_t end : ends) {
-    if (__builtin_add_overflow(sum, end, &sum)) return {};
-  }
-  return sum == total ? spec::hint::kLengths : std::string_view();
-}
-
-// Prefix sums where lengths are asked for.
-std::string_view PrefixSumsHint(const std::vector<int64_t>& lengths, int64_t longest) {
-  int64_t before = 0;
-  for (const int64_t end : lengths) {
-    if (end < before || end - before > longest) return {};
-    before = end;
-  }
-  return spec::hint::kPrefixSums;
-}
-
-std::vector<int64_t> Copy(const Lengths& lengths) {
-  std::vector<int64_t> copy(static_cast<size_t>(lengths.count));
-  for (int64_t i = 0; i < lengths.count; ++i) {
-    copy[static_cast<size_t>(i)] = ReadOnce(lengths.values, i);
-  }
-  return copy;
 }
 
 // The first element below 0.
@@ -167,7 +141,7 @@ std::string CheckCount(const LengthRows& rows, const Lengths& lengths, int64_t b
 
 // prefix_sum_violations, in the order of the rows: first what is negative in any of them.
 std::string ReadPrefixSums(std::initializer_list<PrefixSums> all) {
-  for (const PrefixSums& each : all) *each.steps = Copy(each.ends);
+  for (const PrefixSums& each : all) *each.steps = CopyLengths(each.ends.values, each.ends.count);
   for (const PrefixSums& each : all) {
     std::string error = CheckNotNegative(each.rows, *each.steps);
     if (!error.empty()) return error;
@@ -194,7 +168,7 @@ std::string ReadLengths(const LengthRows& rows, const Lengths& given, int64_t pa
                         std::vector<int64_t>* copy) {
   int64_t longest;
   if (__builtin_mul_overflow(pages, page, &longest)) longest = std::numeric_limits<int64_t>::max();
-  std::vector<int64_t> lengths = Copy(given);
+  std::vector<int64_t> lengths = CopyLengths(given.values, given.count);
   std::string error = CheckNotNegative(rows, lengths);
   if (!error.empty()) return error;
   for (size_t b = 0; b < lengths.size(); ++b) {

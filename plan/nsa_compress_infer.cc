@@ -2,10 +2,12 @@
 #include "plan/nsa_compress_infer.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
-#include <string_view>
+#include <map>
 #include <utility>
 
+#include "plan/lengths.h"
 #include "plan/message.h"
 #include "plan/windows.h"
 
@@ -24,30 +26,18 @@ int64_t LongestSequence(const Call& call) {
   return longest;
 }
 
-// The habit that explains lengths beyond the pages, if one does (length_violations): they do not
-// decrease, and their steps would fit. It reads them again: only the words of an error hang on what
-// it finds.
-std::string_view LengthsHabit(const Call& call, int64_t longest) {
-  int64_t before = 0;
-  for (int64_t b = 0; b < call.sequences; ++b) {
-    const int64_t end = ReadOnce(call.actual_seq_len, b);
-    if (end < before || end - before > longest) return {};
-    before = end;
-  }
-  return spec::hint::kPrefixSums;
-}
-
-// The windows that the step completes, all but what slots and table say: runs hold logical pages
-// for now.
+// The windows that the step completes, all but what the table says: runs hold logical pages for
+// now.
 std::string ReadLengths(const Call& call, std::vector<SlotWrite>* writes) {
   const int64_t longest = LongestSequence(call);
+  const std::vector<int64_t> lengths = CopyLengths(call.actual_seq_len, call.sequences);
   for (int64_t b = 0; b < call.sequences; ++b) {
-    const int64_t length = ReadOnce(call.actual_seq_len, b);
+    const int64_t length = lengths[static_cast<size_t>(b)];
     if (length < 0 || length > longest) {
-      return Message(row::kSeqRange, {b, longest, length}).append(LengthsHabit(call, longest));
+      return Message(row::kSeqRange, {b, longest, length}).append(PrefixSumsHint(lengths, longest));
     }
     if (!CompletesWindow(length, call.block, call.stride)) continue;
-    SlotWrite& write = writes->emplace_back(SlotWrite{b, 0, 0, {}});
+    SlotWrite& write = writes->emplace_back(SlotWrite{b, ReadOnce(call.slot_mapping, b), 0, {}});
     for (int64_t token = length - call.block; token < length;) {
       const int64_t offset = token % call.page;
       const int64_t tokens = std::min(call.page - offset, length - token);
@@ -56,24 +46,6 @@ std::string ReadLengths(const Call& call, std::vector<SlotWrite>* writes) {
     }
   }
   return {};
-}
-
-// The first two writing sequences, in order of the second, that share a slot; {-1, -1} if none do.
-// Sorted, not hashed: O(B log B) whatever the slots are.
-std::pair<int64_t, int64_t> FirstSharedSlot(const std::vector<SlotWrite>& writes) {
-  std::vector<std::pair<int64_t, int64_t>> slots;
-  slots.reserve(writes.size());
-  for (const SlotWrite& write : writes) slots.emplace_back(write.slot, write.sequence);
-  std::sort(slots.begin(), slots.end());
-  std::pair<int64_t, int64_t> shared{-1, -1};
-  for (size_t i = 1, first = 0; i < slots.size(); ++i) {
-    if (slots[i].first != slots[first].first) {
-      first = i;
-    } else if (i == first + 1 && (shared.second < 0 || slots[i].second < shared.second)) {
-      shared = {slots[first].second, slots[i].second};
-    }
-  }
-  return shared;
 }
 
 // Where the pages of a window lie: its runs get physical pages for logical ones.
@@ -98,17 +70,15 @@ std::string ReadTable(const Call& call, SlotWrite* write) {
 std::string PlanWrites(const Call& call, std::vector<SlotWrite>* writes) {
   std::string error = ReadLengths(call, writes);
   if (!error.empty()) return error;
-  for (SlotWrite& write : *writes) write.slot = ReadOnce(call.slot_mapping, write.sequence);
   const int64_t slots = call.cache[0];
-  const std::pair<int64_t, int64_t> shared = FirstSharedSlot(*writes);
+  std::map<int64_t, int64_t> writers;  // of slots; not hashed: O(B log B) whatever the slots are
   for (SlotWrite& write : *writes) {
     const int64_t b = write.sequence;
     if (write.slot < 0 || write.slot >= slots) {
       return Message(row::kSlotRange, {b, slots, write.slot});
     }
-    if (b == shared.second) {
-      return Message(row::kSlotDuplicate, {b, shared.first, write.slot});
-    }
+    const auto [writer, alone] = writers.emplace(write.slot, b);
+    if (!alone) return Message(row::kSlotDuplicate, {b, writer->second, write.slot});
     error = ReadTable(call, &write);
     if (!error.empty()) return error;
   }
@@ -119,16 +89,14 @@ std::string PlanWrites(const Call& call, std::vector<SlotWrite>* writes) {
 
 int64_t Call::max_pages() const {
   if (has_table) return table_shape[1];
-  return slot_shape[0] > 0 ? input[0] / slot_shape[0] : 0;
+  return input[0] / std::max<int64_t>(slot_shape[0], 1);
 }
 
 std::string CheckAttributes(int64_t block, int64_t stride, int64_t page) {
   std::string error = CheckWindow(contract::kLimits, block, stride);
   if (!error.empty()) return error;
-  const auto end = std::end(contract::kPageBlockSizes);
-  if (std::find(std::begin(contract::kPageBlockSizes), end, page) == end) {
-    return Message(row::kPageSize, {page});
-  }
+  const auto& known = contract::kPageBlockSizes;
+  if (!std::count(std::begin(known), std::end(known), page)) return Message(row::kPageSize, {page});
   return {};
 }
 
@@ -154,7 +122,7 @@ std::string CheckShapes(const Call& call) {
   if (call.has_table && call.table_shape[0] != batch) {
     return Message(row::kTableBatch, {batch, call.table_shape[0]});
   }
-  if (!call.has_table && batch != 0 && call.input[0] % batch) {
+  if (!call.has_table && batch && call.input[0] % batch) {
     return Message(row::kPagesDivide, {batch, call.input[0]});
   }
   return {};

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels import DTYPES, LIBRARY, bits
 
+from nsa_onnx.operators.hints import HINTS
 from nsa_onnx.operators.nsa_compress import contract as prefill
 from nsa_onnx.operators.nsa_compress_infer import contract as decode
 from nsa_onnx.operators.windows import row_plan
@@ -293,6 +294,105 @@ def test_shared_slots_are_found_in_a_large_batch_without_comparing_all_pairs():
     seconds = time.perf_counter() - begin
     assert error == "slot_mapping[7] must differ from slot_mapping[6] (both sequences write), got 12"
     assert seconds < 10  # all pairs would take a minute
+
+
+# --------------------------------------------------------------------------------------------------
+# At the bounds and next to them
+
+
+LEADING_ZERO, LENGTHS, PREFIX_SUMS, TRANSPOSE = (
+    HINTS[name].ending for name in ("leading_zero", "lengths", "prefix_sums", "transpose")
+)
+BLOCK = "weight.shape[0] must equal compress_block_size = 32, got {}"
+DECREASES = "actual_seq_len[{}] must be >= the element before it, {}, got {}"
+LAST = "actual_seq_len[1], the last element, must equal T = 64, got {}"
+FIRST = "actual_seq_len[0] must be >= 1, got {}"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"x": (64, 1, 256), "w": (16, 1), "block": 16, "out": (4, 1, 256)}, None),
+        (
+            {"x": (256, 128, 16), "w": (128, 128), "block": 128, "stride": 128, "seq": [256], "out": (2, 128, 16)},
+            None,
+        ),
+        ({"seq": [1, 40, 40, 64], "out": (1, 2, 16)}, None),
+        ({"block": 0, "w": (0, 2)}, "compress_block_size must be in [16, 128], got 0"),
+        ({"stride": 0}, "compress_stride must be in [16, compress_block_size = 32], got 0"),
+        ({"w": (2, 32)}, BLOCK.format(2) + TRANSPOSE),
+        ({"w": (2, 31)}, BLOCK.format(2)),
+        ({"w": (2, 33)}, BLOCK.format(2)),
+        ({"w": (1, 32)}, BLOCK.format(1)),
+        ({"w": (3, 32)}, BLOCK.format(3)),
+        ({"w": (32, 1)}, "weight.shape[1] must equal N = 2, got 1"),
+        ({"w": (32,)}, "weight must have rank 2 [compress_block_size, N], got rank 1"),
+        ({"x": (64, 2, 16, 1)}, "input must have rank 3 [T, N, D], got rank 4"),
+        ({"seq": [0, 64]}, FIRST.format(0) + LEADING_ZERO),
+        ({"seq": [0], "x": (0, 2, 16)}, FIRST.format(0)),
+        ({"seq": [0, 70]}, FIRST.format(0)),
+        ({"seq": [-1, 65]}, FIRST.format(-1)),
+        ({"seq": [24, 40]}, LAST.format(40) + LENGTHS),
+        ({"seq": [20, 30]}, LAST.format(30)),
+        ({"seq": [64, 0]}, DECREASES.format(1, 64, 0) + LENGTHS),
+        ({"seq": [60, 50, -46]}, DECREASES.format(1, 60, 50)),
+        ({"seq": [0, 40, 30, 64]}, DECREASES.format(2, 40, 30)),
+        ({"seq": [MAX, MAX, 66]}, DECREASES.format(2, MAX, 66)),  # the 64 bits of their sum are 64
+    ],
+)
+def test_compress_at_the_bounds(change, words):
+    call = {**good_compress(), **change}
+    for name in {"x", "w", "out"} & change.keys():
+        call[name] = array(ADDRESS + HALF.size * (name == "out"), change[name])
+    assert call_compress(**call) == words
+
+
+SLOTS = "slot_mapping[{}] must be in [0, 3), got {}"
+TOO_LONG = "actual_seq_len[{}] must be in [0, 128] (pages x page_block_size), got {}"
+SIX = {"x": (6, 64, 2, 16), "slots": [0, 1, 2]}
+GARBAGE = [[4, -1, 99], [-1, -5, 0]]  # in what is not read
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lengths": [128, 0]}, None),
+        ({"lengths": [32, 48], "slots": [2, 0]}, None),
+        ({"lengths": [], "slots": []}, None),
+        ({"lengths": [192], "slots": [0], "x": (3, 64, 2, 16)}, None),
+        ({"lengths": [32, 192], "table": GARBAGE, "x": (5, 64, 2, 16)}, None),
+        ({"lengths": [256, 32], "page": 128, "x": (4, 128, 2, 16)}, None),
+        ({"x": (2, 64, 63, 16), "w": (32, 63), "cache": (3, 63, 16)}, None),
+        ({"x": (2, 64, 1, 256), "w": (16, 1), "block": 16, "cache": (3, 1, 256)}, None),
+        ({"x": (4, 64, 2, 16, 1)}, "input must have rank 4 [block_num, page_block_size, N, D], got rank 5"),
+        ({"w": (32, 2, 1)}, "weight must have rank 2 [compress_block_size, N], got rank 3"),
+        ({"w": (32, 3)}, "weight.shape[1] must equal N = 2, got 3"),
+        ({"slots": 0}, "slot_mapping must have rank 1 [B], got rank 0"),
+        ({"table": [[[0]]]}, "block_table must have rank 2 [B, max_pages], got rank 3"),
+        ({"table": [[0, 1]]}, "block_table.shape[0] must equal B = 2, got 1"),
+        ({"table": [[-1, 0], [1, 2]]}, "block_table[0, 0] must be in [0, 4), got -1"),
+        ({"cache": (3, 2, 16, 1)}, "cache must have rank 3 [slots, N, D], got rank 4"),
+        ({"cache": (3, 3, 16)}, "cache.shape[1] must equal N = 2, got 3"),
+        ({"cache": (3, 2, 32)}, "cache.shape[2] must equal D = 16, got 32"),
+        ({"x": (4, 128, 2, 16)}, "input.shape[1] must equal page_block_size = 64, got 128"),
+        ({"lengths": [32, 33, 34]}, "actual_seq_len must have B = 2 elements, got 3"),
+        ({"slots": [-1, 0]}, SLOTS.format(0, -1)),
+        ({"slots": [3, 0]}, SLOTS.format(0, 3)),
+        ({"lengths": [32, -1]}, TOO_LONG.format(1, -1)),
+        ({"lengths": [129, 200]}, TOO_LONG.format(0, 129)),
+        ({"lengths": [0, 129]}, TOO_LONG.format(1, 129)),
+        ({"lengths": [128, 256]}, TOO_LONG.format(1, 256) + PREFIX_SUMS),
+        ({"lengths": [40, 140, 140], **SIX}, TOO_LONG.format(1, 140) + PREFIX_SUMS),
+        ({"lengths": [0, 128, 256], **SIX}, TOO_LONG.format(2, 256) + PREFIX_SUMS),
+        ({"lengths": [100, 99, 200], **SIX}, TOO_LONG.format(2, 200)),
+    ],
+)
+def test_infer_at_the_bounds(change, words):
+    call = {**good_infer(), "slots": [0, 1], **change}
+    for name in {"x", "w", "cache"} & change.keys():
+        call[name] = array(ADDRESS + HALF.size * (name == "cache"), change[name])
+    indices = {name: np.array(call[name], np.int32) for name in ("slots", "table") if call[name] is not None}
+    assert call_infer(**call | {name: array(one) for name, one in indices.items()}) == words
 
 
 # --------------------------------------------------------------------------------------------------

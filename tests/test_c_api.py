@@ -318,6 +318,8 @@ FIRST = "actual_seq_len[0] must be >= 1, got {}"
             None,
         ),
         ({"seq": [1, 40, 40, 64], "out": (1, 2, 16)}, None),
+        ({"seq": [32, 64], "out": (2, 2, 16)}, None),
+        ({"seq": [20], "x": (20, 2, 16), "out": (0, 2, 16)}, None),
         ({"block": 0, "w": (0, 2)}, "compress_block_size must be in [16, 128], got 0"),
         ({"stride": 0}, "compress_stride must be in [16, compress_block_size = 32], got 0"),
         ({"w": (2, 32)}, BLOCK.format(2) + TRANSPOSE),

@@ -238,11 +238,13 @@ def test_int32_lengths_are_told_to_be_cast(bad):
 @pytest.mark.parametrize("lengths", [100, [[40, 100]]], ids=["rank 0", "rank 2"])
 @pytest.mark.parametrize("bad", [prefill, decode], ids=["prefill", "decode"])
 def test_lengths_of_another_rank_get_the_same_words(bad, lengths):
-    op_type, arrays, _ = bad()
+    op_type, arrays, good = bad()
     values = torch.tensor(lengths)
     said = [route(op_type, arrays, values) for route in (torch_eager, exporter)]
     said.append(runtime(op_type, arrays, values.numpy()))
     assert all(message.endswith(f"actual_seq_len must have rank 1 [B], got rank {values.ndim}") for message in said)
+    model, feeds = _model(op_type, arrays, good, constant=False)
+    assert nsa_onnx.create_session(model, device="cpu").run(None, feeds)
 
 
 @pytest.mark.parametrize("module", [nsa_onnx, exporters], ids=["nsa_onnx", "exporters"])

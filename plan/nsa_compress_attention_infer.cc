@@ -33,9 +33,8 @@ std::string CheckShapes(const Call& call) {
   return error;
 }
 
-// S of a sequence (block_count).
+// S of a sequence that has tokens (block_count).
 int64_t BlockCount(int64_t tokens, const AttentionAttributes& of) {
-  if (tokens == 0) return 0;
   return CountBlocks((tokens - 1) * *of.stride + *of.block, of.select_block);
 }
 

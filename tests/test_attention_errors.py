@@ -175,8 +175,8 @@ SELECT_CASES = {
     ),
     "actual_seq_kvlen_last": ({"actual_seq_kvlen": [40, 71]}, r"actual_seq_kvlen\[1\].*T2 = 70, got 71"),
     "topk_range": (
-        {"topk_indices": blocks(2, 1, 0, block=1, base=select_call)},
-        r"topk_indices\[2, 1, 0\] must be in \[-1, 1\) .*got 1",
+        {"topk_indices": blocks(2, 1, 1, block=1, base=select_call)},
+        r"topk_indices\[2, 1, 1\] must be in \[-1, 1\) .*got 1",
     ),
 }
 

@@ -30,7 +30,8 @@ std::string Text(double value) {
 std::string CheckScale(double scale) {
   if (std::abs(scale) <= std::numeric_limits<float>::max()) return {};  // NaN is not, either
   std::string message(row::kScaleFinite);
-  return message.replace(message.find("{}"), 2, Text(scale));
+  constexpr std::string_view hole = "{}";
+  return message.replace(message.find(hole), hole.size(), Text(scale));
 }
 
 // G = N1 / N2 (group_violations). Numbers below 1 have been refused.

@@ -1,0 +1,150 @@
+"""Rule NSA042: the nodes that an empty axis (T' = 0) reaches. Its table of operators: tests/test_empty_dims.py."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from nsa_onnx.checker import check
+from nsa_onnx.operators.model_text import model
+from nsa_onnx.operators.nsa_compress.rule_examples import compress, compress_node
+
+EINSUM = '[scores] z = Einsum <equation = "qhd,khd->hqk"> (q, {})'
+QUERY = "float16[Q, 4, 16] q"
+
+
+def found(text, more=(QUERY,), **arguments):
+    text = text.replace("float16[32, 4] w", ", ".join(["float16[32, 4] w", *more]))
+    report = check(onnx.parser.parse_model(text), **arguments)
+    assert not [one for one in report.findings if one.rule in ("NSA021", "NSA004")], report.to_text()
+    return [one for one in report.findings if one.rule == "NSA042"]
+
+
+def with_after(*after, more=(QUERY,), output="float16 z", **arguments):
+    return found(compress(after=after, outputs=[output], **arguments), more)
+
+
+def test_the_prompt_that_is_shorter_than_a_window():
+    (one,) = with_after(EINSUM.format("y"))
+    assert (one.op_type, one.node, one.severity.value) == ("Einsum", "scores", "warning")
+    assert "'nsa' may be 0" in one.message
+    assert "dies" in one.message
+    assert "MatMul" in one.hint
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        ["k = Cast <to = 1> (y)", "z = CastLike (k, y)"],
+        [
+            *("s = Constant <value_ints = [-1, 64]> ()", "a = Reshape (y, s)", "b = Relu (a)"),
+            *("t = Constant <value_ints = [-1, 4, 16]> ()", "z = Reshape (b, t)"),
+        ],
+        ["a = Transpose <perm = [1, 0, 2]> (y)", "b = Softmax <axis = 1> (a)", "z = Transpose <perm = [1, 0, 2]> (b)"],
+        ["i = Constant <value_ints = [0]> ()", "a = Unsqueeze (y, i)", "z = Squeeze (a, i)"],
+        ["a, b = Split <axis = 2, num_outputs = 2> (y)", "z = Concat <axis = 2> (a, b)"],
+        ["e = Constant <value_float = 1.0> ()", "f = CastLike (e, y)", "z = Mul (f, y)"],
+    ],
+)
+def test_through_nodes_that_keep_the_axis(between):
+    nodes = [one.replace("z = ", "k_last = ") for one in between]
+    (one,) = with_after(*nodes, EINSUM.format("k_last"))
+    assert one.op_type == "Einsum"
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        ["k = Concat <axis = 0> (null, y)"],
+        ["k = Concat <axis = 0> (y, null)"],
+        ["p = Constant <value_ints = [1, 0, 0, 0, 0, 0]> ()", "k = Pad (y, p)"],
+        ["r = Shape <start = 0, end = 1> (y)", "k = SomeReshape (y, r)"],
+    ],
+)
+def test_not_where_a_null_row_is_in_front(between):
+    between = [one.replace("SomeReshape", "Expand").replace("(y, r)", "(null, r)") for one in between]
+    assert not with_after(*between, EINSUM.format("k"), more=(QUERY, "float16[1, 4, 16] null"))
+
+
+def test_not_where_the_empty_axis_goes_elsewhere():
+    # Summed over the compressed tokens: none of the sum's axes is theirs.
+    nodes = ["i = Constant <value_ints = [0]> ()", "k = ReduceSum (y, i)", EINSUM.format("k")]
+    assert not with_after(*nodes)
+    gemm = ["a = Transpose <perm = [1, 2, 0]> (y)", "b = Transpose <perm = [1, 0, 2]> (y)", "k = MatMul (a, b)"]
+    assert not with_after(*gemm, EINSUM.format("k"))
+
+
+def test_not_where_a_window_is_certain():
+    assert not with_after(EINSUM.format("y"), seq=[40, 100], x="100, 4, 16")
+    assert not with_after(EINSUM.format("y"), y="3, 4, 16")
+    # Two sequences of 63 tokens together: one has at least 32.
+    text = compress(x="63, 4, 16", after=[EINSUM.format("y")], outputs=["float16 z"])
+    assert not found(text.replace("int64[B] seq", "int64[2] seq"))
+    text = text.replace("int64[B] seq", "int64[2] seq").replace("63, 4", "62, 4")
+    assert len(found(text)) == 1
+
+
+def test_with_constant_lengths_that_give_nothing():
+    (one,) = with_after(EINSUM.format("y"), seq=[31], x="31, 4, 16", y="0, 4, 16")
+    assert one.op_type == "Einsum"
+
+
+def test_attention_top_k_and_reshape():
+    kv = ["i = Constant <value_ints = [0]> ()", "k = Unsqueeze (y, i)", "t = Transpose <perm = [0, 2, 1, 3]> (k)"]
+    text = compress(after=[*kv, "[a] z = Attention (q, t, t)"], outputs=["float16 z"]).replace('"" : 18', '"" : 23')
+    (one,) = found(text, ("float16[1, 4, Q, 16] q",))
+    assert one.op_type == "Attention"
+    assert "fails" in one.message
+    nodes = ["a = Transpose <perm = [1, 2, 0]> (y)", "n = Constant <value_ints = [{}]> ()", "z, i = TopK (a, n)"]
+    assert len(with_after(nodes[0], nodes[1].format(2), nodes[2])) == 1
+    assert not with_after(nodes[0], nodes[1].format(0), nodes[2])
+    reshaped = ["s = Constant <value_ints = [0, -1]> ()", "z = Reshape (y, s)"]
+    (one,) = with_after(*reshaped)
+    assert "numbers" in one.hint
+
+
+def test_in_functions_and_subgraphs():
+    body = 's = Einsum <equation = "qhd,khd->hqk"> (q, k)'
+    function = f'<domain: "f", opset_import: ["" : 18]>\nF (q, k) => (s)\n{{\n    {body}\n}}\n'
+    imports = '"nsa_onnx" : 1, "f" : 1'
+    text = compress(after=["z = f.F (q, y)"], outputs=["float16 z"], imports=imports) + function
+    (one,) = found(text)
+    assert one.place == "function f.F"
+    branch = "{}_branch = g{} () => (float16 {}) {{ {} }}"
+    inside = branch.format("then", 1, "s", EINSUM.format("y").replace("z = ", "s = "))
+    other = branch.format("else", 2, "e", "e = Identity (q)")
+    guarded = with_after(f"z = If (go) <{inside}, {other}>", more=(QUERY, "bool go"))
+    assert not guarded
+    made = compress_node(output="c").replace("\n", " ")
+    inside = branch.format("then", 1, "s", f"{made} {EINSUM.format('c').replace('z = ', 's = ')}")
+    text = model(
+        ["float16[T, 4, 16] x", "float16[32, 4] w", "int64[B] seq", QUERY, "bool go"],
+        ["float16 z"],
+        [f"z = If (go) <{inside}, {other}>"],
+    )
+    (one,) = found(text, ())
+    assert "then_branch" in one.place or "g1" in one.place
+    returned = branch.format("then", 1, "c", made)
+    text = (
+        text.replace(inside, returned).replace("z = If", "k = If").replace("}\n", f"    {EINSUM.format('k')}\n}}\n", 1)
+    )
+    (one,) = found(text, ())
+    assert one.place == "graph"
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        'z = Transpose <perm = "no"> (y)',
+        "z = Transpose <perm = [7, 8, 9]> (y)",
+        'z = Einsum <equation = "a"> (y)',
+        "z = Flatten <axis = [1]> (y)",
+        'z = TopK <axis = "x"> (y, seq)',
+        "z = Gather (y)",
+        "z = Pad (y)",
+        "z = Concat (y)",
+        'z = Scan <num_scan_inputs = "a"> (y)',
+    ],
+)
+def test_a_broken_node_ends_nothing(node):
+    check(onnx.parser.parse_model(compress(after=[node], outputs=["float16 z"])))

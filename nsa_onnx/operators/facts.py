@@ -6,7 +6,7 @@ What is unknown counts as right: a graph whose values cannot be computed has no 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,12 +14,12 @@ from ..graph.tensors import Integers, Mask, TensorFacts, Unknown
 from .contract import DTYPES, Array, Violation, table
 from .windows import SEQ, TENSOR_ROWS
 
-# What only a graph can get wrong: the eager calls have no such rows.
+# What only a graph can get wrong: the eager calls have no such rows. Some are about the argument that they name.
 NODE_ROWS = {
     **table(
-        ("input_missing", TypeError, "inputs", "{} is a required input and is not connected", "NSA004"),
-        ("attribute_missing", TypeError, "attributes", "{} is a required attribute and is missing", "NSA005"),
-        ("attribute_float", TypeError, "attributes", "{} must be a float attribute, got an int one: {}", "NSA005"),
+        ("input_missing", TypeError, "{}", "{} is a required input and is not connected", "NSA004"),
+        ("attribute_missing", TypeError, "{}", "{} is a required attribute and is missing", "NSA005"),
+        ("attribute_float", TypeError, "{}", "{} must be a float attribute, got an int one: {}", "NSA005"),
         ("seq_negative", RuntimeError, SEQ, f"{SEQ}[{{}}] must be >= 0, got {{}}", "NSA015"),
     ),
     **TENSOR_ROWS,
@@ -80,4 +80,5 @@ class NodeFacts:
 
 def node_violation(row: str, *values: object) -> Violation:
     """A row of `NODE_ROWS` that is broken."""
-    return Violation(NODE_ROWS[row], values)
+    found = NODE_ROWS[row]
+    return Violation(replace(found, argument=found.argument.format(*values)), values)

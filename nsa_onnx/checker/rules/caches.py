@@ -20,10 +20,12 @@ from .registry import general
 
 # Operators that hand a cache on, possibly in another form. What others compute from it is no cache.
 _HAND_ON = frozenset(
-    {"Identity", "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"}
-    | {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat", "Split", "Slice", "Gather", "Where"}
-    | {"Scatter", "ScatterElements", "ScatterND", "TensorScatter", "If", "Loop", "Scan", "Optional"}
-    | {"SequenceConstruct", "SequenceInsert", "ConcatFromSequence"}
+    (
+        *("Identity", "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"),
+        *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat", "Split", "Slice", "Gather", "Where"),
+        *("Scatter", "ScatterElements", "ScatterND", "TensorScatter", "If", "Loop", "Scan", "Optional"),
+        *("SequenceConstruct", "SequenceInsert", "ConcatFromSequence"),
+    )
 )
 # By operator, the inputs that it updates.
 _UPDATED = {
@@ -72,11 +74,10 @@ class _Update:
 
 def _updates(model: Analysis) -> Iterator[_Update]:
     for node, operator, _ in ours(model.nodes):
-        if len(node.proto.output) == len(operator.outputs):
-            for output, name in zip(operator.outputs, node.proto.output, strict=True):
-                if output.updates and connected(node, output.updates) and name:
-                    before = node.proto.input[operator.input_names.index(output.updates)]
-                    yield _Update(node, output.updates, before, name)
+        for output, name in zip(operator.outputs, node.proto.output, strict=False):
+            if output.updates and connected(node, output.updates) and name:
+                before = node.proto.input[operator.input_names.index(output.updates)]
+                yield _Update(node, output.updates, before, name)
 
 
 @general(

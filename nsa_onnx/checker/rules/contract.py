@@ -18,7 +18,7 @@ from ...rulebook.finding import Finding
 from ...rulebook.rule import finding, note, ours, taking
 from ...targets import TARGETS
 from ...targets.preparing import ELSEWHERE
-from .registry import general, observed_violations, reports, row_rule
+from .registry import broken_rows, general, row_rule
 
 _EXPORT_AGAIN = "export again with nsa_onnx.exporters.export, which writes complete nodes"
 
@@ -95,10 +95,8 @@ def _not_there(model: Analysis) -> Iterator[Finding]:
 )
 def _counts(model: Analysis) -> Iterator[Finding]:
     """Every input that is not optional is connected, to a value that exists; all outputs are there, and no more."""
+    yield from broken_rows(model, "NSA004")
     for node, operator, _ in ours(model.nodes):
-        for violation in node.violations:
-            if reports("NSA004", violation):
-                yield finding(node, violation.message, str(violation.values[0]))
         formal, given = operator.inputs, node.proto.output
         if len(node.proto.input) > len(formal):
             yield finding(node, f"takes at most {len(formal)} inputs, got {len(node.proto.input)}", "inputs")
@@ -108,7 +106,6 @@ def _counts(model: Analysis) -> Iterator[Finding]:
         for one, name in zip(formal, node.proto.input, strict=False):
             if name and not node.scope.knows(name):
                 yield finding(node, f"{one.name}: no value {name!r} in the graph", one.name)
-    yield from observed_violations(model, "NSA004")  # a function's input that a call leaves out
 
 
 @general("NSA005", "attributes are there, known and of their kind", hint=_EXPORT_AGAIN)
@@ -117,11 +114,8 @@ def _attributes(model: Analysis) -> Iterator[Finding]:
 
     onnxruntime gives an empty result, without a word, for a portable body whose attribute is missing.
     """
+    yield from broken_rows(model, "NSA005")
     for node, operator, _ in ours(model.nodes):
-        for violation in node.violations:
-            if reports("NSA005", violation):
-                argument = violation.values[0] if violation.row.id == "attribute_missing" else violation.row.argument
-                yield finding(node, violation.message, str(argument))
         names = [attribute.name for attribute in node.proto.attribute]
         for name in dict.fromkeys(names):
             if name not in operator.attribute_names:
@@ -132,7 +126,6 @@ def _attributes(model: Analysis) -> Iterator[Finding]:
             if attribute.ref_attr_name and not node.scope.in_function():
                 message = f"{attribute.name} refers to {attribute.ref_attr_name!r} of a function, and is in none"
                 yield finding(node, message, attribute.name)
-    yield from observed_violations(model, "NSA005")  # a function's attribute that a call leaves out
 
 
 # --------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def _may_be_empty(node: NsaNode, operator: Operator, facts: NodeFacts, number: i
     if (known := operator.known_dims(facts).get((number, axis))) is not None:
         return known == 0
     declared = tensor_facts(node.scope.type_of(node.proto.output[number])).dim(axis)
-    return not (isinstance(declared, int) and declared > 0) and operator.may_be_empty(facts)
+    return not declared and operator.may_be_empty(facts)
 
 
 @dataclass

@@ -53,21 +53,22 @@ def reports(rule_id: str, violation: Violation) -> bool:
 
 def row_rule(rule_id: str, title: str, documentation: str, *, hint: str = "") -> None:
     """Register a rule that reports its rows of the error tables, on every node they apply to."""
-
-    def check(model: Analysis) -> Iterator[Finding]:
-        broken = ((node, node.violations) for node in model.nodes)
-        # What the target forbids, and the contract not.
-        refused = ((node, TARGETS[model.target].violations(node)) for node in sound(model.nodes))
-        for node, violations in chain(broken, refused):
-            for violation in violations:
-                if reports(rule_id, violation):
-                    yield finding(node, violation.message, violation.row.argument)
-        yield from observed_violations(model, rule_id)
-
-    general(rule_id, title, documentation=documentation, hint=hint)(check)
+    general(rule_id, title, documentation=documentation, hint=hint)(lambda model: broken_rows(model, rule_id))
 
 
-def observed_violations(model: Analysis, rule_id: str) -> Iterator[Finding]:
+def broken_rows(model: Analysis, rule_id: str) -> Iterator[Finding]:
+    """The rows of the error tables that a rule reports, where nodes break them."""
+    broken = ((node, node.violations) for node in model.nodes)
+    # What the target forbids, and the contract not.
+    refused = ((node, TARGETS[model.target].violations(node)) for node in sound(model.nodes))
+    for node, violations in chain(broken, refused):
+        for violation in violations:
+            if reports(rule_id, violation):
+                yield finding(node, violation.message, violation.row.argument)
+    yield from _observed(model, rule_id)
+
+
+def _observed(model: Analysis, rule_id: str) -> Iterator[Finding]:
     """What only inference can know: nodes in functions with what a call gives them, computed constants."""
     seen = {(node.op_type, violation.row.id, violation.values) for node in model.nodes for violation in node.violations}
     for name, op_type, violation in model.observed:

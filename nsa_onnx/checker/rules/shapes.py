@@ -51,16 +51,13 @@ def _shapes(model: Analysis) -> Iterator[Finding]:
 def _input_types(node: NsaNode, operator: Operator) -> dict[str, TypeProto]:
     types: dict[str, TypeProto] = {}
     for formal, name in zip(operator.input_names, node.proto.input, strict=False):
-        known = node.scope.type_of(name)
-        if name and known is not None:
+        if (known := node.scope.type_of(name)) is not None:
             types[formal] = merged_type(known, None)
     return types
 
 
 def _difference(declared: TypeProto, inferred: TypeProto) -> str:
     """In which way two types cannot both hold; empty if they can."""
-    if not declared.HasField("tensor_type") or not inferred.HasField("tensor_type"):
-        return ""
     mine, other = declared.tensor_type, inferred.tensor_type
     types = dtype_name(mine.elem_type), dtype_name(other.elem_type)
     if None not in types and types[0] != types[1]:

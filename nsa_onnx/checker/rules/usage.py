@@ -17,8 +17,6 @@ from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import connected, finding, made_by, note, op_types, ours, sound, taking
 from .registry import general
 
-# Constants that are compared: as many elements.
-_SEEN = 4096
 # Operators whose outputs have a dim of their own.
 _WITH_ROWS = op_types(lambda operator: any(() in output.dims for output in operator.outputs))
 
@@ -102,12 +100,11 @@ def _mixed(model: Analysis) -> Iterator[Finding]:
 
 
 def _identities(taken: _Taken) -> Iterator[object]:
-    """By what the lengths of two nodes are recognized as the same: the value, and the numbers if there are several."""
+    """By what the lengths of two nodes are recognized as the same: the value, and the numbers."""
     if name := taken.value:
         yield id(taken.node.scope.home(name)), name
-        constant = taken.facts.constants.get(taken.input.name)
-        if constant is not None and 1 < constant.size <= _SEEN:
-            yield tuple(constant.ravel().tolist())
+        if (constant := taken.facts.constants.get(taken.input.name)) is not None:
+            yield constant.tobytes()
 
 
 def _several(taken: _Taken) -> bool:
@@ -127,24 +124,19 @@ def _summed(model: Analysis) -> set[object]:
 
 
 def _too_many_pages(taken: _Taken) -> Iterator[Finding]:
-    constant = taken.facts.constants.get(taken.input.name)
-    table = next((one for one in OPERATORS[taken.node.op_type].inputs if one.page_size), None)
-    if taken.node.violations or table is None or table.below is None:
-        return
-    page, (pages, axis) = taken.facts.integer(table.page_size), table.below
-    there = taken.facts.tensor(pages).dim(axis)
-    if constant is None or constant.ndim != 1 or constant.size < 2 or not page or page < 0 or there is None:
-        return
-    values = constant.tolist()
-    if values != sorted(values):
-        return
-    differences = [end - start for start, end in zip([0, *values[:-1]], values, strict=True)]
-    needed, if_differences = _pages(values, page), _pages(differences, page)
-    if needed > there >= if_differences:
-        yield taken.finding(
-            f"needs {needed} pages of {page} tokens and {pages} has {there}; as prefix sums, it would stand for "
-            f"lengths that need {if_differences}"
-        )
+    values = None if taken.node.violations else taken.facts.vector(taken.input.name)
+    tables = OPERATORS[taken.node.op_type].inputs
+    for page_size, (pages, axis) in ((one.page_size, one.below) for one in tables if one.page_size and one.below):
+        page, there = taken.facts.integer(page_size), taken.facts.tensor(pages).dim(axis)
+        if values is None or page is None or there is None:
+            return
+        differences = [end - start for start, end in zip([0, *values[:-1]], values, strict=True)]
+        needed, if_differences = _pages(values, page), _pages(differences, page)
+        if all(one >= 0 for one in differences) and needed > there >= if_differences:
+            yield taken.finding(
+                f"needs {needed} pages of {page} tokens and {pages} has {there}; as prefix sums, it would stand for "
+                f"lengths that need {if_differences}"
+            )
 
 
 def _pages(lengths: Sequence[int], page: int) -> int:

@@ -8,6 +8,7 @@ import pytest
 from nsa_onnx.checker import check
 from nsa_onnx.operators.model_text import model
 from nsa_onnx.operators.nsa_compress.rule_examples import compress, compress_node
+from nsa_onnx.targets.cpu import ONNXRUNTIME, STOPS
 
 EINSUM = '[scores] z = Einsum <equation = "qhd,khd->hqk"> (q, {})'
 QUERY = "float16[Q, 4, 16] q"
@@ -148,3 +149,82 @@ def test_in_functions_and_subgraphs():
 )
 def test_a_broken_node_ends_nothing(node):
     check(onnx.parser.parse_model(compress(after=[node], outputs=["float16 z"])))
+
+
+@pytest.mark.parametrize("op_type", ["Relu", "Einsum", "Split", "If", "Reshape"])
+def test_a_node_without_outputs_ends_nothing(op_type):
+    made = onnx.parser.parse_model(compress())
+    made.graph.node.add(op_type=op_type, input=["y"])
+    assert check(made).nodes == ("nsa",)
+
+
+# --------------------------------------------------------------------------------------------------
+# Each condition on both sides
+
+
+def words(report):
+    return [(one.op_type, one.node, one.place, one.message) for one in report.findings if one.rule == "NSA042"]
+
+
+DIES = (
+    "T' of NsaCompress 'nsa' may be 0, and reaches this node: the process dies there "
+    f"(onnxruntime {ONNXRUNTIME}: {STOPS['Einsum'].reason})"
+)
+ANOTHER = EINSUM.format("y").replace("[scores] z", "again")
+BODIES = 's = Einsum <equation = "qhd,khd->hqk"> (q, y)'
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        ([EINSUM.format("y")], [("Einsum", "scores", "graph")]),
+        ([EINSUM.format("y"), ANOTHER], [("Einsum", "scores", "graph"), ("Einsum", "#2", "graph")]),
+        # A node of another domain is not known; one that is, is.
+        (["k = other.Relu (y)", EINSUM.format("k")], []),
+        (["k = Relu (y)", EINSUM.format("k")], [("Einsum", "scores", "graph")]),
+        # What a loop's body, or that of an operator that nobody knows, reads from outside is as empty as there.
+        (
+            [f"z = Loop (n, c, q) <body = g (int64 i, bool b, a) => (b, s) {{ {BODIES} }}>"],
+            [("Einsum", "#0", "graph > g of '#1'")],
+        ),
+        (
+            [f"z = other.Foo (q) <body = g () => (s) {{ {BODIES} }}>"],
+            [("Einsum", "#0", "graph > g of '#1'")],
+        ),
+        # What an If of another domain returns is not known, nor what is beyond the node's outputs.
+        (["k = other.If (c) <a = g () => (y) { u = Neg (q) }>", EINSUM.format("k")], []),
+        (
+            ["k = If (c) <a = g () => (v, u) { v = Relu (y) u = Neg (q) }>", EINSUM.format("k")],
+            [],
+        ),
+    ],
+)
+def test_what_is_reached(after, expected):
+    text = compress(after=after, outputs=["float16 z"]).replace("32, 4] w", f"32, 4] w, {QUERY}, int64 n, bool c")
+    assert words(check(onnx.parser.parse_model(text))) == [(*one, DIES) for one in expected]
+
+
+def nested(depth):
+    """Functions that call one another, the outermost first, and return what the innermost one compresses."""
+    functions = [
+        f'<domain: "f", opset_import: ["" : 18, "f" : 1]>\nF{level} (x, w, n) => (y)\n'
+        f"{{\n    y = f.F{level + 1} (x, w, n)\n}}\n"
+        for level in range(depth - 1)
+    ]
+    node = compress_node("x, w, n").replace("\n", " ")
+    functions.append(
+        f'<domain: "f", opset_import: ["nsa_onnx" : 1]>\nF{depth - 1} (x, w, n) => (y)\n{{\n    {node}\n}}\n'
+    )
+    return model(
+        ["float16[T, 4, 16] x", "float16[32, 4] w", "int64[B] seq", QUERY],
+        ["float16 z"],
+        ["y = f.F0 (x, w, seq)", EINSUM.format("y")],
+        imports='"nsa_onnx" : 1, "f" : 1',
+        functions="".join(functions),
+    )
+
+
+@pytest.mark.parametrize(("depth", "count"), [(1, 1), (8, 1), (9, 0)])
+def test_functions_within_functions_are_looked_at_to_a_depth(depth, count):
+    report = check(onnx.parser.parse_model(nested(depth)))
+    assert [one[:3] for one in words(report)] == [("Einsum", "scores", "graph")] * count, report.to_text()

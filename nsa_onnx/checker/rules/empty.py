@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from onnx import NodeProto
+from onnx import FunctionProto, NodeProto
 
 from ...analysis import Analysis, NsaNode
 from ...graph.emptiness import Extent, results
@@ -26,7 +25,7 @@ _PASSES = 8
 
 
 def _listed(dies: bool) -> str:
-    return textwrap.fill(", ".join(name for name, stop in cpu.STOPS.items() if stop.dies is dies), 118)
+    return ", ".join(name for name, stop in cpu.STOPS.items() if stop.dies is dies)
 
 
 _DOCUMENTATION = f"""
@@ -106,32 +105,32 @@ class _Search:
                 empty = frozenset(axis for axis in own if _may_be_empty(node, operator, facts, number, axis))
                 if empty:
                     self._values[(id(node.scope), name)] = _Value(Extent(len(output.dims), empty), node)
-        functions = [scope for scope in self.model.scopes if scope.is_function]
-        keys = [(text(one.domain), text(one.name)) for one in self.model.proto.functions]
-        self._functions: Mapping[tuple[str, str], Scope] = dict(zip(keys, functions, strict=True))
+        self._functions = {
+            (scope.graph.domain, scope.graph.name): scope
+            for scope in self.model.scopes
+            if isinstance(scope.graph, FunctionProto)
+        }
         self._inner: dict[tuple[int, int], list[Scope]] = {}
         for scope in self.model.scopes:
             if scope.parent is not None:
                 self._inner.setdefault((id(scope.parent), scope.position), []).append(scope)
-        for _ in range(_PASSES if self._values else 0):
-            before = dict(self._values)
-            for scope in self.model.scopes:
+        for _ in range(_PASSES):
+            known = len(self._values)
+            for scope in self.model.scopes if self._values else ():
                 self._follow(scope)
-            if self._values == before:
+            if len(self._values) == known:
                 break
 
     def _follow(self, scope: Scope) -> None:
         for position, step in enumerate(scope.steps):
             node, inputs = step.node, [self._value(scope, name) for name in step.inputs]
             empty = next((one for one in inputs if one is not None), None)
-            if (id(scope), position) in self._inner:
-                self._leave_branches(scope, position, node)
-            if empty is None:
-                continue
-            if is_standard(node):
-                self._pass(scope, position, node, inputs, empty)
-            elif (function := self._functions.get((text(node.domain), text(node.op_type)))) is not None:
+            if (function := self._functions.get(step.op)) is not None:
                 self._call(scope, node, function, inputs)
+            elif is_standard(node):
+                self._leave_branches(scope, position, node)
+                if empty is not None:
+                    self._pass(scope, position, node, inputs, empty)
 
     def _value(self, scope: Scope, name: str) -> _Value | None:
         """The value if it may be empty; not from outside of a branch, which may be there because of it."""
@@ -149,8 +148,7 @@ class _Search:
             return values.value(scope, node.input[index]) if index < len(node.input) and node.input[index] else None
 
         extents = [
-            one.extent if one is not None else _extent(scope, name)
-            for one, name in zip(inputs, node.input, strict=True)
+            one.extent if one is not None else _extent(scope, node.input[index]) for index, one in enumerate(inputs)
         ]
         stop = cpu.stop(node, extents, constant)
         if stop is not None:
@@ -158,7 +156,7 @@ class _Search:
                 self._seen.add((id(scope), position))
                 self.reached.append(_Reached(empty.origin, stop, scope, position, node))
             return
-        for name, extent in zip(node.output, results(node, extents, constant), strict=True):
+        for name, extent in zip(node.output, results(node, extents, constant), strict=False):
             self._keep(scope, name, extent, empty.origin)
 
     def _keep(self, scope: Scope, name: str, extent: Extent | None, origin: NsaNode) -> None:
@@ -172,8 +170,8 @@ class _Search:
         self._return(function, scope, node)
 
     def _leave_branches(self, scope: Scope, position: int, node: NodeProto) -> None:
-        if node.op_type == "If" and is_standard(node):
-            for inner in self._inner[(id(scope), position)]:
+        if node.op_type == "If":
+            for inner in self._inner.get((id(scope), position), ()):
                 self._return(inner, scope, node)
 
     def _return(self, inner: Scope, scope: Scope, node: NodeProto) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from itertools import pairwise
 
 import nsa_models as models
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from nsa_onnx.checker import RULES, check
+from nsa_onnx.analysis import analyse
+from nsa_onnx.checker import RULES, TARGETS, Severity, check
 from nsa_onnx.checker.rules.registry import rule_of_row
+from nsa_onnx.graph.outline import steps
+from nsa_onnx.graph.scopes import Scope
+from nsa_onnx.operators import OPERATORS
 from nsa_onnx.operators.contract import Row
 from nsa_onnx.operators.expand import expand
 from nsa_onnx.operators.model_text import integers, model
@@ -18,6 +24,7 @@ from nsa_onnx.operators.nsa_compress.rule_examples import RULE_EXAMPLES, compres
 from nsa_onnx.operators.nsa_compress_attention.rule_examples import attention
 from nsa_onnx.operators.nsa_compress_infer.rule_examples import RULE_EXAMPLES as RULE_EXAMPLES_OF_DECODE
 from nsa_onnx.operators.nsa_compress_infer.rule_examples import decode, decode_node
+from nsa_onnx.rulebook.rule import made_by, note, rule
 
 
 def said(made, rule, **more):
@@ -471,11 +478,19 @@ def test_what_a_call_leaves_out_is_said_of_the_node_in_the_function(names, who):
 
 
 def test_what_a_target_refuses_is_said_there_alone():
-    made = decode(x="12, 64, 51, 16", w="32, 51", cache="9, 51, 16")
-    for rule in RULES:
-        assert said(made, rule) == []
-    words = "NsaCompressInfer nsa | graph | input | input: N must be even "
-    assert [one[: len(words)] for rule in RULES for one in said(made, rule, target="cann-aclnn")] == [words]
+    made = onnx.parser.parse_model(decode(x="12, 64, 51, 16", w="32, 51", cache="9, 51, 16"))
+    assert check(made).ok
+    (found,) = check(made, target="cann-aclnn").findings
+    assert (found.rule, found.argument, found.message[:22]) == ("NSA031", "input", "input: N must be even ")
+
+
+def test_an_operator_that_a_target_does_not_have(monkeypatch):
+    words = ["NsaCompress nsa | graph | the target does not have the operator NsaCompress, only NsaCompressInfer"]
+    assert said(compress(), "NSA102", target="cann") == []
+    atc = TARGETS["atc"]
+    limits = {"NsaCompressInfer": atc.limits["NsaCompressInfer"]}
+    monkeypatch.setitem(TARGETS, "atc", replace(atc, limits=limits))
+    assert said(compress(), "NSA102", target="atc") == words
 
 
 def test_a_row_is_reported_by_one_rule():
@@ -571,6 +586,7 @@ def test_lengths_and_prefix_sums(made, words):
 
 UNUSED = ["domain nsa_onnx is imported, and no node is of it"]
 SLOT = "NsaCompressInfer nsa | graph | slot_mapping | slot_mapping{}"
+UNREADABLE = decode(slots=[1, 2, 3], pages=[99] * 12).replace("int32[3] slots", "int32[4] slots")
 TABLE = "NsaCompressInfer nsa | graph | block_table | block_table{}"
 
 
@@ -598,6 +614,8 @@ TABLE = "NsaCompressInfer nsa | graph | block_table | block_table{}"
         (decode(pages=[11] * 12), "NSA029", []),
         (decode(seq=[33, 33, 33], slots=[9, 1, 1]), "NSA029", []),
         (decode(slots=[9, 1, 2], block=33, w="33, 4"), "NSA029", []),  # for NSA011
+        (UNREADABLE, "NSA029", []),  # for NSA017
+        (UNREADABLE, "NSA017", [SLOT.format(": the data of 'slots' does not fit its shape [4]")]),
     ],
 )
 def test_imports_and_indices(made, rule, words):
@@ -637,3 +655,58 @@ def test_what_is_written_in_standard_operators(made, node, output, hint):
     window = "compress_block_size = 16, compress_stride = 16"
     form = "written in standard operators (windows times weight, summed)"
     assert found.message == f"{output!r} is NsaCompress with {window}, {form}"
+
+
+# --------------------------------------------------------------------------------------------------
+# What rules are made of
+
+
+def checks(_):
+    """What is looked for."""
+    return iter([note("own", hint="this way"), note("general", node="n", argument="a")])
+
+
+def test_a_rule_stamps_what_it_finds_and_takes_its_words_from_its_function():
+    made = rule("NSA022", "title", hint="out", severity=Severity.WARNING)(checks)
+    (own, general) = made.check(analyse(models.compress()))
+    assert (own.rule, own.severity, own.message, own.hint) == ("NSA022", Severity.WARNING, "own", "this way")
+    assert (general.hint, general.node, general.argument) == ("out", "n", "a")
+    assert (made.documentation, made.title, made.hint) == ("What is looked for.", "title", "out")
+    assert (made.example, made.accepted) == RULE_EXAMPLES["NSA022"]
+    other = rule("NSA022", "title", documentation="Other words.", example="", accepted="text")(lambda _: iter(()))
+    assert (other.documentation, other.example, other.accepted) == ("Other words.", "", "text")
+    assert other.severity is Severity.ERROR
+
+
+def test_a_rule_s_examples_are_the_first_that_an_operator_has():
+    given = [operator.rule_examples["NSA004"] for operator in OPERATORS.values() if "NSA004" in operator.rule_examples]
+    assert given[0].accepted == "" != given[1].accepted  # the first operator has the mistake alone
+    assert (RULES["NSA004"].example, RULES["NSA004"].accepted) == (given[0].triggers, given[1].accepted)
+
+
+def test_lines_of_a_documentation_that_are_wider_than_a_page_are_broken():
+    fits, wide = "word " * 23 + "end", "word " * 23 + "ends"
+    made = rule("NSA999", "title", documentation=f"{fits}\nas it is\n\n{wide}\nbroken")(checks)
+    assert len(fits) == 118
+    assert made.documentation == f"{fits}\nas it is\n\n{wide[:114]}\nends broken"
+
+
+def chain(length, first="Neg"):
+    """Identities behind a node, the last of which makes "n"."""
+    names = ["x", *(f"n{number}" for number in range(length)), "n"]
+    nodes = [helper.make_node(first, names[:1], [names[1]])]
+    nodes += [helper.make_node("Identity", [one], [other]) for one, other in pairwise(names[1:])]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", 1, [2])], [])
+    return Scope("graph", graph, steps(graph.node), {}, 10)
+
+
+def test_a_value_is_followed_back_to_what_made_it_and_not_for_ever():
+    for length, found in ((1, "n0"), (4095, "n0"), (4096, None)):
+        scope = chain(length)
+        assert made_by(scope, "n", {"Identity"}) == (found and (scope, found))
+    assert made_by(chain(1), "n", {"Identity", "Neg"}) is None  # an input of the graph
+    for name in ("", "nowhere", "x"):
+        assert made_by(chain(1), name, {"Identity"}) is None
+    cut = chain(1)
+    del cut.graph.node[1].input[:]
+    assert made_by(cut, "n", {"Identity"}) is None

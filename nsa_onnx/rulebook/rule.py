@@ -6,6 +6,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from onnx import NodeProto
 
@@ -101,7 +102,7 @@ def _filled(documentation: str) -> str:
 def _shown(rule_id: str) -> RuleExample:
     """The models that operators have for a rule: the first of each kind."""
     found = [one for operator in OPERATORS.values() if (one := operator.rule_examples.get(rule_id)) is not None]
-    return RuleExample(*(next(filter(None, kind), "") for kind in zip(*found, strict=True))) if found else RuleExample()
+    return RuleExample(*(next(filter(None, map(attrgetter(kind), found)), "") for kind in RuleExample._fields))
 
 
 def finding(node: NsaNode, message: str, argument: str = "", hint: str = "") -> Finding:
@@ -145,7 +146,7 @@ def made_by(scope: Scope, name: str, through: Container[str]) -> tuple[Scope, st
 
     None where the model does not say, or it is nothing (an input that is left out).
     """
-    for _ in range(_FOLLOWED if name else 0):  # a cycle ends here
+    for _ in range(_FOLLOWED):  # a cycle ends here
         home = scope.home(name)
         made = None if home is None else home.producer(name)
         if home is None or made is None:

@@ -171,6 +171,7 @@ DIES = (
     f"(onnxruntime {ONNXRUNTIME}: {STOPS['Einsum'].reason})"
 )
 ANOTHER = EINSUM.format("y").replace("[scores] z", "again")
+MADE = compress_node("x, w, seq", "v").replace("\n", " ")
 BODIES = 's = Einsum <equation = "qhd,khd->hqk"> (q, y)'
 
 
@@ -180,6 +181,7 @@ BODIES = 's = Einsum <equation = "qhd,khd->hqk"> (q, y)'
         ([EINSUM.format("y")], [("Einsum", "scores", "graph")]),
         ([EINSUM.format("y"), ANOTHER], [("Einsum", "scores", "graph"), ("Einsum", "#2", "graph")]),
         # A node of another domain is not known; one that is, is.
+        (["k = Eff (q) <body = g () => (s) { " + BODIES + " }>"], [("Einsum", "#0", "graph > g of '#1'")]),
         (["k = other.Relu (y)", EINSUM.format("k")], []),
         (["k = Relu (y)", EINSUM.format("k")], [("Einsum", "scores", "graph")]),
         # What a loop's body, or that of an operator that nobody knows, reads from outside is as empty as there.
@@ -191,6 +193,11 @@ BODIES = 's = Einsum <equation = "qhd,khd->hqk"> (q, y)'
             [f"z = other.Foo (q) <body = g () => (s) {{ {BODIES} }}>"],
             [("Einsum", "#0", "graph > g of '#1'")],
         ),
+        # What an If returns is as empty as in its branches, what another operator returns is not known.
+        (["k = If (c) <a = g () => (v) { v = Relu (y) }>", EINSUM.format("k")], []),
+        ([f"k = If (c) <a = g () => (v) {{ {MADE} }}>", EINSUM.format("k")], [("Einsum", "scores", "graph")]),
+        ([f"k = Eff (c) <a = g () => (v) {{ {MADE} }}>", EINSUM.format("k")], []),
+        ([f"k = Loop (n, c) <a = g () => (v) {{ {MADE} }}>", EINSUM.format("k")], []),
         # What an If of another domain returns is not known, nor what is beyond the node's outputs.
         (["k = other.If (c) <a = g () => (y) { u = Neg (q) }>", EINSUM.format("k")], []),
         (

@@ -86,7 +86,7 @@ class _Value:
 def _may_be_empty(node: NsaNode, operator: Operator, facts: NodeFacts, number: int, axis: int) -> bool:
     """Whether a dim of an output's own can be 0."""
     if (known := operator.known_dims(facts).get((number, axis))) is not None:
-        return known == 0
+        return not known
     declared = tensor_facts(node.scope.type_of(node.proto.output[number])).dim(axis)
     return not declared and operator.may_be_empty(facts)
 
@@ -115,11 +115,11 @@ class _Search:
             if scope.parent is not None:
                 self._inner.setdefault((id(scope.parent), scope.position), []).append(scope)
         for _ in range(_PASSES):
-            known = len(self._values)
+            before = dict(self._values)
             for scope in self.model.scopes if self._values else ():
                 self._follow(scope)
-            if len(self._values) == known:
-                break
+            if self._values == before:
+                return
 
     def _follow(self, scope: Scope) -> None:
         for position, step in enumerate(scope.steps):

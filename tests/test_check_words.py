@@ -652,6 +652,7 @@ def test_what_is_written_in_standard_operators(made, node, output, hint):
     made = made.replace("(float16[32, 4, 16] x", "(float16[32, 4, 8] s, float16[32, 4, 16] x").replace("{\n", FIRST, 1)
     (found,) = check(onnx.parser.parse_model(made)).findings
     assert (found.rule, found.place, found.node, found.hint) == ("NSA028", "graph", node, hint)
+    assert RULES["NSA028"].title == "what NsaCompress computes is a node of it"
     window = "compress_block_size = 16, compress_stride = 16"
     form = "written in standard operators (windows times weight, summed)"
     assert found.message == f"{output!r} is NsaCompress with {window}, {form}"

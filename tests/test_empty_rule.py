@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from nsa_onnx.checker import check
+from nsa_onnx.checker import RULES, check
 from nsa_onnx.operators.model_text import model
 from nsa_onnx.operators.nsa_compress.rule_examples import compress, compress_node
 from nsa_onnx.targets.cpu import ONNXRUNTIME, STOPS
@@ -23,6 +23,13 @@ def found(text, more=(QUERY,), **arguments):
 
 def with_after(*after, more=(QUERY,), output="float16 z", **arguments):
     return found(compress(after=after, outputs=[output], **arguments), more)
+
+
+def test_the_documentation_says_where_the_process_dies_and_where_the_run_fails():
+    _, dying, _, failing, _ = RULES["NSA042"].documentation.split("\n\n")
+    for text, dies in ((dying, True), (failing, False)):
+        listed = text.replace("\n", " ").removesuffix(".").split(", ")
+        assert listed == [name for name, stop in STOPS.items() if stop.dies is dies]
 
 
 def test_the_prompt_that_is_shorter_than_a_window():
@@ -156,6 +163,8 @@ def test_a_node_without_outputs_ends_nothing(op_type):
     made = onnx.parser.parse_model(compress())
     made.graph.node.add(op_type=op_type, input=["y"])
     assert check(made).nodes == ("nsa",)
+    del made.graph.node[0].output[:]
+    assert not check(made).ok
 
 
 # --------------------------------------------------------------------------------------------------
@@ -167,12 +176,13 @@ def words(report):
 
 
 DIES = (
-    "T' of NsaCompress 'nsa' may be 0, and reaches this node: the process dies there "
+    "T' of NsaCompress {!r} may be 0, and reaches this node: the process dies there "
     f"(onnxruntime {ONNXRUNTIME}: {STOPS['Einsum'].reason})"
 )
 ANOTHER = EINSUM.format("y").replace("[scores] z", "again")
 MADE = compress_node("x, w, seq", "v").replace("\n", " ")
-BODIES = 's = Einsum <equation = "qhd,khd->hqk"> (q, y)'
+SCORES = 's = Einsum <equation = "qhd,khd->hqk"> (q, y)'
+PAIR = f'<domain: "f", opset_import: ["" : 18]>\nPair (q, y) => (s)\n{{\n    {SCORES}\n}}\n'
 
 
 @pytest.mark.parametrize(
@@ -181,18 +191,25 @@ BODIES = 's = Einsum <equation = "qhd,khd->hqk"> (q, y)'
         ([EINSUM.format("y")], [("Einsum", "scores", "graph")]),
         ([EINSUM.format("y"), ANOTHER], [("Einsum", "scores", "graph"), ("Einsum", "#2", "graph")]),
         # A node of another domain is not known; one that is, is.
-        (["k = Eff (q) <body = g () => (s) { " + BODIES + " }>"], [("Einsum", "#0", "graph > g of '#1'")]),
+        (["k = Eff (q) <body = g () => (s) { " + SCORES + " }>"], [("Einsum", "#0", "graph > g of '#1'")]),
         (["k = other.Relu (y)", EINSUM.format("k")], []),
         (["k = Relu (y)", EINSUM.format("k")], [("Einsum", "scores", "graph")]),
         # What a loop's body, or that of an operator that nobody knows, reads from outside is as empty as there.
         (
-            [f"z = Loop (n, c, q) <body = g (int64 i, bool b, a) => (b, s) {{ {BODIES} }}>"],
+            [f"z = Loop (n, c, q) <body = g (int64 i, bool b, a) => (b, s) {{ {SCORES} }}>"],
             [("Einsum", "#0", "graph > g of '#1'")],
         ),
         (
-            [f"z = other.Foo (q) <body = g () => (s) {{ {BODIES} }}>"],
+            [f"z = other.Foo (q) <body = g () => (s) {{ {SCORES} }}>"],
             [("Einsum", "#0", "graph > g of '#1'")],
         ),
+        # What is not empty has not come from a compression.
+        (
+            ["k = Concat <axis = 0> (q, y)", compress_node(output="c", name="second"), EINSUM.format("c, k")],
+            [("Einsum", "scores", "graph", "second")],
+        ),
+        # A function may be called with fewer inputs than it has.
+        (["k = f.Pair (q, y)", "z = f.Pair (y)"], [("Einsum", "#0", "function f.Pair")]),
         # What an If returns is as empty as in its branches, what another operator returns is not known.
         (["k = If (c) <a = g () => (v) { v = Relu (y) }>", EINSUM.format("k")], []),
         ([f"k = If (c) <a = g () => (v) {{ {MADE} }}>", EINSUM.format("k")], [("Einsum", "scores", "graph")]),
@@ -208,7 +225,10 @@ BODIES = 's = Einsum <equation = "qhd,khd->hqk"> (q, y)'
 )
 def test_what_is_reached(after, expected):
     text = compress(after=after, outputs=["float16 z"]).replace("32, 4] w", f"32, 4] w, {QUERY}, int64 n, bool c")
-    assert words(check(onnx.parser.parse_model(text))) == [(*one, DIES) for one in expected]
+    text = text.replace('"nsa_onnx" : 1', '"nsa_onnx" : 1, "f" : 1') + PAIR
+    assert words(check(onnx.parser.parse_model(text))) == [
+        (*node, DIES.format(*origin or ["nsa"])) for *node, origin in ((*one[:3], one[3:]) for one in expected)
+    ]
 
 
 def nested(depth):

@@ -2,12 +2,14 @@
 several types, no op in torch_npu."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from onnx import AttributeProto, TensorProto
 
-from nsa_onnx.checker import run
+from nsa_onnx.checker import Finding, Severity, run
 from nsa_onnx.checker.rules import registry
 from nsa_onnx.exporters import dynamo, torchscript
 from nsa_onnx.exporters.operators import OPERATORS as TORCH_OPERATORS
@@ -88,6 +90,99 @@ def test_the_model_of_a_run_has_each_output_in_its_own_type():
     types = [output.type.tensor_type.elem_type for output in model.graph.output]
     assert types == [TensorProto.FLOAT, TensorProto.INT32]
     assert [node.op_type for node in model.graph.node].count("Cast") == 2  # x in, y out
+
+
+@pytest.mark.usefixtures("halved")
+@pytest.mark.parametrize(("off", "ulps"), [((0, 0), 0), ((0, 1), 1), ((2, 0), 2), ((3, 4), 4)])
+def test_the_largest_difference_of_all_outputs_is_told(monkeypatch, off, ulps):
+    """Where each may be off: from 8 on, float16 has steps of 1/128."""
+    wanted = Exact(X + 8, np.ones(6)), Exact(X + 16, np.full(6, 9.0))
+    monkeypatch.setattr(Halved, "reference", lambda *given: wanted)
+    results = [wanted[0].values + (X == 1) * off[0] / 128, wanted[1].values + (X == 2) * off[1]]
+    monkeypatch.setattr(run, "_compute", lambda *given: results)
+    assert run._run(FACTS) == run._Outcome(ulps, "six")
+
+
+@pytest.mark.usefixtures("halved")
+@pytest.mark.parametrize(("said", "told"), [("first\nsecond", "first"), ("", "?")])
+def test_what_onnxruntime_refuses_is_a_problem(monkeypatch, said, told):
+    def refuse(*given):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(run, "_compute", refuse)
+    assert run._run(FACTS) == run._Outcome(None, "six", f"onnxruntime does not run it: {told}")
+
+
+MODELS_OF_RUNS = {
+    "Halved": (
+        {"parts": 2, "factor": 0.5},
+        Sample("bfloat16", {"x": X}, ""),
+        """node (float[6] x) => (float[] y, int32[] part) {
+   x_16 = Cast <to: int = 16> (x)
+   y_16, part = nsa_onnx.Halved <parts: int = 2, factor: float = 0.5> (x_16)
+   y = Cast <to: int = 1> (y_16)
+}""",
+    ),
+    # An input that is left out between others, and one at the end.
+    "NsaCompressInfer": (
+        {"compress_stride": 16},
+        Sample(
+            "float16",
+            {"input": np.zeros((1, 64, 1, 16)), "cache": np.zeros((2, 1, 16)), "actual_seq_len": np.array([7])},
+            "",
+        ),
+        """node (float[1,64,1,16] input, float[2,1,16] cache, int64[1] actual_seq_len) => (float[] cache_out) {
+   input_16 = Cast <to: int = 10> (input)
+   cache_16 = Cast <to: int = 10> (cache)
+   cache_out_16 = nsa_onnx.NsaCompressInfer <compress_stride: int = 16> (input_16, "", "", cache_16, actual_seq_len, "")
+   cache_out = Cast <to: int = 1> (cache_out_16)
+}""",
+    ),
+}
+
+
+@pytest.mark.usefixtures("halved")
+@pytest.mark.parametrize("op_type", MODELS_OF_RUNS)
+def test_the_model_of_a_run(op_type):
+    attributes, sample, expected = MODELS_OF_RUNS[op_type]
+    header = '<\n   ir_version: 8,\n   opset_import: ["" : 18, "nsa_onnx" : 1]\n>\n'
+    made = run._model(OPERATORS[op_type], attributes, sample)
+    assert onnx.printer.to_text(made).strip() == header + expected
+
+
+def node(name, place="graph"):
+    return SimpleNamespace(name=name, op_type="Halved", scope=SimpleNamespace(place=place), facts=FACTS)
+
+
+@pytest.mark.usefixtures("halved")
+def test_which_nodes_are_run(monkeypatch):
+    """Those without an error of their own; alike ones once; so many different ones and no more."""
+    runs, outcomes = [], (run._Outcome(1, "six"), run._Outcome(1, "six", "wrong"))
+    monkeypatch.setattr(run, "_run", lambda facts: runs.append(facts) or outcomes[facts is bad])
+    several = [replace(FACTS, inputs={"x": TensorFacts("float16", (size,))}) for size in range(100, 357)]
+    bad = several[1]
+    nodes = [node("a"), node("b"), node("b", "graph > t"), node("b", "graph"), node("none")]
+    nodes[-1].facts = None
+    for facts in several:
+        nodes += [node("first"), node("again")]
+        nodes[-1].facts = nodes[-2].facts = facts
+    error = Finding("NSA003", Severity.ERROR, "", "b", place="graph")
+    findings = [error, replace(error, severity=Severity.WARNING, node="a")]
+    told, found = run.run_nodes(SimpleNamespace(nodes=nodes), findings)
+    assert runs == [FACTS, *several[:255]]
+    assert [(one.node, one.place, one.ulps, one.note) for one in told[:5]] == [
+        ("a", "graph", 1, "six"),
+        ("b", "graph", None, "it has errors"),
+        ("b", "graph > t", 1, "six"),
+        ("b", "graph", None, "it has errors"),
+        ("none", "graph", None, "it has errors"),
+    ]
+    assert [(one.ulps, one.note) for one in told[5:]] == [(1, "six")] * 510 + [(None, "256 other nodes were run")] * 4
+    message = "wrong (six)"
+    hint = "nsa-onnx doctor tells whether the installation is sound"
+    assert found == tuple(
+        Finding("NSA100", Severity.ERROR, message, name, "Halved", "", "graph", hint) for name in ("first", "again")
+    )
 
 
 def test_integers_are_not_rounded():

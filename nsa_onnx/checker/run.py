@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def run_nodes(model: Analysis, found: Sequence[Finding]) -> tuple[tuple[NodeRun,
     findings: list[Finding] = []
     known: dict[object, _Outcome] = {}
     for node in model.nodes:
-        if {(node.name, node.scope.place), (node.name, "")} & errors or node.facts is None:
+        if (node.name, node.scope.place) in errors or node.facts is None:
             outcome = _Outcome(None, "it has errors")
         else:
             key = _identity(node.facts)
@@ -114,8 +115,9 @@ def _run(facts: NodeFacts) -> _Outcome:
         got = _compute(operator, _model(operator, attributes, made), made.values)
     except Exception as error:  # onnxruntime has classes of its own
         return _Outcome(None, made.note, f"onnxruntime does not run it: {(str(error).splitlines() or ['?'])[0]}")
-    outcomes = [_compared(*one, made) for one in zip(operator.outputs, got, exact, strict=True)]
-    return next((outcome for outcome in outcomes if outcome.problem), max(outcomes, key=lambda one: one.ulps or 0))
+    outcomes = list(map(_compared, operator.outputs, got, exact, repeat(made)))
+    wrong = next((outcome for outcome in outcomes if outcome.problem), None)
+    return wrong or _Outcome(max(one.ulps for one in outcomes if one.ulps is not None), made.note)
 
 
 def _attribute(facts: NodeFacts, attribute: Attribute) -> int | float:
@@ -138,32 +140,28 @@ _ELEMENT_TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT
 
 def _model(operator: Operator, attributes: Attributes, made: Sample) -> ModelProto:
     """The node alone. Its floats come and go as float32, which holds them exactly: NumPy has no bfloat16."""
-    nodes, inputs, names = [], [], []
+    node = helper.make_node(operator.op_type, [], [], domain=DOMAIN)
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+    before, inputs, after, outputs = [], [], [], []
     for name in operator.input_names:
         if name not in made.values:
-            names.append("")
+            node.input.append("")
             continue
         value, floats = made.values[name], name in operator.float_inputs
         element = TensorProto.FLOAT if floats else helper.np_dtype_to_tensor_dtype(value.dtype)
         inputs.append(helper.make_tensor_value_info(name, element, value.shape))
-        names.append(name)
+        node.input.append(name)
         if floats:
-            names[-1] = f"{name}_16"
-            nodes.append(helper.make_node("Cast", [name], [names[-1]], to=_ELEMENT_TYPES[made.dtype]))
-    while names[-1] == "":
-        names.pop()
-    results = [f"output_{number}" for number in range(len(operator.outputs))]
-    halves = [
-        f"{result}_16" if one.type == T else result for one, result in zip(operator.outputs, results, strict=True)
-    ]
-    node = helper.make_node(operator.op_type, names, halves, domain=DOMAIN)
-    node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
-    nodes.append(node)
-    pairs = [(half, result) for half, result in zip(halves, results, strict=True) if half != result]
-    nodes += [helper.make_node("Cast", [half], [result], to=TensorProto.FLOAT) for half, result in pairs]
-    types = [helper.np_dtype_to_tensor_dtype(np.dtype(one.dtype("float32"))) for one in operator.outputs]
-    outputs = [helper.make_tensor_value_info(*one, None) for one in zip(results, types, strict=True)]
-    graph = helper.make_graph(nodes, "node", inputs, outputs)
+            node.input[-1] = f"{name}_16"
+            before.append(helper.make_node("Cast", [name], [node.input[-1]], to=_ELEMENT_TYPES[made.dtype]))
+    for one in operator.outputs:
+        node.output.append(one.name)
+        if one.type == T:
+            node.output[-1] = f"{one.name}_16"
+            after.append(helper.make_node("Cast", [node.output[-1]], [one.name], to=TensorProto.FLOAT))
+        element = helper.np_dtype_to_tensor_dtype(np.dtype(one.dtype("float32")))
+        outputs.append(helper.make_tensor_value_info(one.name, element, None))
+    graph = helper.make_graph([*before, node, *after], "node", inputs, outputs)
     # Old enough for every onnxruntime that we support.
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, OPSET_VERSION)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)

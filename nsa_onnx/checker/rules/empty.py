@@ -145,7 +145,7 @@ class _Search:
         values = self.model.values
 
         def constant(index: int) -> Array | None:
-            return values.value(scope, node.input[index]) if index < len(node.input) and node.input[index] else None
+            return values.value(scope, node.input[index])
 
         extents = [
             one.extent if one is not None else _extent(scope, node.input[index]) for index, one in enumerate(inputs)
@@ -160,7 +160,7 @@ class _Search:
             self._keep(scope, name, extent, empty.origin)
 
     def _keep(self, scope: Scope, name: str, extent: Extent | None, origin: NsaNode) -> None:
-        if name and extent is not None and extent.empty:
+        if extent is not None and extent.empty:
             self._values.setdefault((id(scope), name), _Value(extent, origin))
 
     def _call(self, scope: Scope, node: NodeProto, function: Scope, inputs: list[_Value | None]) -> None:

@@ -258,9 +258,9 @@ def typed(change, **more):
 
 
 def in_branch(result, inner, y="3, 4, 16"):
-    """A node in the graph, which makes y, and one in a branch, which makes ``result`` with dim 0 = ``inner``."""
+    """A node in the graph, which makes y, and one in a branch, which makes ``result`` with shape ``inner``."""
     node = compress_node(output=result, name="inner").replace("\n", " ")
-    branch = f"then_branch = t () => (float16[{inner}, 4, 16] {result}) {{ {node} }}"
+    branch = f"then_branch = t () => (float16[{inner}] {result}) {{ {node} }}"
     nodes = [compress_node(), f"z = If (go) <{branch}, else_branch = e () => (o) {{ o = Neg (w) }}>"]
     return model(GIVEN, [f"float16[{y}] y", "z"], nodes, [integers("seq", [40, 100])])
 
@@ -305,13 +305,17 @@ def in_branch(result, inner, y="3, 4, 16"):
             ),
             [],
         ),
-        (in_branch("i", 3), []),
+        (in_branch("i", "3, 4, 16"), []),
         (
-            in_branch("i", 4),
+            in_branch("i", "3, 4, 8"),
+            ["NsaCompress inner | graph > t of '#1' | output | 'i' is declared with dim 2 = 8, inferred is 16"],
+        ),
+        (
+            in_branch("i", "4, 4, 16"),
             ["NsaCompress inner | graph > t of '#1' | output | 'i' is declared with dim 0 = 4, inferred is 3"],
         ),
         (
-            in_branch("y", 5, "4, 4, 16"),
+            in_branch("y", "5, 4, 16", "4, 4, 16"),
             [
                 NSA + "'y' is declared with dim 0 = 4, inferred is 3",
                 "NsaCompress inner | graph > t of '#1' | output | 'y' is declared with dim 0 = 5, inferred is 3",
@@ -326,6 +330,15 @@ def test_declared_types(made, words):
 @pytest.mark.parametrize(("dim", "words"), [("0", []), ("-1", ["'x' is declared with dim 1 = -1"]), ("N", [])])
 def test_negative_dims(dim, words):
     assert said(compress(x=f"T, {dim}, 16"), "NSA019") == words
+
+
+def test_that_shapes_cannot_be_inferred_is_said_unless_an_import_is_missing():
+    unknown = onnx.parser.parse_model(compress(before=["z = other.Foo (x)"]))
+    (words,) = said(unknown, "NSA021")
+    assert words.startswith("shapes could not be inferred: ")
+    del unknown.opset_import[1]
+    assert said(unknown, "NSA021") == []
+    assert said(compress(), "NSA021") == []
 
 
 # --------------------------------------------------------------------------------------------------
@@ -496,8 +509,17 @@ def test_an_operator_that_a_target_does_not_have(monkeypatch):
 def test_a_row_is_reported_by_one_rule():
     one, other = Row("a", TypeError, "x", "", "NSA001"), Row("a", TypeError, "y", "", "NSA002")
     assert rule_of_row([{"a": one}, {"a": one}]) == {"a": "NSA001"}
-    with pytest.raises(ValueError, match="row 'a' is reported by NSA001 and by NSA002"):
-        rule_of_row([{"a": one}, {"a": other}])
+    for first, second in ((one, other), (other, one)):
+        with pytest.raises(ValueError, match=f"row 'a' is reported by {first.rule} and by {second.rule}"):
+            rule_of_row([{"a": first}, {"a": second}])
+
+
+@pytest.mark.parametrize(
+    ("made", "rule_id"),
+    [(compress(dtype="float"), "NSA006"), (compress(stride=8), "NSA011"), (decode(seq=[257, 0, 0]), "NSA015")],
+)
+def test_a_row_is_reported_by_its_rule_alone(made, rule_id):
+    assert {one.rule for one in check(onnx.parser.parse_model(made)).findings} == {rule_id}
 
 
 @pytest.mark.parametrize(

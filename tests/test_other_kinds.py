@@ -10,7 +10,6 @@ import pytest
 from onnx import AttributeProto, TensorProto
 
 from nsa_onnx.checker import Finding, Severity, run
-from nsa_onnx.checker.rules import registry
 from nsa_onnx.exporters import dynamo, torchscript
 from nsa_onnx.exporters.operators import OPERATORS as TORCH_OPERATORS
 from nsa_onnx.graph.tensors import TensorFacts, Unknown
@@ -207,16 +206,6 @@ def test_a_float_attribute_is_told_from_others():
 def test_a_float_goes_to_the_library_as_a_double():
     (value,) = native._converted(0.1)
     assert value.value == 0.1
-
-
-def test_rows_of_one_id_belong_to_one_rule(monkeypatch):
-    assert registry.rule_of_row([{"a": row("a", "NSA001")}, {"a": row("a", "NSA001")}]) == {"a": "NSA001"}
-    with pytest.raises(ValueError, match="row 'a' is reported by NSA001 and by NSA002"):
-        registry.rule_of_row([{"a": row("a", "NSA001")}, {"a": row("a", "NSA002")}])
-
-
-def row(row_id, rule):
-    return replace(next(iter(OPERATORS["NsaCompress"].contract.rows.values())), id=row_id, rule=rule)
 
 
 def test_an_operator_that_torch_npu_does_not_have_is_exported_all_the_same(monkeypatch):

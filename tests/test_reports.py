@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import nsa_models as models
@@ -77,6 +78,57 @@ def test_text_says_rule_node_place_value_bound_and_hint():
     assert "NsaCompress 'nsa', in graph > then of 'if': m" in report(inside).to_text()
 
 
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (Finding("NSA001", Severity.ERROR, "m"), "error NSA001 m"),
+        (Finding("NSA027", Severity.WARNING, "m", place="graph"), "warning NSA027 m"),
+        (Finding("NSA045", Severity.WARNING, "m", "n"), "warning NSA045 node 'n': m"),
+        (Finding("NSA010", Severity.ERROR, "m", "n", "Op", "x", "graph"), "error NSA010 Op 'n': m"),
+        (
+            Finding("NSA010", Severity.ERROR, "m", "n", "Op", "x", "function f.F"),
+            "error NSA010 Op 'n', in function f.F: m",
+        ),
+    ],
+)
+def test_the_line_of_a_finding(found, line):
+    assert report(found).to_text().splitlines()[:-1] == [line]
+    assert report(replace(found, hint="h")).to_text().splitlines()[:-1] == [line, "    hint: h"]
+
+
+def test_a_run_is_a_line_with_its_distance_or_the_reason_why_it_was_not_run():
+    runs = [NodeRun("a", "Op", "graph", 0, "sizes"), NodeRun("b", "Op", "function f.F", None, "why")]
+    assert report(runs=runs).to_text().splitlines()[:-1] == [
+        "ran Op 'a': largest difference 0 ulp (sizes)",
+        "not run Op 'b', in function f.F: why",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("findings", "fails_on_warning", "fails_on_error", "last"),
+    [
+        ([], False, False, "\x1b[32mok\x1b[0m"),
+        ([WARNING], True, False, "\x1b[1;33m0 errors, 1 warning\x1b[0m"),
+        ([finding()], True, True, "\x1b[1;31m1 error, 0 warnings\x1b[0m"),
+        ([WARNING, WARNING, finding(), finding()], True, True, "\x1b[1;31m2 errors, 2 warnings\x1b[0m"),
+    ],
+)
+def test_what_fails_and_the_last_line(findings, fails_on_warning, fails_on_error, last):
+    made = report(*findings)
+    assert (made.fails(), made.fails("warning"), made.fails("error")) == (*[fails_on_warning] * 2, fails_on_error)
+    assert made.ok is not fails_on_warning
+    assert made.to_text(color=True).splitlines()[-1] == f"models/m.onnx: {last} (1 NSA node checked)"
+    assert made.summary(color=True) == f"models/m.onnx: {last} (1 NSA node checked)"
+    assert "\x1b" not in made.summary() + made.to_text()
+
+
+def test_lines_in_colour():
+    first, hint, last = report(finding("m", hint="h"), model="").to_text(color=True).splitlines()
+    assert first == "\x1b[1;31merror\x1b[0m NSA010 \x1b[1mNsaCompress 'nsa'\x1b[0m: m"
+    assert hint == "\x1b[2m    hint: h\x1b[0m"
+    assert last == "model: \x1b[1;31m1 error, 0 warnings\x1b[0m (1 NSA node checked)"
+
+
 @each_outcome
 def test_colour_adds_nothing_but_colour_and_only_where_it_is_wanted(outcomes):
     plain, colored = render("text", *outcomes), render("text", *outcomes, color=True)
@@ -111,6 +163,25 @@ def test_names_neither_steer_a_terminal_nor_forge_lines_nor_command_a_runner(nam
 
 # --------------------------------------------------------------------------------------------------
 # JSON
+
+
+def test_json_has_what_passes_and_what_fails_and_runs_only_if_there_were_some():
+    data = report(
+        finding(), finding(), finding("of the model", node=""), WARNING, nodes=("nsa", "b", "other")
+    ).to_dict()
+    assert data["summary"] == {
+        "ok": False,
+        "errors": 3,
+        "warnings": 1,
+        "nodes": 3,
+        "passing": ["b"],
+        "failing": ["nsa", "other"],
+    }
+    assert [entry["nodes"] for entry in data["entries"]] == [["nsa"], ["nsa"], [], ["other"]]
+    assert "runs" not in data
+    assert report(runs=[NodeRun("a", "Op", "graph", 0, "s")]).to_dict()["runs"] == [
+        {"node": "a", "op_type": "Op", "place": "graph", "ulps": 0, "note": "s"}
+    ]
 
 
 def test_json_of_one_named_model_is_the_reports_own():

@@ -76,7 +76,8 @@ def _observed(model: Analysis, rule_id: str) -> Iterator[Finding]:
             seen.add(key)
             same = [n for n in model.nodes if n.op_type == op_type and is_shown_as(name, n.proto.name)]
             same = same or [n for n in model.nodes if n.op_type == op_type and not n.proto.name]
-            if len(same) == 1:
-                yield finding(same[0], violation.message, violation.row.argument)
-            else:
-                yield note(violation.message, node=name, op_type=op_type, argument=violation.row.argument)
+            match same:
+                case [node]:
+                    yield finding(node, violation.message, violation.row.argument)
+                case _:
+                    yield note(violation.message, node=name, op_type=op_type, argument=violation.row.argument)

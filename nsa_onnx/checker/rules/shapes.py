@@ -26,7 +26,7 @@ def _shapes(model: Analysis) -> Iterator[Finding]:
 
     A runtime believes declared shapes when it plans memory; a wrong one fails there, or later.
     """
-    main = {name: node for node in model.nodes if node.scope.place == "graph" for name in node.proto.output}
+    main = {name: node for node in model.nodes if node.scope is model.scopes[0] for name in node.proto.output}
     graph = model.proto.graph
     reported: set[str] = set()
     for value in (*graph.output, *graph.value_info):

@@ -21,7 +21,7 @@ from nsa_onnx.operators.contract import Row
 from nsa_onnx.operators.expand import expand
 from nsa_onnx.operators.model_text import integers, model
 from nsa_onnx.operators.nsa_compress.rule_examples import RULE_EXAMPLES, compress, compress_node
-from nsa_onnx.operators.nsa_compress_attention.rule_examples import attention
+from nsa_onnx.operators.nsa_compress_attention.rule_examples import attention, attention_node
 from nsa_onnx.operators.nsa_compress_infer.rule_examples import RULE_EXAMPLES as RULE_EXAMPLES_OF_DECODE
 from nsa_onnx.operators.nsa_compress_infer.rule_examples import decode, decode_node
 from nsa_onnx.rulebook.rule import made_by, note, rule
@@ -265,6 +265,20 @@ def in_branch(result, inner, y="3, 4, 16"):
     return model(GIVEN, [f"float16[{y}] y", "z"], nodes, [integers("seq", [40, 100])])
 
 
+# A node in a branch whose first output nobody declares.
+SECOND = model(
+    [
+        *("float16[T1, 4, 32] q", "float16[Tc, 2, 32] k", "float16[Tc, 2, 16] v", "int64[B] ends", "int64[B] tokens"),
+        *("int64[B] blocks", "bool go"),
+    ],
+    ["z"],
+    [
+        f"z = If (go) <then_branch = t () => (int32[T1, 2, 3] t) {{ {attention_node(outputs='o, t', name='inner')} }}, "
+        "else_branch = e () => (o) { o = Neg (q) }>"
+    ],
+)
+
+
 @pytest.mark.parametrize(
     ("made", "words"),
     [
@@ -304,6 +318,10 @@ def in_branch(result, inner, y="3, 4, 16"):
                 "] w", "] w, int64[K] s"
             ),
             [],
+        ),
+        (
+            SECOND,
+            ["NsaCompressAttention inner | graph > t of '#0' | output | 't' is declared with dim 2 = 3, inferred is 2"],
         ),
         (in_branch("i", "3, 4, 16"), []),
         (

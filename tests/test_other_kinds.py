@@ -149,6 +149,19 @@ def test_the_model_of_a_run(op_type):
     assert onnx.printer.to_text(made).strip() == header + expected
 
 
+RESHAPED = """<ir_version: 8, opset_import: ["" : 18]>
+    g (float[6] x, int64[2] s) => (float[A, B] y) { y = Reshape (x, s) }"""
+
+
+def test_what_fails_in_onnxruntime_is_told_by_the_exception_alone(capfd):
+    made = onnx.parser.parse_model(RESHAPED)
+    (result,) = run._compute(HALVED, made, {"x": X, "s": np.array([3, 2])})
+    assert result.tolist() == X.reshape(3, 2).tolist() and result.dtype == np.float64
+    with pytest.raises(Exception, match="cannot be reshaped"):
+        run._compute(HALVED, made, {"x": X, "s": np.array([4, 4])})
+    assert capfd.readouterr() == ("", "")
+
+
 def node(name, place="graph"):
     return SimpleNamespace(name=name, op_type="Halved", scope=SimpleNamespace(place=place), facts=FACTS)
 

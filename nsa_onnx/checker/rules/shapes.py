@@ -66,7 +66,8 @@ def _difference(declared: TypeProto, inferred: TypeProto) -> str:
         return ""
     if len(mine.shape.dim) != len(other.shape.dim):
         return f"is declared with rank {len(mine.shape.dim)}, inferred with rank {len(other.shape.dim)}"
-    for axis, (dim, other_dim) in enumerate(zip(mine.shape.dim, other.shape.dim, strict=True)):
+    for axis, dim in enumerate(mine.shape.dim):
+        other_dim = other.shape.dim[axis]
         both = dim.HasField("dim_value") and other_dim.HasField("dim_value")
         if both and dim.dim_value != other_dim.dim_value:
             return f"is declared with dim {axis} = {dim.dim_value}, inferred is {other_dim.dim_value}"

@@ -66,6 +66,35 @@ def test_sizes_are_compared_through_nodes_that_change_the_form_only():
         assert "other, ends" in changed and found(changed, "NSA046") == expected
 
 
+AGREEING = RULE_EXAMPLES["NSA046"].accepted
+SIZE = "select_block_size"
+MADE = "topk_indices was made with {} = {} by NsaCompressAttention, got {}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (AGREEING, []),
+        (RULE_EXAMPLES["NSA046"].triggers, [MADE.format(SIZE, 64, 128)]),
+        (AGREEING.replace(f"{SIZE} = 64", f"{SIZE} = 128", 1), [MADE.format(SIZE, 128, 64)]),
+        # What is not there or unknown is for other rules.
+        (AGREEING.replace(f"{SIZE} = 64, ", "", 1), []),
+        (AGREEING.replace("c, topk = ", "topk = "), []),
+        (AGREEING.replace("c, topk = ", "topk, c = "), []),
+        (AGREEING.replace("k, v, topk", 'k, v, ""'), []),
+    ],
+)
+def test_stages_agree_in_their_sizes(text, words):
+    assert found(text, "NSA046") == words
+
+
+def test_a_prefill_that_looks_ahead_says_why():
+    (told,) = check(onnx.parser.parse_model(RULE_EXAMPLES["NSA047"].triggers)).findings
+    assert (told.rule, told.argument, told.node) == ("NSA047", "causal", "nsa")
+    assert told.message == "causal = 0, so a query token sees the later tokens of its blocks"
+    assert found(RULE_EXAMPLES["NSA047"].accepted, "NSA047") == []
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -29,7 +29,7 @@ def _disagreeing(model: Analysis) -> Iterator[Finding]:
     made = dict(_made(model))
     for node, operator, facts in ours(sound(model.nodes)) if made else ():
         for one, name in zip(operator.inputs, node.proto.input, strict=False):
-            found = made_by(node.scope, name, _FORM) if one.agrees and name else None
+            found = made_by(node.scope, name, _FORM) if one.agrees else None
             if found is None or (id(found[0]), found[1]) not in made:
                 continue
             maker, output = made[id(found[0]), found[1]]
@@ -44,7 +44,7 @@ def _made(model: Analysis) -> Iterator[tuple[tuple[int, str], tuple[NodeFacts, O
     """The nodes that make something that others must agree in, by scope and name of the value."""
     for node, operator, facts in ours(model.nodes):
         for output, name in zip(operator.outputs, node.proto.output, strict=False):
-            if output.agrees and name:
+            if output.agrees:
                 yield (id(node.scope), name), (facts, output)
 
 
@@ -63,7 +63,8 @@ def _made(model: Analysis) -> Iterator[tuple[tuple[int, str], tuple[NodeFacts, O
 def _future(model: Analysis) -> Iterator[Finding]:
     for node, operator, facts in ours(sound(model.nodes)):
         if (told := operator.looks_ahead(facts)) is not None:
-            yield finding(node, told[1], told[0])
+            argument, reason = told
+            yield finding(node, reason, argument)
 
 
 @general(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from onnx import NodeProto
 
@@ -130,7 +131,7 @@ def _too_many_pages(taken: _Taken) -> Iterator[Finding]:
         page, there = taken.facts.integer(page_size), taken.facts.tensor(pages).dim(axis)
         if values is None or page is None or there is None:
             return
-        differences = [end - start for start, end in zip([0, *values[:-1]], values, strict=True)]
+        differences = [end - start for start, end in pairwise([0, *values])]
         needed, if_differences = _pages(values, page), _pages(differences, page)
         if all(one >= 0 for one in differences) and needed > there >= if_differences:
             yield taken.finding(

@@ -570,10 +570,10 @@ SUMMED = (
 AXIS = "axis = Constant <value_int = 0> ()"
 
 
-def one_sequence(text):
-    for before, after in ((" slots", "1"), (" table", "1, 4")):
-        text = re.sub(r"\[[^]]*\]" + before, f"[{after}]{before}", text)
-    return text.replace("int64[2] ends = {40, 100}", "int64[1] ends = {100}").replace("[3, 4, 16] y", "[5, 4, 16] y")
+def given(batch):
+    """The same lengths for prefill and decode, as an input of the graph."""
+    text = re.sub(r"<int64\[2\] ends = {40, 100}>\n", "", MIXED.triggers)
+    return text.replace("float16[32, 4] w,", f"float16[32, 4] w, int64[{batch}] ends,")
 
 
 def computed(*nodes, batch=3):
@@ -599,7 +599,7 @@ def too_many(needed, there, otherwise):
         (MIXED.triggers, [ALSO]),
         (MIXED.accepted, []),
         (MIXED.accepted.replace("{40, 60}", "{40, 100}"), [ALSO]),
-        (one_sequence(MIXED.triggers), []),
+        *((given(batch), words) for batch, words in (("2", [ALSO]), ("B", [ALSO]), ("1", []), ("0", []))),
         (computed("seq = CumSum (given, axis)"), [FROM_CUMSUM]),
         (computed("s = CumSum (given, axis)", "seq = Identity (s)"), [FROM_CUMSUM]),
         (computed("s = CumSum (given, axis)", "seq = Neg (s)"), []),
@@ -612,10 +612,13 @@ def too_many(needed, there, otherwise):
         (pages(5, 65, 128, 192, 256, 320), []),
         (pages(5, 64, 128, 192, 256, 256), too_many(14, 5, 4)),  # the last sequence is empty
         (pages(12, 320, 256, 192, 128, 64), []),
+        (pages(5, 64, 128, 192, 256, 255), []),
         (pages(14, 64, 128, 192, 256, 320).replace("12, 64", "P, 64"), too_many(15, 14, 5)),
         (pages(14, 64, 128, 192, 256, 320).replace("14, 64", "P, 64"), []),
         (pages(14, 64, 128, 192, 256, 321), []),  # for NSA015
         (compress(before=[AXIS], after=["s = CumSum (seq, axis)"], outputs=["int64[B] s"]), [SUMMED]),
+        (compress(after=["s = CumSum (w, seq)"]), []),
+        (compress(after=["s = CumSum ()"]), []),
         (compress(before=[AXIS], after=["s = Sum (seq)"], outputs=["int64[B] s"]), []),
         (compress(before=[AXIS], after=["s = Abs (seq)"], outputs=["int64[B] s"]), []),
     ],
@@ -654,6 +657,19 @@ TABLE = "NsaCompressInfer nsa | graph | block_table | block_table{}"
         (decode(pages=[11] * 12), "NSA029", []),
         (decode(seq=[33, 33, 33], slots=[9, 1, 1]), "NSA029", []),
         (decode(slots=[9, 1, 2], block=33, w="33, 4"), "NSA029", []),  # for NSA011
+        # Constant lengths are of one node: the other one may write in any step.
+        (
+            decode(
+                seq=[33, 33, 33],
+                slots=[9, 1, 1],
+                after=[decode_node("x, w, slots, cache_out, n, table", "c", name="b")],
+            ).replace("] w,", "] w, int64[3] n,", 1),
+            "NSA029",
+            [
+                SLOT.replace("nsa", "b").format(w)
+                for w in ("[0] should be < 9, got 9", "[2] should differ from slot_mapping[1], got 1")
+            ],
+        ),
         (UNREADABLE, "NSA029", []),  # for NSA017
         (UNREADABLE, "NSA017", [SLOT.format(": the data of 'slots' does not fit its shape [4]")]),
     ],

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 from onnx import NodeProto
 
 from ...analysis import Analysis, NsaNode
@@ -110,7 +111,7 @@ def _identities(taken: _Taken) -> Iterator[object]:
 
 def _several(taken: _Taken) -> bool:
     """Whether there may be more than one sequence: the lengths of a single one are its prefix sums."""
-    return taken.facts.tensor(taken.input.name).dim(0) not in (0, 1)
+    return taken.facts.tensor(taken.input.name).shape not in ((0,), (1,))
 
 
 def _maker(taken: _Taken) -> NodeProto | None:
@@ -120,8 +121,8 @@ def _maker(taken: _Taken) -> NodeProto | None:
 
 
 def _summed(model: Analysis) -> set[object]:
-    nodes = ((scope, node) for scope in model.scopes for node in scope.nodes if node.op_type == "CumSum" and node.input)
-    return {(id(scope.home(node.input[0])), node.input[0]) for scope, node in nodes}
+    nodes = ((scope, node) for scope in model.scopes for node in scope.nodes if node.op_type == "CumSum")
+    return {(id(scope.home(name)), name) for scope, node in nodes for name in node.input[:1]}
 
 
 def _too_many_pages(taken: _Taken) -> Iterator[Finding]:
@@ -191,18 +192,10 @@ def _indices(model: Analysis) -> Iterator[Finding]:
             bound, values = facts.tensor(name).dim(axis), constant.ravel().tolist()
             wrong = next((i for i, value in enumerate(values) if bound is not None and value >= bound), None)
             if wrong is not None:
-                index = ", ".join(map(str, _unraveled(wrong, constant.shape)))
+                index = ", ".join(map(str, np.unravel_index(wrong, constant.shape)))
                 yield finding(node, f"{one.name}[{index}] should be < {bound}, got {values[wrong]}", one.name)
             if one.distinct:
                 yield from _duplicate(node, one.name, values)
-
-
-def _unraveled(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    place: list[int] = []
-    for dim in reversed(shape):
-        index, rest = divmod(index, dim)
-        place.insert(0, rest)
-    return tuple(place)
 
 
 def _duplicate(node: NsaNode, name: str, indices: Sequence[int]) -> Iterator[Finding]:

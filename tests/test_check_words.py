@@ -627,6 +627,11 @@ def test_lengths_and_prefix_sums(made, words):
     assert said(made, "NSA023") == words
 
 
+def segments(*ends):
+    return compress(x=f"{ends[-1]}, 4, 16", seq=ends)
+
+
+SHORT = "NsaCompress nsa | graph | actual_seq_len | T' = 0: {}"
 UNUSED = ["domain nsa_onnx is imported, and no node is of it"]
 SLOT = "NsaCompressInfer nsa | graph | slot_mapping | slot_mapping{}"
 UNREADABLE = decode(slots=[1, 2, 3], pages=[99] * 12).replace("int32[3] slots", "int32[4] slots")
@@ -640,6 +645,9 @@ TABLE = "NsaCompressInfer nsa | graph | block_table | block_table{}"
         (model(["float16[2] x"], ["float16[2] y"], ["y = Neg (x)"], imports='"zoo" : 1'), "NSA027", []),
         (model(["float16[2] x"], ["float16[2] y"], ["y = Neg (x)"], imports='"mine" : 1'), "NSA027", []),
         (model([], [], []), "NSA027", []),
+        (segments(31, 62), "NSA022", [SHORT.format("no segment has compress_block_size = 32 tokens")]),
+        (segments(31, 63), "NSA022", []),
+        (segments(31, 62).replace("stride = 16", "stride = 8"), "NSA022", []),  # for NSA011
         (compress(), "NSA027", []),
         (decode(slots=[1, -1, 8]), "NSA029", []),
         (decode(slots=[0, -1, -1]), "NSA029", []),
@@ -676,6 +684,10 @@ TABLE = "NsaCompressInfer nsa | graph | block_table | block_table{}"
 )
 def test_imports_and_indices(made, rule, words):
     assert said(made, rule) == words
+
+
+def test_only_a_compression_may_have_no_rows():
+    assert RULES["NSA022"].documentation.startswith("T' of NsaCompress is not 0: ")
 
 
 WRITTEN = RULE_EXAMPLES["NSA028"].triggers

@@ -19,15 +19,15 @@ from ...rulebook.finding import Finding, Severity
 from ...rulebook.rule import connected, finding, made_by, note, op_types, ours, sound, taking
 from .registry import general
 
-# Operators whose outputs have a dim of their own.
-_WITH_ROWS = op_types(lambda operator: any(() in output.dims for output in operator.outputs))
+# Operators whose result may be empty, for all that is known of a node of which nothing is known.
+_MAY_BE_EMPTY = op_types(lambda operator: operator.may_be_empty(NodeFacts(operator.op_type, {}, {})))
 
 
 @general(
     "NSA022",
     "some window is complete",
     severity=Severity.WARNING,
-    documentation=f"""T' of {listed(_WITH_ROWS)} is not 0: some segment is at least as long as a window.
+    documentation=f"""T' of {listed(_MAY_BE_EMPTY)} is not 0: some segment is at least as long as a window.
 
     An empty result is legal, and [0, N, D] is what it then is, but as a constant it is rarely meant.
     """,

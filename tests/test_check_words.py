@@ -686,7 +686,9 @@ def test_imports_and_indices(made, rule, words):
     assert said(made, rule) == words
 
 
-def test_only_a_compression_may_have_no_rows():
+def test_operators_are_named_that_a_rule_is_about():
+    sums = "NsaCompress, NsaCompressAttention and NsaSelectedAttention take prefix sums"
+    assert RULES["NSA015"].documentation.startswith(sums)
     assert RULES["NSA022"].documentation.startswith("T' of NsaCompress is not 0: ")
 
 
@@ -755,9 +757,9 @@ def test_a_rule_s_examples_are_the_first_that_an_operator_has():
 
 def test_lines_of_a_documentation_that_are_wider_than_a_page_are_broken():
     fits, wide = "word " * 23 + "end", "word " * 23 + "ends"
-    made = rule("NSA999", "title", documentation=f"{fits}\nas it is\n\n{wide}\nbroken")(checks)
+    made = rule("NSA999", "title", documentation=f"as\n{fits}\n\n{wide}\nbroken")(checks)
     assert len(fits) == 118
-    assert made.documentation == f"{fits}\nas it is\n\n{wide[:114]}\nends broken"
+    assert made.documentation == f"as\n{fits}\n\n{wide[:114]}\nends broken"
 
 
 def chain(length, first="Neg"):

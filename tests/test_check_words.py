@@ -779,5 +779,7 @@ def test_a_value_is_followed_back_to_what_made_it_and_not_for_ever():
     for name in ("", "nowhere", "x"):
         assert made_by(chain(1), name, {"Identity"}) is None
     cut = chain(1)
+    cut.graph.node[1].input.append("x")  # of several inputs it is the first
+    assert made_by(cut, "n", {"Identity"}) == (cut, "n0")
     del cut.graph.node[1].input[:]
     assert made_by(cut, "n", {"Identity"}) is None

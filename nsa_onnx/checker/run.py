@@ -150,15 +150,19 @@ def _model(operator: Operator, attributes: Attributes, made: Sample) -> ModelPro
         value, floats = made.values[name], name in operator.float_inputs
         element = TensorProto.FLOAT if floats else helper.np_dtype_to_tensor_dtype(value.dtype)
         inputs.append(helper.make_tensor_value_info(name, element, value.shape))
-        node.input.append(name)
+        half = f"{name}_16"
         if floats:
-            node.input[-1] = f"{name}_16"
-            before.append(helper.make_node("Cast", [name], [node.input[-1]], to=_ELEMENT_TYPES[made.dtype]))
+            node.input.append(half)
+            before.append(helper.make_node("Cast", [name], [half], to=_ELEMENT_TYPES[made.dtype]))
+        else:
+            node.input.append(name)
     for one in operator.outputs:
-        node.output.append(one.name)
+        half = f"{one.name}_16"
         if one.type == T:
-            node.output[-1] = f"{one.name}_16"
-            after.append(helper.make_node("Cast", [node.output[-1]], [one.name], to=TensorProto.FLOAT))
+            node.output.append(half)
+            after.append(helper.make_node("Cast", [half], [one.name], to=TensorProto.FLOAT))
+        else:
+            node.output.append(one.name)
         element = helper.np_dtype_to_tensor_dtype(np.dtype(one.dtype("float32")))
         outputs.append(helper.make_tensor_value_info(one.name, element, None))
     graph = helper.make_graph([*before, node, *after], "node", inputs, outputs)

@@ -38,7 +38,7 @@ def python_mutants(text: str) -> list[str]:
 
 
 def meaning(text: str) -> str | None:
-    """The syntax tree without annotations and ``frozen``, which type checkers ask for; None if there is none."""
+    """The syntax tree without annotations, ``frozen`` and ``strict``, which linters ask for; None if there is none."""
     try:
         tree = ast.parse(text)
     except SyntaxError:
@@ -48,7 +48,7 @@ def meaning(text: str) -> str | None:
             node.returns = None
         elif isinstance(node, (ast.arg, ast.AnnAssign)):
             node.annotation = ast.Constant(None)
-        elif isinstance(node, ast.keyword) and node.arg == "frozen":
+        elif isinstance(node, ast.keyword) and node.arg in ("frozen", "strict"):
             node.value = ast.Constant(None)
     return ast.dump(tree)
 

@@ -61,11 +61,11 @@ def softmax(
     highest = logits.max(-1, keepdims=True)
     numbers = np.exp(logits - highest)
     values = numbers / numbers.sum(-1, keepdims=True)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         delta = gamma(dim + 3) * abs(factor) * sizes + 3 * _UNIT * (np.abs(logits) + np.abs(highest))
         off = np.where(seen, np.expm1(delta) * (1 + EXP_ERROR) + EXP_ERROR, 0.0)
         total = (values * off).sum(-1, keepdims=True) + gamma(products.shape[-1])
-        relative = np.where(total < 1, (1 + off) * (1 + 2 * _UNIT) / np.maximum(1 - total, _TINY) - 1, np.inf)
+        relative = (1 + off) * (1 + 2 * _UNIT) / np.fmax(1 - total, 0) - 1  # infinite where all may be error
         slack = np.where(values > 0, values * relative, 0.0) + np.where(seen, _TINY, 0.0)
     return Chances(values, np.minimum(slack, 1.0))
 

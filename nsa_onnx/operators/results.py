@@ -18,6 +18,7 @@ from .contract import DTYPES
 from .numbers import Floats, rounded, ulps
 
 _Mask = npt.NDArray[np.bool_]
+_REFERENCE = "; the float64 reference says {reference}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Exact:
         outside = ~((got >= low) & (got <= high))  # NaN is outside
         if not outside.any():
             return Verdict(worst)
-        at = _place(np.where(outside, distance, -1))
+        at = _place(outside * distance)
         problem = f"{name}{list(at)} is {got[at]:.6g}, the float64 reference says {wanted[at]:.6g}"
         off = f"{int(outside.sum())} of {got.size} elements are off, by up to {worst}"
         if dtype in DTYPES:
@@ -93,7 +94,7 @@ class Ranked:
     def values(self) -> Integers:
         """The indices by the scores themselves."""
         shape = (*self.scores.shape[:-1], self.count)
-        order: Integers = np.full(shape, -1, np.int64)
+        order: Integers = np.zeros(shape, np.int64)
         first = np.argsort(-self.scores, axis=-1, kind="stable")[..., : self.count]
         order[..., : first.shape[-1]] = first
         order[np.arange(self.count) >= self._taken()[..., None]] = -1
@@ -111,72 +112,59 @@ class Ranked:
         for check in (self._padding, self._range, self._twice, self._forced, self._order, self._missed):
             wrong, why = check(got, expected)
             if wrong.any():
-                at = _place(wrong)
-                rows = int(wrong.any(-1).sum())
-                text = f"{name}{list(at)} is {got[at]:.6g}{why.format(*self._values_at(at, expected))}"
-                return Verdict(0, f"{text}; {rows} of {max(1, got[..., 0].size)} rows are off")
+                at, rows = _place(wrong), wrong.any(-1)
+                reason = why.format(row_has=self._taken()[at[:-1]], reference=expected[at])
+                return Verdict(
+                    0, f"{name}{list(at)} is {got[at]:.6g}{reason}; {rows.sum()} of {rows.size} rows are off"
+                )
         return Verdict(0)
-
-    def _values_at(self, at: tuple[int, ...], expected: Integers) -> tuple[object, ...]:
-        """What the messages may name: how many the row has, how many candidates, what the reference says."""
-        return int(self._taken()[at[:-1]]), self.scores.shape[-1], int(expected[at])
 
     # Each check gives the places [..., k] that are wrong, and why. It may rely on those before it.
 
     def _padding(self, got: Floats, expected: Integers) -> tuple[_Mask, str]:
-        return (expected == -1) & (got != -1), ", but this row has only {0} indices: the rest is -1"
+        return (expected < 0) & (got != -1), ", but this row has only {row_has} indices: the rest is -1"
 
     def _range(self, got: Floats, expected: Integers) -> tuple[_Mask, str]:
-        candidates = self.scores.shape[-1]
-        inside = (got >= 0) & (got < candidates) & (got == np.floor(got))  # NaN is not
-        if candidates:
-            inside &= _take(self.scores, np.where(inside, got, 0).astype(np.int64)) > -np.inf
-        return (expected != -1) & ~inside, ", which is no index of this row; the float64 reference says {2}"
+        inside = (got >= 0) & (got < self.scores.shape[-1]) & (np.floor(got) >= got)  # NaN is not
+        inside &= _take(self.scores, np.where(inside, got, expected).astype(np.int64)) > -np.inf
+        return (expected >= 0) & ~inside, f", which is no index of this row{_REFERENCE}"
 
     def _twice(self, got: Floats, expected: Integers) -> tuple[_Mask, str]:
         order = np.argsort(got, axis=-1, kind="stable")
         ascending = np.take_along_axis(got, order, -1)
         again = np.zeros(got.shape, bool)
-        again[..., 1:] = (ascending[..., 1:] == ascending[..., :-1]) & (ascending[..., 1:] != -1)
+        again[..., 1:] = (ascending[..., :-1] >= ascending[..., 1:]) & (ascending[..., 1:] >= 0)
         wrong = np.zeros(got.shape, bool)
         np.put_along_axis(wrong, order, again, -1)
         return wrong, ", which stands in this row twice"
 
     def _forced(self, got: Floats, expected: Integers) -> tuple[_Mask, str]:
-        forced = (expected != -1) & (_take(self.scores, np.maximum(expected, 0)) == np.inf)
-        return forced & (got != expected), ", but {2} is certainly selected and comes here"
-
-    def _bounds_of(self, got: Floats, expected: Integers) -> tuple[Floats, Floats]:
-        """The lowest and the highest that the scores of the selected may be; padding is between all others."""
-        index, padding = np.maximum(got, 0).astype(np.int64), expected == -1
-        with np.errstate(invalid="ignore"):
-            score, slack = _take(self.scores, index), _take(self.slack, index)
-        low = np.where(padding, -np.inf, score - slack)
-        high = np.where(padding, np.inf, score + slack)
-        return low, high
+        forced = np.isposinf(_take(self.scores, expected))
+        return forced & (got != expected), ", but {reference} is certainly selected and comes here"
 
     def _order(self, got: Floats, expected: Integers) -> tuple[_Mask, str]:
-        low, high = self._bounds_of(got, expected)
+        index = got.astype(np.int64)
+        low, high = _take(self.scores - self.slack, index), _take(self.scores + self.slack, index)
         before = np.full(got.shape, np.inf)
         before[..., 1:] = np.minimum.accumulate(high, axis=-1)[..., :-1]
-        return low > before, ", whose score is certainly higher than one before it; the float64 reference says {2}"
+        return low > before, f", whose score is certainly higher than one before it{_REFERENCE}"
 
     def _missed(self, got: Floats, expected: Integers) -> tuple[_Mask, str]:
-        _, high = self._bounds_of(got, expected)
-        left = self.scores - self.slack
-        # One place more than candidates, for padding.
-        left = np.concatenate([left, np.full((*left.shape[:-1], 1), -np.inf)], -1)
-        index = np.where(expected == -1, left.shape[-1] - 1, got).astype(np.int64)
+        index = got.astype(np.int64)
+        left = _with_none(self.scores - self.slack)
         np.put_along_axis(left, index, -np.inf, -1)
-        best = left.max(-1, keepdims=True)
-        return high < best, ", whose score is certainly lower than one that is left out; the float64 reference says {2}"
+        missed = _take(self.scores + self.slack, index) < left.max(-1, keepdims=True)
+        return missed, f", whose score is certainly lower than one that is left out{_REFERENCE}"
+
+
+def _with_none(values: Floats) -> Floats:
+    """One place more in each row, for the index -1: no candidate."""
+    return np.insert(values, values.shape[-1], -np.inf, axis=-1)
 
 
 def _take(values: Floats, index: Integers) -> Floats:
-    """Values of each row; of no candidates, anything."""
-    if not values.shape[-1]:
-        return np.zeros(index.shape)
-    taken: Floats = np.take_along_axis(values, index, -1)
+    """Values of each row, whose indices may be -1."""
+    taken: Floats = np.take_along_axis(_with_none(values), index, -1)
     return taken
 
 

@@ -74,7 +74,7 @@ def rows_run(attributes: Attributes, heads: Heads) -> int:
     """Rows that are run at most."""
     values = heads.query * (heads.dim + heads.value_dim)
     products: int = values * attributes[SELECT] * attributes[COUNT]
-    return min(most_rows(values), max(1, _MOST_WORK // max(1, products)))
+    return min(most_rows(values), max(1, _MOST_WORK // products))
 
 
 def some_blocks(lengths: Integers, own: Integers, kv_heads: int, attributes: Attributes) -> Integers:
@@ -88,5 +88,5 @@ def some_blocks(lengths: Integers, own: Integers, kv_heads: int, attributes: Att
     select, count = attributes[SELECT], attributes[COUNT]
     blocks = -(-lengths // select)[:, None, None]
     topk: Integers = np.floor(generator.random((len(lengths), kv_heads, count)) * (blocks + 1)).astype(np.int64) - 1
-    topk[:, :, 0] = np.minimum(own // select, blocks[:, 0, 0] - 1)[:, None]
+    topk[:, :, 0] = np.minimum(own // select, blocks.ravel() - 1)[:, None]
     return topk

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nsa_onnx
-from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators import OPERATORS, attention_numpy, selected_numpy
+from nsa_onnx.operators.attention_numpy import row_tiles
 from nsa_onnx.runtime import native
 
 KERNELS = ("native", "numpy")
@@ -21,8 +22,10 @@ ORACLES = {cases.PrefillCall: cases.prefill, cases.DecodeCall: cases.decode}
 
 def run(call, kernel="native"):
     with pytest.MonkeyPatch.context() as patch:
-        if kernel == "numpy":
+        if kernel != "native":
             patch.setattr(native, "has", lambda _: False)
+        if kernel == "numpy, row by row":
+            patch.setattr(attention_numpy, "_MOST_LOGITS", 1)
         return getattr(nsa_onnx, CALLS[type(call)])(**call.arguments)
 
 
@@ -74,32 +77,6 @@ def sizes(draw):
     }
 
 
-@settings(max_examples=60)
-@given(prefill_calls() | decode_calls(), st.sampled_from(KERNELS))
-def test_any_call_is_within_the_bound_of_both_references(call, kernel):
-    check(call, kernel)
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("dtype", cases.DTYPES)
-@pytest.mark.parametrize(
-    ("dim", "value_dim", "heads", "kv_heads"), [(192, 128, 16, 1), (512, 512, 3, 3), (16, 16, 128, 1)]
-)
-def test_the_sizes_of_models_and_the_largest(dtype, dim, value_dim, heads, kv_heads, kernel):
-    own = {"dim": dim, "value_dim": value_dim, "heads": heads, "kv_heads": kv_heads, "dtype": dtype}
-    rng = np.random.default_rng(0)
-    check(cases.prefill_call(rng, [5, 0, 9], [70, 3, 200], select=64, count=16, causal=True, **own), kernel)
-    check(cases.decode_call(rng, [513, 64, 0, 1], select=64, count=16, page=128, **own), kernel)
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("count", [1, 128])
-def test_the_most_blocks_of_the_most_tokens(count, kernel):
-    rng = np.random.default_rng(count)
-    check(cases.prefill_call(rng, [2], [3000], select=128, count=count, heads=2, kv_heads=1), kernel)
-    check(cases.decode_call(rng, [3000], select=128, count=count, heads=2, kv_heads=1, page=1024), kernel)
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
     ("lengths", "key_lengths"),
@@ -131,6 +108,35 @@ def test_a_row_without_any_block_is_zero(kernel):
     got = check(call, kernel)
     assert not got[1].any() and got[0].any()
     assert not np.signbit(got[1].astype(np.float32)).any()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_heads_of_which_no_row_has_a_block_are_zero(kernel):
+    call = cases.prefill_call(np.random.default_rng(3), [2], [40])
+    call.topk[:, 0], call.topk[:, 1] = -1, [0, 2, -1]
+    got = check(call, kernel)
+    assert not got[:, :2].any() and got[:, 2:].any()
+
+
+@pytest.mark.parametrize(
+    ("asked", "tiles"),
+    [
+        ((3, 10, 2**20), [(3, 5), (5, 7), (7, 9), (9, 10)]),
+        ((0, 3, 2**22), [(0, 1), (1, 2), (2, 3)]),
+        ((0, 2**21 + 1, 1), [(0, 2**21), (2**21, 2**21 + 1)]),
+        ((0, 9, 0), [(0, 9)]),
+        ((4, 4, 1), []),
+    ],
+)
+def test_numpy_computes_two_million_logits_at_once(asked, tiles):
+    assert [(tile.start, tile.stop) for tile in row_tiles(*asked)] == tiles
+
+
+def test_numpy_gathers_two_million_numbers_at_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(selected_numpy, "row_tiles", lambda *given: asked.append(given) or row_tiles(*given))
+    run(small(), "numpy")
+    assert asked == [(0, 4, 3 * 16 * (32 + 16))]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -217,3 +223,29 @@ def test_numbers_may_be_numpy_s():
         **{**arguments, **same, "causal": np.int32(0), "scale_value": np.float32(call.scale)}
     )
     assert np.array_equal(got, run(call))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize(
+    ("dim", "value_dim", "heads", "kv_heads"), [(192, 128, 16, 1), (512, 512, 3, 3), (16, 16, 128, 1)]
+)
+def test_the_sizes_of_models_and_the_largest(dtype, dim, value_dim, heads, kv_heads, kernel):
+    own = {"dim": dim, "value_dim": value_dim, "heads": heads, "kv_heads": kv_heads, "dtype": dtype}
+    rng = np.random.default_rng(0)
+    check(cases.prefill_call(rng, [2, 0, 3], [70, 3, 200], select=64, count=16, causal=True, **own), kernel)
+    check(cases.decode_call(rng, [129, 64, 0, 1], select=64, count=16, page=128, **own), kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("count", [1, 128])
+def test_the_most_blocks_of_the_most_tokens(count, kernel):
+    rng = np.random.default_rng(count)
+    check(cases.prefill_call(rng, [2], [3000], select=128, count=count, heads=2, kv_heads=1), kernel)
+    check(cases.decode_call(rng, [3000], select=128, count=count, heads=2, kv_heads=1, page=1024), kernel)
+
+
+@settings(max_examples=60)
+@given(prefill_calls() | decode_calls(), st.sampled_from((*KERNELS, "numpy, row by row")))
+def test_any_call_is_within_the_bound_of_both_references(call, kernel):
+    check(call, kernel)

@@ -86,15 +86,15 @@ def block_scores(chances: Float32, blocks: int, per_block: int, per_window: int)
         per_window: n, strides in a window.
     """
     m, n = per_block, per_window
-    before = max(0, n - 2)
-    tokens = chances.shape[-1]
+    reach, tokens = m + n, chances.shape[-1]
     # With a zero wherever a block reaches beyond the tokens.
-    padded = np.zeros((*chances.shape[:2], before + max(m * (blocks + 1), tokens)), np.float32)
-    padded[..., before : before + tokens] = chances.sum(2)
+    padded = np.zeros((*chances.shape[:2], reach + tokens + reach), np.float32)
+    padded[..., reach : reach + tokens] = chances.sum(2)
     scores = np.zeros((*chances.shape[:2], blocks), np.float32)
-    for i in range(m + n - 1):
-        first = before + m - i
-        scores += np.float32(min(i + 1, n, m + n - 1 - i)) * padded[..., first : first + m * blocks : m]
+    rising = np.arange(1, reach, dtype=np.float32)
+    for i, weight in enumerate(np.minimum(np.minimum(rising, rising[::-1]), np.float32(n))):
+        first = reach + m - i
+        scores += weight * padded[..., first : first + m * blocks : m]
     by_row: Float32 = scores.swapaxes(0, 1)
     return by_row
 

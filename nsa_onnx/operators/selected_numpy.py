@@ -67,7 +67,7 @@ def attend(
                 output[chunk, heads_of_group] = 0
                 continue
             tokens, read, seen = tokens[:, used], read[:, used], seen[:, used]
-            where = np.where(read, place(chunk, np.where(read, tokens, 0)), 0)
+            where = read * place(chunk, read * tokens)  # where nothing is read, the first token of all
             keys, values = key[where, g], value[where, g]
             values[~read] = 0  # what is not read weighs nothing, whatever lies there
             queries, keys, values = (to_float(dtype, bits) for bits in (query[chunk, heads_of_group], keys, values))

@@ -75,8 +75,8 @@ def compress_attention_infer(
         where = np.arange(tokens)
         own_keys, own_values = keys_and_values(dtype, keys.tokens(b, where), values.tokens(b, where))
         blocks = contract.block_count(tokens, compress_block_size, compress_stride, select_block_size)
-        row = to_float(dtype, queries[b : b + 1])
+        row = to_float(dtype, queries[b, np.newaxis])
         results, scores = attend_rows(row, own_keys, own_values, scale_value, blocks, sizes)
-        out[b] = to_bits(dtype, results)[0]
+        (out[b],) = to_bits(dtype, results)
         scores[..., list(contract.forced_blocks(blocks))] = np.inf
-        topk[b] = top_blocks(scores, select_block_count)[0]
+        (topk[b],) = top_blocks(scores, select_block_count)

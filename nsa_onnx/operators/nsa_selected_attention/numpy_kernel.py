@@ -46,7 +46,7 @@ def selected_attention(
     rows = np.diff(ends, prepend=0)
     key_lengths = np.repeat(np.diff(key_ends, prepend=0), rows)
     if wrong_blocks(topk, key_lengths, select_block_size):
-        raise_first(contract.block_violations(topk.tolist(), ends, key_ends, select_block_size))
+        next(contract.block_violations(topk.tolist(), ends, key_ends, select_block_size)).throw()
     key_begins = np.repeat([0, *key_ends[:-1]], rows)[:, np.newaxis]
     positions = np.arange(ends[-1]) - np.repeat([0, *ends[:-1]], rows)
 

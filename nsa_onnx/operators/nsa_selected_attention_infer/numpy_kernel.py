@@ -52,7 +52,7 @@ def selected_attention_infer(
     topk = in_memory(topk_indices, np.int32).copy()
     table = in_memory(block_table, np.int32).copy()
     if wrong_blocks(topk, lengths, select_block_size):
-        raise_first(contract.block_violations(topk.tolist(), lengths.tolist(), select_block_size))
+        next(contract.block_violations(topk.tolist(), lengths.tolist(), select_block_size)).throw()
     sizes = select_block_size, page_block_size, key.shape[0]
     raise_first(contract.page_violations(topk.tolist(), table.tolist(), lengths.tolist(), *sizes))
     rows = np.arange(len(lengths))[:, np.newaxis]

@@ -3,11 +3,15 @@
 import re
 from itertools import accumulate, pairwise
 
+import numpy as np
 import onnx.parser
 import pytest
 
 from nsa_onnx import check
 from nsa_onnx.explain import explain
+from nsa_onnx.graph.tensors import TensorFacts, Unknown
+from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.facts import NodeFacts
 from nsa_onnx.operators.model_text import integers
 from nsa_onnx.operators.nsa_compress_attention.rule_examples import attention
 from nsa_onnx.operators.nsa_compress_attention_infer.rule_examples import attention_step
@@ -56,6 +60,38 @@ def test_a_row_is_blind_to_the_tokens_of_its_own_sequence():
     assert message.startswith("atten_mask: row 31 and 8 more rows")
     # A sequence too short to see anything has no row behind its first window.
     assert found(masked(hidden, (31, 71), (1, 3)), "NSA048") == []
+
+
+def test_which_constants_tell_the_rows_that_see_nothing():
+    operator = OPERATORS["NsaCompressAttention"]
+    ends, tokens = np.array([40, 80]), np.array([0, 2])
+    hidden = np.ones((40, 2), bool)
+
+    def blind(mask=hidden, block=32, **constants):
+        facts = NodeFacts(operator.op_type, {"compress_block_size": block}, {}, constants, {"atten_mask": mask})
+        found = operator.blind_rows(facts)
+        return found and (found[0], found[1].tolist())
+
+    assert blind() == blind(actual_seq_qlen=ends) == ("atten_mask", list(range(31, 40)))
+    assert blind(actual_cmp_seq_kvlen=tokens, block=40) == ("atten_mask", [39])
+    # The first sequence has no tokens to see.
+    assert blind(actual_seq_qlen=np.array([40, 72]), actual_cmp_seq_kvlen=tokens) == ("atten_mask", [31])
+    for nothing in (blind(hidden[0]), blind(hidden[None]), blind(block=Unknown()), blind(np.zeros((40, 2), bool))):
+        assert nothing is None
+    assert operator.blind_rows(NodeFacts(operator.op_type, {"compress_block_size": 32}, {})) is None
+
+
+def test_which_nodes_look_ahead():
+    def told(op_type, attributes, inputs=()):
+        return OPERATORS[op_type].looks_ahead(NodeFacts(op_type, attributes, dict.fromkeys(inputs, TensorFacts())))
+
+    prefill = "NsaSelectedAttention"
+    later = ("causal", "causal = 0, so a query token sees the later tokens of its blocks")
+    assert [told(prefill, {"causal": value}) for value in (0, 1, Unknown())] == [later, None, None]
+    assert told(prefill, {}) is None
+    all_seen = "without atten_mask every query token sees all compressed tokens of its sequence"
+    assert told("NsaCompressAttention", {}) == ("atten_mask", all_seen)
+    assert told("NsaCompressAttention", {}, ["atten_mask"]) is None
 
 
 def test_sizes_are_compared_through_nodes_that_change_the_form_only():
@@ -107,9 +143,16 @@ def test_a_prefill_that_looks_ahead_says_why():
             select(ends=(1, 3), key_ends=(100, 130)),
             ["100 tokens, 2 of 4 blocks", "reads at most 2 blocks", "94 tokens"],
         ),
+        (attention(), ["1,008 tokens", "320 tokens", "48 tokens", "63 compressed", "20 compressed", "3 compressed"]),
+        (
+            attention_step(),
+            ["1,008 tokens", "336 tokens", "32 tokens", "62 compressed", "20 compressed", "1 compressed"],
+        ),
+        (attention_step(lengths=[1, 0]), ["32 tokens, 1 of 1 block", "0 tokens, 0 of 0 blocks"]),
+        (select(), ["1,000 tokens, 2 of 32 blocks", "320 tokens, 2 of 10", "40 tokens, 2 of 2", "64 tokens"]),
+        (select_step(), ["1,000 tokens, 2 of 32 blocks", "320 tokens, 2 of 10", "40 tokens, 2 of 2", "64 tokens"]),
         (select_step(lengths=[100, 20]), ["100 tokens, 2 of 4 blocks", "20 tokens, 1 of 1 block", "84 tokens"]),
     ],
-    ids=["compress", "compress_step", "select", "select_step"],
 )
 def test_the_page_shows_the_blocks_of_each_sequence_and_what_is_read(text, words):
     page = re.sub(r"<[^>]+>", "", explain(onnx.parser.parse_model(text)))

@@ -286,7 +286,7 @@ def _size_violations(table: Rows, what: str, size: float | None, most: float | N
 
 def group_violations(table: Rows, heads: float | None, kv_heads: float | None) -> Violations:
     """The rows on G = N1 / N2. Numbers below 1 are for others."""
-    if heads is None or kv_heads is None or heads < 1 or kv_heads < 1:
+    if heads is None or kv_heads is None or min(heads, kv_heads) < 1:
         return
     if heads % kv_heads:
         yield Violation(table["heads_divide"], (kv_heads, heads))

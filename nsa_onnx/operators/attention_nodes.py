@@ -101,8 +101,6 @@ class AttentionOperator(Operator):
         return results if isinstance(results, tuple) else (results,)
 
     def known_dims(self, facts: NodeFacts) -> Mapping[tuple[int, int], int]:
-        heads, count = facts.integer(HEADS), facts.integer(COUNT)
-        known = {(0, 1): heads}
-        if len(self.outputs) > 1:
-            known |= {(1, 1): facts.integer(KV_HEADS), (1, 2): count}
+        """Those of a second output, too, whether there is one or not."""
+        known = {(0, 1): facts.integer(HEADS), (1, 1): facts.integer(KV_HEADS), (1, 2): facts.integer(COUNT)}
         return {place: size for place, size in known.items() if size is not None}

@@ -84,7 +84,7 @@ def value_violations(
     compressed, blocks = counts.get(COMPRESSED_LENGTHS), counts.get(BLOCK_LENGTHS)
     if compressed is not None and blocks is not None and compress_stride is not None and select_block_size is not None:
         yield from block_violations(compressed, blocks, compress_stride, select_block_size)
-    most = {name: max(values, default=0) for name, values in counts.items()}
+    most = {name: max(values) for name, values in counts.items()}
     for name, columns in (("topk_mask", BLOCK_LENGTHS), ("atten_mask", COMPRESSED_LENGTHS)):
         if name in shapes:
             yield from mask_violations(ROWS, name, shapes[name], most.get(QUERY_LENGTHS), most.get(columns))

@@ -90,7 +90,7 @@ class NsaCompressAttentionInfer(AttentionOperator):
         if lengths is None or table is None or page is None or block_num is None:
             return
         # A constant whose shape disagrees with its type is malformed, which is for others to say.
-        if table.ndim == 2 and len(table) == len(lengths) and max(lengths, default=0) <= table.shape[1] * page:
+        if table.ndim == 2 and len(table) == len(lengths) and all(one <= table.shape[1] * page for one in lengths):
             read = [range(pages_read(length, page)) for length in lengths]
             yield from table_violations(self.contract.rows, table, read, block_num)  # type: ignore[arg-type]
 

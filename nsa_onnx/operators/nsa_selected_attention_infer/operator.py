@@ -85,7 +85,7 @@ class NsaSelectedAttentionInfer(AttentionOperator):
         block_num = facts.tensor("key").dim(0)
         if found or table is None or page is None or block_num is None or table.ndim != 2 or len(table) != len(lengths):
             return
-        if max(lengths, default=0) <= table.shape[1] * page:
+        if all(one <= table.shape[1] * page for one in lengths):
             yield from contract.page_violations(blocks, table.tolist(), lengths, select, page, block_num)
 
     def picture(self, facts: NodeFacts, lengths: Sequence[int] | None) -> Attended:

@@ -740,6 +740,16 @@ def test_the_blocks_of_a_sequence_in_pages(compressed, blocks, forced):
 
 
 @pytest.mark.parametrize("op_type", STAGES)
+def test_the_native_kernel_computes_where_it_is(op_type, monkeypatch):
+    called = []
+    monkeypatch.setattr(native, "call", lambda function, *_: called.append(function))
+    for has in (True, False):
+        monkeypatch.setattr(native, "has", lambda _, has=has: has)
+        STAGES[op_type](STAGES[op_type].base())
+    assert called == [type(OPERATORS[op_type]).__module__.split(".")[-2]]
+
+
+@pytest.mark.parametrize("op_type", STAGES)
 def test_tensors_go_to_the_torch_op(op_type, monkeypatch):
     given = []
     monkeypatch.setitem(arrays._torch_ops, op_type, lambda *values, **named: given.append((values, named)) or (1, 2))

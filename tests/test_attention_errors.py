@@ -746,7 +746,7 @@ def test_the_native_kernel_computes_where_it_is(op_type, monkeypatch):
     for has in (True, False):
         monkeypatch.setattr(native, "has", lambda _, has=has: has)
         STAGES[op_type](STAGES[op_type].base())
-    assert called == [type(OPERATORS[op_type]).__module__.split(".")[-2]]
+        assert called == [type(OPERATORS[op_type]).__module__.split(".")[-2]]
 
 
 @pytest.mark.parametrize("op_type", STAGES)

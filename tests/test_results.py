@@ -200,12 +200,12 @@ ROWS = [
 
 @pytest.mark.parametrize(("products", "sizes", "scale", "hidden"), ROWS)
 def test_the_bound_of_a_probability(products, sizes, scale, hidden):
-    rows = [np.array([one, one]) for one in (products, sizes, hidden)]
+    rows = [np.array([[one, one]]) for one in (products, sizes, hidden)]
     got = softmax(rows[0], rows[1], 16, scale, rows[2])
     values, slack = chance(products, sizes, 16, scale, hidden)
     for row in range(2):
-        assert got.values[row] == pytest.approx(values, rel=1e-12, abs=0)
-        assert got.slack[row] == pytest.approx(slack, rel=1e-7, abs=0)
+        assert got.values[0, row] == pytest.approx(values, rel=1e-12, abs=0)
+        assert got.slack[0, row] == pytest.approx(slack, rel=1e-7, abs=0)
     if not any(hidden):
         assert np.array_equal(softmax(rows[0], rows[1], 16, scale).slack, got.slack)
 

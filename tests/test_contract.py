@@ -13,9 +13,48 @@ from nsa_onnx.operators.contract import is_int
 from nsa_onnx.operators.hints import HINTS
 from nsa_onnx.operators.nsa_compress import contract as prefill
 from nsa_onnx.operators.nsa_compress_infer import contract as decode
-from nsa_onnx.operators.windows import row_plan, seq_tensor_violations
+from nsa_onnx.operators.windows import dim_violations, row_plan, seq_tensor_violations, triggers, window_violations
 
 ALIGNED = st.integers(1, 8).map(lambda n: 16 * n)
+
+
+@pytest.mark.parametrize(("block", "stride"), [(32, 16), (48, 32), (64, 48), (64, 64)])
+def test_a_step_writes_where_a_window_is_complete(block, stride):
+    assert [length for length in range(300) if triggers(length, block, stride)] == list(range(block, 300, stride))
+
+
+@pytest.mark.parametrize(
+    ("limits", "block", "stride", "found"),
+    [
+        (prefill.LIMITS, 16, 16, {}),
+        (prefill.LIMITS, 128, 128, {}),
+        (prefill.LIMITS, 0, 0, {"block_range": (16, 128, 0), "stride_range": (16, 0, 0)}),
+        (prefill.LIMITS, 129, 15, {"block_multiple": (129,), "block_range": (16, 128, 129), "stride_multiple": (15,),
+                                   "stride_range": (16, 129, 15)}),
+        (decode.LIMITS, 127, 112, {"block_multiple": (127,)}),
+        (decode.LIMITS, 128, 129, {"block_range": (16, 127, 128), "stride_multiple": (129,),
+                                   "stride_range": (16, 128, 129)}),
+    ],
+)  # fmt: skip
+def test_windows_are_judged_by_each_row(limits, block, stride, found):
+    violations = window_violations(prefill.ROWS, limits, block, stride)
+    assert {violation.row.id: violation.values for violation in violations} == found
+
+
+@pytest.mark.parametrize(
+    ("limits", "heads", "dim", "found"),
+    [
+        (prefill.LIMITS, 1, 0, {}),
+        (prefill.LIMITS, 128, 256, {}),
+        (prefill.LIMITS, 129, 257, {"head_dim_multiple": (257,), "head_dim_max": (257,), "heads_max": (128, 129)}),
+        (decode.LIMITS, 63, 16, {}),
+        (decode.LIMITS, 64, 16, {"heads_max": (63, 64)}),
+        (decode.LIMITS, 0, 15, {"head_dim_multiple": (15,), "heads_min": (1, 0)}),
+    ],
+)
+def test_heads_and_their_size_are_judged_by_each_row(limits, heads, dim, found):
+    violations = dim_violations(prefill.ROWS, limits, (heads, dim), (32, heads), 32, 16)
+    assert {violation.row.id: violation.values for violation in violations} == found
 
 
 @st.composite
@@ -107,6 +146,50 @@ def test_each_row_names_the_first_element_that_breaks_it(ends, tokens, found):
     violations = prefill.prefix_sum_violations(ends, tokens)
     wanted = [(row, index, HINTS[hint] if hint else None) for row, index, hint in found]
     assert [(violation.row.id, violation.values[0], violation.hint) for violation in violations] == wanted
+
+
+DECODE = {"slots": [0, 2], "table": [[0, 1], [2, 3]], "lengths": [48, 80], "block_num": 4, "count": 3}
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({}, []),
+        ({"slots": [2, 0], "table": [[3, -1], [0, 0]], "lengths": [64, 128]}, []),
+        ({"slots": [-1, 3]}, [("slot_range", 0, 3, -1), ("slot_range", 1, 3, 3)]),
+        ({"slots": [1, 1]}, [("slot_duplicate", 1, 0, 1)]),
+        ({"slots": [1, 1], "lengths": [48, 81], "table": [[0, 9], [9, 9]]}, []),
+        (
+            {"table": [[-1, 9], [4, 5]]},
+            [("table_range", 0, 0, 4, -1), ("table_range", 1, 0, 4, 4), ("table_range", 1, 1, 4, 5)],
+        ),
+        ({"lengths": [0, 129]}, [("seq_range", 1, 128, 129)]),
+        ({"lengths": [-1, 128], "slots": [9, 9]}, [("seq_range", 0, 128, -1)]),
+        ({"lengths": [300, 100]}, [("seq_range", 0, 128, 300)]),
+        ({"table": None, "lengths": [48, 128]}, []),
+    ],
+)
+def test_each_index_that_a_step_uses_is_judged(changed, found):
+    case = {**DECODE, **changed}
+    indices = case["slots"], case["table"], case["lengths"]
+    violations = decode.index_violations(*indices, 32, 16, 64, case["block_num"], 2, case["count"])
+    assert [(violation.row.id, *violation.values) for violation in violations] == found
+
+
+@pytest.mark.parametrize(
+    ("lengths", "hint"),
+    [
+        ([0, 128, 256], True),
+        ([129], False),
+        ([128, 256], True),
+        ([-1, 300], False),
+        ([100, 99, 200], False),
+        ([1, 130], False),
+    ],
+)
+def test_lengths_that_could_be_prefix_sums_are_told_so(lengths, hint):
+    hints = {violation.hint for violation in decode.length_violations(lengths, 128)}
+    assert hints == {HINTS["prefix_sums"] if hint else None}
 
 
 @pytest.mark.parametrize(("dtype", "hint"), [("int32", "cast_int64"), ("float32", None), ("uint32", None)])

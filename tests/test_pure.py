@@ -1,4 +1,4 @@
-"""Without the native library: the same bits and errors from NumPy, all commands, export; and how one gets there."""
+"""The package without its native library: eager calls, all commands, export; and how one gets there."""
 
 from __future__ import annotations
 
@@ -7,137 +7,21 @@ import re
 import shutil
 import subprocess
 import sys
-import tracemalloc
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
-import ml_dtypes
 import nsa_models as models
 import numpy as np
 import onnx
 import oracle
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from test_eager import compress_calls, infer_calls
-from test_eager_errors import ALL_ROWS, OPS, _call
 
 import nsa_onnx
-from nsa_onnx.runtime import native
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 SITE_PACKAGES = Path(np.__file__).parents[1]
 SEQ = [40, 100, 230]
-
-# --------------------------------------------------------------------------------------------------
-# In this process: NumPy against the native kernels
-
-
-@contextmanager
-def without_library():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "is_here", lambda: False)
-        patch.setattr(native, "call", lambda *_: pytest.fail("the library is called"))
-        yield
-
-
-def any_bits(array, seed):
-    """Every bit pattern is likely: NaN of all kinds, infinities, subnormals."""
-    return np.random.default_rng(seed).integers(0, 2**16, array.shape, np.uint16).view(array.dtype)
-
-
-def equal(a, b):
-    """To the bit, that of NaN included."""
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a.view(np.uint16), b.view(np.uint16))
-
-
-@given(compress_calls(), st.none() | st.integers(0, 2**32))
-def test_prefill_gives_the_bits_of_the_library(call, seed):
-    x, w, block, stride, ends = call
-    if seed is not None:
-        x, w = any_bits(x, seed), any_bits(w, seed + 1)
-    wanted = nsa_onnx.nsa_compress(x, w, block, stride, actual_seq_len=ends)
-    with without_library():
-        got = nsa_onnx.nsa_compress(x, w, block, stride, actual_seq_len=ends)
-    assert equal(got, wanted)
-
-
-@given(infer_calls(), st.none() | st.integers(0, 2**32))
-def test_decode_gives_the_bits_of_the_library(call, seed):
-    x, w, slots, *sizes, table, lengths, cache = call
-    if seed is not None:
-        x, w, cache = any_bits(x, seed), any_bits(w, seed + 1), any_bits(cache, seed + 2)
-    caches = cache, cache.copy()
-    nsa_onnx.nsa_compress_infer(x, w, slots, *sizes, block_table=table, actual_seq_len=lengths, cache=caches[0])
-    with without_library():
-        nsa_onnx.nsa_compress_infer(x, w, slots, *sizes, block_table=table, actual_seq_len=lengths, cache=caches[1])
-    assert equal(*caches)
-
-
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_each_rounding_is_the_librarys(dtype):
-    """Sums next to halfway between two results, subnormal ones, and those at the edge of infinity."""
-    every = np.arange(2**16, dtype=np.uint16).view(dtype).reshape(1, 128, 512)
-    x = np.zeros((16, 128, 512), dtype)
-    x[0], x[1] = every, every[:, :, ::-1]
-    w = np.zeros((16, 128), dtype)
-    w[0], w[1] = dtype(0.5), np.linspace(-1, 1, 128).astype(dtype)
-    for part in (x[:, :, :256], x[:, :, 256:]):
-        wanted = nsa_onnx.nsa_compress(part, w, 16, 16, actual_seq_len=[16])
-        with without_library():
-            assert equal(nsa_onnx.nsa_compress(part, w, 16, 16, actual_seq_len=[16]), wanted)
-
-
-def message(op, arguments):
-    with pytest.raises((TypeError, RuntimeError)) as raised:
-        _call(op, arguments, "numpy")
-    return type(raised.value), str(raised.value)
-
-
-@pytest.mark.parametrize(("op", "row"), ALL_ROWS, ids=lambda v: v)
-def test_each_row_of_the_error_table_has_the_same_words(op, row):
-    _, base, cases, _ = OPS[op]
-    wanted = message(op, {**base(), **cases[row][0]})
-    with without_library():
-        assert message(op, {**base(), **cases[row][0]}) == wanted
-
-
-@pytest.mark.parametrize(
-    ("op", "changed"),
-    [
-        ("compress", {"actual_seq_len": [0, 64]}),  # a leading 0
-        ("compress", {"actual_seq_len": [40, 24]}),  # lengths, not prefix sums
-        ("infer", {"actual_seq_len": [100, 200]}),  # prefix sums, not lengths
-        ("infer", {"slot_mapping": np.array([3, 3], np.int32)}),
-        ("infer", {"slot_mapping": np.array([2, 2], np.int32), "block_table": np.array([[9, 9], [9, 9]], np.int32)}),
-    ],
-)
-def test_hints_and_the_first_of_several_errors_are_the_same(op, changed):
-    wanted = message(op, {**OPS[op][1](), **changed})
-    with without_library():
-        assert message(op, {**OPS[op][1](), **changed}) == wanted
-
-
-def test_memory_does_not_grow_with_the_windows():
-    x, w = np.ones((2**17, 1, 16), np.float16), np.ones((128, 1), np.float16)
-    peaks = []
-    for tokens in (2**13, 2**17):
-        tracemalloc.start()
-        with without_library():
-            output = nsa_onnx.nsa_compress(x[:tokens], w, 128, 16, actual_seq_len=[tokens])
-        peaks.append(tracemalloc.get_traced_memory()[1] - 2 * output.nbytes)
-        tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 2**21
-
-
-def test_no_element_gives_an_empty_result_whatever_the_length():
-    x = np.empty((2**40, 2, 0), np.float16)
-    with without_library():
-        got = nsa_onnx.nsa_compress(x, np.ones((16, 2), np.float16), 16, 16, actual_seq_len=[2**40])
-    assert got.shape == (2**36, 2, 0)
-
 
 # --------------------------------------------------------------------------------------------------
 # The package without its library, in processes of its own

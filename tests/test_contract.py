@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import oracle
 import pytest
 from hypothesis import given
@@ -13,7 +14,14 @@ from nsa_onnx.operators.contract import is_int
 from nsa_onnx.operators.hints import HINTS
 from nsa_onnx.operators.nsa_compress import contract as prefill
 from nsa_onnx.operators.nsa_compress_infer import contract as decode
-from nsa_onnx.operators.windows import dim_violations, row_plan, seq_tensor_violations, triggers, window_violations
+from nsa_onnx.operators.windows import (
+    dim_violations,
+    row_plan,
+    seq_kind_violations,
+    seq_tensor_violations,
+    triggers,
+    window_violations,
+)
 
 ALIGNED = st.integers(1, 8).map(lambda n: 16 * n)
 
@@ -196,6 +204,21 @@ def test_lengths_that_could_be_prefix_sums_are_told_so(lengths, hint):
 def test_a_cast_is_advised_for_the_type_that_habit_explains(dtype, hint):
     (violation,) = seq_tensor_violations(dtype, 1)
     assert (violation.row.id, violation.hint) == ("seq_dtype", HINTS[hint] if hint else None)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "wrong", "hint"),
+    [
+        ((40, np.array(64)), "ndarray at index 1", "list_of_ints"),
+        (np.array([40, 64]), "ndarray", "list_of_ints"),
+        ([np.int64(40), 64.0], "float at index 1", None),
+        (np.array([40.0]), "ndarray", None),
+        (40, "int", None),
+    ],
+)
+def test_integers_in_an_array_are_told_to_become_a_list(lengths, wrong, hint):
+    (violation,) = seq_kind_violations(prefill.ROWS, lengths)
+    assert (violation.values, violation.hint) == ((wrong,), HINTS[hint] if hint else None)
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], b"1"])

@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+import nsa_onnx
 from nsa_onnx.operators import OPERATORS
 from nsa_onnx.operators.bodies import MIN_OPSET
 from nsa_onnx.operators.expand import expand
+
+nsa_onnx.register()
 
 DTYPES = [np.dtype(np.float16), models.BFLOAT16]
 RUNTIMES = [models.run_ort, models.run_reference]

@@ -2,6 +2,7 @@
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from nsa_onnx.graph.tensors import TensorFacts
 from nsa_onnx.operators.attention_reference import Chances, block_scores, softmax
 from nsa_onnx.operators.attention_sampling import Heads
 from nsa_onnx.operators.facts import NodeFacts
+from nsa_onnx.operators.numbers import gamma, rounded, ulps
 from nsa_onnx.operators.results import Exact, Ranked
 from nsa_onnx.operators.sampling import MAX_ELEMENTS
 from nsa_onnx.operators.selected import attended, heads_of, rows_run, some_blocks, tokens_of
@@ -162,7 +164,7 @@ def test_numbers_may_be_off_by_the_slack_and_no_more(dtype, values, slack, got, 
 UNIT, TINY, EXP = 2.0**-24, 2.0**-125, 2.0**-21
 
 
-def gamma(terms):
+def error_of(terms):
     return terms * UNIT / (1 - terms * UNIT)
 
 
@@ -175,10 +177,10 @@ def chance(products, sizes, dim, scale, hidden):
     chances = [number / math.fsum(numbers) for number in numbers]
     off = []
     for logit, size, unseen in zip(logits, sizes, hidden, strict=True):
-        delta = gamma(dim + 3) * abs(factor) * size + 3 * UNIT * (abs(logit) + abs(max(logits)))
+        delta = error_of(dim + 3) * abs(factor) * size + 3 * UNIT * (abs(logit) + abs(max(logits)))
         off.append(0.0 if unseen else INF if delta > 700 else math.expm1(delta) * (1 + EXP) + EXP)
     pairs = list(zip(chances, off, strict=True))
-    left = 1 - gamma(len(products)) - sum(p * error for p, error in pairs if p)
+    left = 1 - error_of(len(products)) - sum(p * error for p, error in pairs if p)
     slack = []
     for (p, error), unseen in zip(pairs, hidden, strict=True):
         relative = (1 + error) * (1 + 2 * UNIT) / left - 1 if left > 0 else INF
@@ -216,7 +218,7 @@ def test_the_bounds_of_what_probabilities_weigh():
     values = generator.standard_normal((5, 3))
     got = chances.weighted(values)
     slack = chances.slack @ np.abs(values)
-    wanted = slack + gamma(7) * (chances.values @ np.abs(values) + slack)
+    wanted = slack + error_of(7) * (chances.values @ np.abs(values) + slack)
     assert np.allclose(got.values, chances.values @ values, rtol=1e-12, atol=0)
     assert np.allclose(got.slack, wanted, rtol=1e-9, atol=0)
 
@@ -228,7 +230,7 @@ def test_the_bounds_of_what_probabilities_weigh():
                 slack[:, s] += min(i + 1, 2, 4 - i) * chances.slack[:, :, 2 * (s + 1) - i].sum(0)
     scores = block_scores(chances, 3, 2, 3)
     assert np.allclose(scores.values, sums, rtol=1e-12, atol=0)
-    assert np.allclose(scores.slack, slack + gamma(2 * 5 + 2) * (sums + slack), rtol=1e-9, atol=0)
+    assert np.allclose(scores.slack, slack + error_of(2 * 5 + 2) * (sums + slack), rtol=1e-9, atol=0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -270,3 +272,36 @@ def test_samples_of_blocks_are_any_and_first_the_row_s_own():
         rows = lengths == length
         assert np.unique(topk[rows][:, :, 1:]).tolist() == list(range(-1, last + 1))
         assert (topk[rows][:, :, 0] == np.minimum(own[rows] // 16, last)[:, None]).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [(np.float16, np.arange(0x7C00)), (ml_dtypes.bfloat16, np.arange(0x80, 0x7F80))],  # bfloat16's normal ones
+    ids=["float16", "bfloat16"],
+)
+def test_numbers_between_two_are_rounded_to_the_nearest_or_even_one(dtype, bits):
+    name = np.dtype(dtype).name
+    low, high = (patterns.astype(np.uint16).view(dtype).astype(np.float64) for patterns in (bits, bits + 1))
+    middle = low + np.append(np.diff(low), low[-1] - low[-2]) / 2
+    for sign in (1, -1):
+        given = sign * np.stack([low, np.nextafter(middle, 0), middle, np.nextafter(middle, np.inf)])
+        assert np.array_equal(rounded(given, name), sign * np.stack([low, low, np.where(bits % 2, high, low), high]))
+        assert set(ulps(sign * low[:-1], sign * high[:-1], name)) == {1}
+    assert np.array_equal(ulps(low, -low, name), 2 * bits)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_nan_is_far_from_numbers(dtype):
+    numbers, others = np.array([0.0, np.nan, 1.0, np.nan, INF]), np.array([-0.0, np.nan, np.nan, -1.0, INF])
+    assert ulps(numbers, others, dtype).tolist() == [0, 0, 65536, 65536, 0]
+
+
+def test_integers_are_numbers_already():
+    integers = np.array([2049.0, -3.0])
+    assert rounded(integers, "int32").tolist() == [2049, -3]
+    assert ulps(integers, np.array([2047.0, 4.0]), "int32").tolist() == [2, 7]
+
+
+def test_the_bound_of_a_long_sum():
+    assert gamma(1) == 1 / (2**24 - 1)
+    assert gamma(2**20) == 1 / 15

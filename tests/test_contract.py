@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsa_onnx.operators.contract import is_int
+from nsa_onnx.operators.contract import Array, is_int
 from nsa_onnx.operators.hints import HINTS
 from nsa_onnx.operators.nsa_compress import contract as prefill
 from nsa_onnx.operators.nsa_compress_infer import contract as decode
@@ -123,9 +123,42 @@ def test_unknown_dims_violate_nothing():
     assert not list(decode.shape_violations(*nothing_known))
 
 
-def test_a_known_dim_is_judged_beside_unknown_ones():
-    found = [v.row.id for v in prefill.shape_violations((None, 129, 24), (None, None), 32, 16)]
-    assert found == ["head_dim_multiple", "heads_max"]
+@pytest.mark.parametrize(
+    ("input", "weight", "found"),
+    [
+        ((None, 129, 24), (None, None), ["head_dim_multiple", "heads_max"]),
+        ((None, 4, None), (None, 5), ["weight_heads"]),
+        ((None, None, 272), (16, 4), ["weight_block", "head_dim_max"]),
+        ((None, 0, 16), (48, None), ["weight_block", "heads_min"]),
+    ],
+)
+def test_a_known_dim_is_judged_beside_unknown_ones(input, weight, found):
+    assert [violation.row.id for violation in prefill.shape_violations(input, weight, 32, 16)] == found
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"input": (None, 128, None, 16), "cache": (None, 4, 16)}, [("input_page", 64, 128)]),
+        ({"input": (None, None, 4, 16), "cache": (None, 3, None)}, [("cache_heads", 4, 3)]),
+        ({"input": (None, 64, 4, 16), "cache": (None, None, 32)}, [("cache_dim", 16, 32)]),
+        ({"slots": (3,), "count": 2}, [("seq_count", 3, 2)]),
+        ({"slots": (3,), "table": (2, None), "input": (4, 64, 4, 16)}, [("table_batch", 3, 2)]),
+        ({"slots": (3,), "table": (None, 4)}, []),
+        ({"slots": (3,), "input": (4, 64, 4, 16)}, [("pages_divide", 3, 4)]),
+        ({"slots": (0,), "input": (4, 64, 4, 16)}, []),
+        ({"page": 65}, [("page_size", 65)]),
+        ({"page": 128}, []),
+        ({"slots": (2, 2), "table": (2,), "page": 65}, [("slot_rank", 2), ("table_rank", 1)]),
+        ({"input": (4, 64, 4), "cache": (3, 4, 16, 1)}, [("input_rank", 3), ("cache_rank", 4)]),
+    ],
+)
+def test_a_known_dim_of_a_step_is_judged_beside_unknown_ones(changed, found):
+    unknown = {"input": (None,) * 4, "slots": (None,), "page": 64, "table": None, "count": None, "cache": (None,) * 3}
+    case = unknown | changed
+    shapes = case["input"], (None, None), case["slots"], 32, 16, case["page"], case["table"], case["count"]
+    violations = decode.shape_violations(*shapes, case["cache"])
+    assert [(violation.row.id, *violation.values) for violation in violations] == found
 
 
 @pytest.mark.parametrize(
@@ -151,9 +184,8 @@ def test_dims_of_an_array_of_another_rank_are_not_judged(input, weight, row):
     ],
 )
 def test_each_row_names_the_first_element_that_breaks_it(ends, tokens, found):
-    violations = prefill.prefix_sum_violations(ends, tokens)
-    wanted = [(row, index, HINTS[hint] if hint else None) for row, index, hint in found]
-    assert [(violation.row.id, violation.values[0], violation.hint) for violation in violations] == wanted
+    violations = hinted(prefill.prefix_sum_violations(ends, tokens))
+    assert [(row, values[0], values[-1]) for row, *values in violations] == found
 
 
 DECODE = {"slots": [0, 2], "table": [[0, 1], [2, 3]], "lengths": [48, 80], "block_num": 4, "count": 3}
@@ -200,10 +232,36 @@ def test_lengths_that_could_be_prefix_sums_are_told_so(lengths, hint):
     assert hints == {HINTS["prefix_sums"] if hint else None}
 
 
-@pytest.mark.parametrize(("dtype", "hint"), [("int32", "cast_int64"), ("float32", None), ("uint32", None)])
-def test_a_cast_is_advised_for_the_type_that_habit_explains(dtype, hint):
-    (violation,) = seq_tensor_violations(dtype, 1)
-    assert (violation.row.id, violation.hint) == ("seq_dtype", HINTS[hint] if hint else None)
+def hinted(violations):
+    return [(violation.row.id, *violation.values, violation.hint and violation.hint.id) for violation in violations]
+
+
+def test_a_cast_is_advised_for_the_type_that_habit_explains():
+    def of(dtype, slots="int32", table=None):
+        x = Array(dtype, ())
+        given = x, x, Array(slots, ()), 32, 16, 64, table and Array(table, ()), [], x
+        return hinted(decode.type_violations(*given))
+
+    assert of("bfloat16", table="int32") == []
+    assert of("float32") == [("input_dtype", "float32", "cast_float")]
+    assert of("float64") == [("input_dtype", "float64", "cast_float")]
+    assert of("int8") == [("input_dtype", "int8", None)]
+    assert of("float16", "int64", "uint32") == [("slot_dtype", "int64", "cast_int32"), ("table_dtype", "uint32", None)]
+    assert of("float16", "int16", "int64") == [("slot_dtype", "int16", None), ("table_dtype", "int64", "cast_int32")]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rank", "found"),
+    [
+        ("int64", 1, []),
+        (None, None, []),
+        ("int32", 0, [("seq_dtype", "int32", "cast_int64"), ("seq_rank", 0, None)]),
+        ("float32", 2, [("seq_dtype", "float32", None), ("seq_rank", 2, None)]),
+        ("uint32", 1, [("seq_dtype", "uint32", None)]),
+    ],
+)
+def test_lengths_in_a_tensor_are_int64_of_rank_1(dtype, rank, found):
+    assert hinted(seq_tensor_violations(dtype, rank)) == found
 
 
 @pytest.mark.parametrize(
@@ -217,8 +275,7 @@ def test_a_cast_is_advised_for_the_type_that_habit_explains(dtype, hint):
     ],
 )
 def test_integers_in_an_array_are_told_to_become_a_list(lengths, wrong, hint):
-    (violation,) = seq_kind_violations(prefill.ROWS, lengths)
-    assert (violation.values, violation.hint) == ((wrong,), HINTS[hint] if hint else None)
+    assert hinted(seq_kind_violations(prefill.ROWS, lengths)) == [("seq_kind", wrong, hint)]
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], b"1"])

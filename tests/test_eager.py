@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nsa_onnx
+from nsa_onnx.operators import arrays
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 BLOCKS = st.sampled_from(range(16, 129, 16))
@@ -116,6 +117,39 @@ def test_torch_tensors_of_any_strides_give_the_same_bits(dtype):
     assert not strided.is_contiguous()
     got = nsa_onnx.nsa_compress(strided, _tensor(w).t().contiguous().t(), 32, 16, actual_seq_len=[10, 80])
     assert oracle.same_bits(_array(got), expected)
+
+
+@pytest.mark.parametrize(
+    ("unfit", "words"),
+    [
+        (torch.ones(32, 1, 16, dtype=torch.float16, device="meta"), "must be a CPU tensor, got device meta"),
+        (
+            torch.ones(32, 1, 16, dtype=torch.float16, requires_grad=True),
+            "requires a gradient: import nsa_onnx.exporters, which brings the differentiable op, "
+            "or pass a detached tensor",
+        ),
+    ],
+)
+def test_a_tensor_that_numpy_cannot_compute_on_is_refused(unfit, words, monkeypatch):
+    monkeypatch.setattr(arrays, "_torch_ops", {})
+    with pytest.raises(RuntimeError, match=f"^input {words}$"):
+        nsa_onnx.nsa_compress(unfit, torch.ones(16, 1, dtype=torch.float16), 16, 16, actual_seq_len=[32])
+
+
+def test_where_gradients_are_off_a_tensor_is_its_values(monkeypatch):
+    monkeypatch.setattr(arrays, "_torch_ops", {})
+    x, w = torch.ones(32, 1, 16, dtype=torch.float16, requires_grad=True), torch.ones(16, 1, dtype=torch.float16)
+    with torch.no_grad():
+        got = nsa_onnx.nsa_compress(x, w, 16, 16, actual_seq_len=[32])
+    assert bool((got == 16).all()) and got.shape == (2, 1, 16)
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"), [(-(2**63), True), (2**63 - 1, True), (-(2**63) - 1, False), (2**63, False)]
+)
+def test_what_an_int64_can_hold(value, fits):
+    assert arrays.fits_int64(16, value, 16) is fits
+    assert (arrays.to_int64([16, value]) is not None) is fits
 
 
 @st.composite

@@ -54,7 +54,7 @@ def described(value: object) -> object:
 def _to_numpy(name: str, tensor: Any) -> npt.NDArray[Any]:
     """A NumPy view on a CPU tensor's memory."""
     torch = sys.modules["torch"]
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise RuntimeError(f"{name} must be a CPU tensor, got device {tensor.device}")
     if tensor.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(

@@ -20,7 +20,7 @@ from ..arrays import (
     views,
 )
 from ..contract import raise_first
-from ..windows import window_count
+from ..windows import ALIGNMENT, window_count
 from . import contract, numpy_kernel
 
 
@@ -82,7 +82,7 @@ def nsa_compress(
 
 def _rows(shape: tuple[int, ...], lengths: npt.NDArray[np.int64], block: int, stride: int) -> int:
     """T', or 0 where the arguments are so wrong that the kernel will refuse them."""
-    if stride < 1 or block < 1 or not lengths.size or lengths[0] < 0 or np.any(lengths[1:] < lengths[:-1]):
+    if not ALIGNMENT <= stride <= block or not lengths.size or lengths[0] < 0 or np.any(lengths[1:] < lengths[:-1]):
         return 0
     if shape[:1] != (lengths[-1],):  # before memory is asked for that no input of this size can need
         return 0

@@ -147,7 +147,7 @@ def _refuse(types: dict[str, Any], sizes: tuple[int, int, int], actual_seq_len: 
         )
     )
     block_num = types["input"].shape[0]
-    max_pages = table.shape[1] if table is not None else block_num // max(batch[0], 1)
+    max_pages = table.shape[1] if table is not None else block_num // batch[0]
     raise_first(contract.length_violations(actual_seq_len, max_pages * sizes[2]))
     raise AssertionError("a value beyond int64 passed the contract")
 

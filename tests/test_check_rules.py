@@ -16,7 +16,6 @@ from nsa_onnx.fuse import candidates
 from nsa_onnx.graph import folding as limits
 from nsa_onnx.operators import OPERATORS
 from nsa_onnx.operators.bodies import MIN_OPSET
-from nsa_onnx.operators.contract import listed
 from nsa_onnx.operators.expand import expand
 from nsa_onnx.operators.hints import HINTS
 from nsa_onnx.operators.nsa_compress.rule_examples import compress
@@ -596,11 +595,6 @@ def test_what_only_looks_like_the_compression_is_left_alone():
 def test_every_example_of_an_operator_is_one_of_a_rule():
     shown = {rule_id for operator in OPERATORS.values() for rule_id in operator.rule_examples}
     assert shown and shown <= set(RULES)
-
-
-def test_operators_are_listed_as_people_do():
-    assert listed(["A"]) == "A" and listed(["A"], "take") == "A takes"
-    assert listed(["A", "B", "C"]) == "A, B and C" and listed(["A", "B"], "take") == "A and B take"
 
 
 def test_a_documentation_has_short_lines_whatever_names_stand_in_it():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsa_onnx.operators.contract import Array, is_int
+from nsa_onnx.operators.contract import Array, is_float, is_int, listed, plural, wrong_sequence
 from nsa_onnx.operators.hints import HINTS
 from nsa_onnx.operators.nsa_compress import contract as prefill
 from nsa_onnx.operators.nsa_compress_infer import contract as decode
@@ -278,9 +278,26 @@ def test_integers_in_an_array_are_told_to_become_a_list(lengths, wrong, hint):
     assert hinted(seq_kind_violations(prefill.ROWS, lengths)) == [("seq_kind", wrong, hint)]
 
 
-@pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], b"1"])
-def test_what_is_no_int(value):
-    assert not is_int(value)
+SYMBOLIC = type("SymInt", (), {"__module__": "torch"})()
+
+
+def test_ints_and_floats_of_python_numpy_and_torch():
+    ints, floats = [7, np.int8(7), np.uint64(7), SYMBOLIC], [0.5, np.float16(0.5), np.float64(0.5)]
+    others = [True, np.bool_(True), np.complex64(1), "1", None, [1], b"1"]
+    assert [value for value in [*ints, *floats, *others] if is_int(value)] == ints
+    assert [value for value in [*ints, *floats, *others] if is_float(value)] == floats
+
+
+def test_what_is_no_list_of_ints_is_named():
+    assert wrong_sequence([]) is wrong_sequence((7, np.int64(7), SYMBOLIC)) is None
+    assert wrong_sequence([7, True, "7"]) == "bool at index 1"
+    assert wrong_sequence({7: 7}) == "dict"
+
+
+def test_names_and_numbers_are_listed_as_people_do():
+    assert listed(["A"]) == "A" and listed(["A"], "take") == "A takes"
+    assert listed(["A", "B", "C"]) == "A, B and C" and listed(["A", "B"], "take") == "A and B take"
+    assert [plural(number, "token") for number in range(3)] == ["0 tokens", "1 token", "2 tokens"]
 
 
 def test_the_contracts_need_nothing_but_the_standard_library(tmp_path):

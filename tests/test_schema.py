@@ -16,9 +16,10 @@ from onnx.checker import check_model
 from onnx.shape_inference import InferenceError, infer_shapes
 
 import nsa_onnx
-from nsa_onnx.graph.tensors import integer_values
+from nsa_onnx.graph.tensors import TensorFacts, integer_values
 from nsa_onnx.operators import OPERATORS, schema
 from nsa_onnx.operators.contract import DOMAIN
+from nsa_onnx.operators.facts import NodeFacts
 from nsa_onnx.operators.schema import register
 
 REJECTED = (InferenceError, onnx.checker.ValidationError)
@@ -332,6 +333,107 @@ def test_constants_are_read_in_both_layouts():
         values = integer_values(tensor)
         assert values is not None
         assert values.tolist() == [[-1], [7]]
+
+
+def compress_node(tokens=None, sequences=None, block=32, stride=16, seq=None):
+    inputs = {"input": TensorFacts("float16", (tokens, 4, 16)), "actual_seq_len": TensorFacts("int64", (sequences,))}
+    sizes = {"compress_block_size": block, "compress_stride": stride}
+    constants = {} if seq is None else {"actual_seq_len": np.array(seq)}
+    return NodeFacts("NsaCompress", {name: size for name, size in sizes.items() if size}, inputs, constants)
+
+
+@pytest.mark.parametrize(
+    ("known", "why", "perhaps"),
+    [
+        ({}, None, True),
+        ({"tokens": 62, "sequences": 2}, None, True),
+        ({"tokens": 63, "sequences": 2}, None, False),
+        ({"tokens": 63}, None, True),
+        ({"sequences": 2}, None, True),
+        ({"tokens": 63, "sequences": 2, "block": None}, None, True),
+        ({"tokens": 32}, None, True),
+        ({"tokens": 31}, ("input", "T = 31 is less than compress_block_size = 32"), True),
+        ({"seq": [31, 62]}, ("actual_seq_len", "no segment has compress_block_size = 32 tokens"), True),
+        ({"seq": [31, 63]}, None, True),
+        ({"seq": [31, 62], "stride": None}, None, True),
+    ],
+)
+def test_a_node_that_gives_no_row_is_told_from_one_that_may(known, why, perhaps):
+    operator, facts = OPERATORS["NsaCompress"], compress_node(**known)
+    assert (operator.empty_because(facts), operator.may_be_empty(facts)) == (why, perhaps)
+
+
+def rows(facts):
+    return [(found.row.id, *found.values) for found in OPERATORS[facts.op_type].contract_violations(facts)]
+
+
+@pytest.mark.parametrize(
+    ("known", "found"),
+    [
+        ({}, []),
+        ({"block": None, "stride": 129}, [("stride_multiple", 129), ("stride_range", 16, 128, 129)]),
+        ({"block": None, "stride": 128}, []),
+        ({"block": 16, "stride": None}, []),
+        ({"block": 15, "stride": None}, [("block_multiple", 15), ("block_range", 16, 128, 15)]),
+        ({"sequences": 0}, [("seq_empty", 0)]),
+        ({"sequences": 1}, []),
+        ({"tokens": 64, "seq": [40, 63]}, [("seq_last", 1, 64, 63)]),
+        ({"seq": [40, 39]}, [("seq_decreasing", 1, 40, 39)]),
+        ({"seq": [[40, 39]]}, []),
+    ],
+)
+def test_what_is_known_of_a_node_is_judged(known, found):
+    assert rows(compress_node(**known)) == found
+
+
+def step_node(pages=(8, 64, 4, 16), batch=2, slots=9, table=(2, 4), sizes=(32, 16, 64), **constants):
+    shapes = {"input": pages, "slot_mapping": (batch,), "cache": (slots, 4, 16), "block_table": table}
+    names = "compress_block_size", "compress_stride", "page_block_size"
+    return NodeFacts(
+        "NsaCompressInfer",
+        {name: size for name, size in zip(names, sizes, strict=True) if size is not None},
+        {name: TensorFacts(None, shape) for name, shape in shapes.items() if shape != "left out"},
+        {name: np.array(values) for name, values in constants.items()},
+    )
+
+
+WRONG_STEP = {"actual_seq_len": [48, 32], "slot_mapping": [9, 9], "block_table": [[8, 0, 0, 0], [0, 0, 0, 0]]}
+WRONG_ROWS = [("slot_range", 0, 9, 9), ("table_range", 0, 0, 8, 8), ("slot_range", 1, 9, 9)]
+LONG = {**WRONG_STEP, "actual_seq_len": [48, 257]}
+TOO_LONG = [("seq_range", 1, 256, 257)]
+
+
+@pytest.mark.parametrize(
+    ("known", "found"),
+    [
+        (WRONG_STEP, WRONG_ROWS),
+        (LONG, TOO_LONG),
+        # Where one thing is not known, no index is judged, but lengths are.
+        *[({**WRONG_STEP, **unknown}, []) for unknown in (
+            {"sizes": (None, 16, 64)}, {"sizes": (32, None, 64)}, {"sizes": (32, 16, None)}, {"slots": None},
+            {"pages": (None, 64, 4, 16)}, {"slot_mapping": [9]}, {"block_table": [[8]]}, {"actual_seq_len": [[48, 32]]},
+            {"table": None},
+        )],
+        *[({**LONG, **unknown}, TOO_LONG) for unknown in (
+            {"sizes": (None, 16, 64)}, {"sizes": (32, None, 64)}, {"slots": None}, {"pages": (None, 64, 4, 16)},
+            {"slot_mapping": [9]}, {"block_table": [[8]]}, {"batch": None},
+        )],
+        # The pages of each are the table's, or an equal part of all; without either, a length is not negative.
+        ({**LONG, "table": "left out", "slot_mapping": [9, 0]}, TOO_LONG),
+        ({"table": "left out", "actual_seq_len": [48, 32], "slot_mapping": [9, 1]}, [("slot_range", 0, 9, 9)]),
+        ({"table": (2, None), "actual_seq_len": [-1, 9999]}, [("seq_negative", 0, -1)]),
+        ({"table": "left out", "batch": 0, "actual_seq_len": []}, []),
+        ({"table": "left out", "batch": None, "actual_seq_len": [0, -1]}, [("seq_negative", 1, -1)]),
+        ({"table": "left out", "pages": (None, 64, 4, 16), "actual_seq_len": [0, -1]}, [("seq_negative", 1, -1)]),
+        # A wrong shape is all that is said.
+        ({**WRONG_STEP, "table": (3, 4)}, [("table_batch", 2, 3)]),
+        ({**WRONG_STEP, "sizes": (None, 129, 64)}, [("stride_multiple", 129), ("stride_range", 16, 112, 129)]),
+        ({"sizes": (None, 112, None), "pages": (8, 128, 4, 16)}, []),
+        ({"sizes": (None, 128, None)}, [("stride_range", 16, 112, 128)]),
+    ],
+)  # fmt: skip
+def test_what_is_known_of_a_step_is_judged(known, found):
+    assert rows(step_node(**known)) == found
 
 
 def test_every_part_of_a_schema_is_documented():

@@ -15,7 +15,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from nsa_onnx.checker import check
 from nsa_onnx.cli import main
-from nsa_onnx.operators.copies import copies, is_body
+from nsa_onnx.graph.form import form_of
+from nsa_onnx.graph.walk import nodes_below
+from nsa_onnx.operators import OPERATORS
+from nsa_onnx.operators.copies import copies, is_body, is_operator
 from nsa_onnx.operators.expand import expand
 from nsa_onnx.operators.nsa_compress_infer.rule_examples import decode, decode_node
 
@@ -116,6 +119,31 @@ def test_an_operator_that_nothing_defines_stays_an_error():
 
 # --------------------------------------------------------------------------------------------------
 # The same body, written in another way
+
+
+@pytest.mark.parametrize(("opset", "ours"), [(15, False), (16, True), (18, True), (None, False)])
+def test_a_body_is_one_for_each_opset_that_ours_have(opset, ours):
+    body = OPERATORS["NsaCompress"].body(18 if opset is None else max(16, opset))
+    del body.opset_import[:]
+    if opset is not None:
+        body.opset_import.add(version=opset)
+    assert is_body("NsaCompress", body) is ours
+    assert not is_body("NsaCompressInfer", body)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_body_may_have_grown_to_twice_its_size(more):
+    body = OPERATORS["NsaCompress"].body(18)
+    room = 2 * len(form_of(body, max_nodes=1000).nodes) - len(list(nodes_below(body.node)))
+    body.node.extend(helper.make_node("Identity", ["input"], [f"same_{number}"]) for number in range(room + more))
+    assert is_body("NsaCompress", body) is (not more)
+
+
+@pytest.mark.parametrize("domain", ["com.other", "nsa_onnx", "other"])
+@pytest.mark.parametrize("name", ["NsaCompress", "Other"])
+def test_an_operator_has_its_name_and_our_domain(domain, name):
+    function = helper.make_function(domain, name, [], [], [], [])
+    assert is_operator(function) is ((domain, name) == ("nsa_onnx", "NsaCompress"))
 
 
 def rewritten(model, change):

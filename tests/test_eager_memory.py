@@ -84,6 +84,14 @@ def test_large_results_are_meant_for_huge_pages(library):
     assert "hg" in flags(address(result) + LARGE // 2)
 
 
+def test_a_result_in_numpy_begins_with_a_cache_line():
+    results = [
+        arrays.new_result((size, 3), np.empty(0, np.uint8), dtype) for size in range(70) for dtype in ("", "int32")
+    ]
+    assert {one.ctypes.data % 64 for one in results} == {0}
+    assert [(one.shape, one.dtype.name) for one in results[-2:]] == [((69, 3), "uint8"), ((69, 3), "int32")]
+
+
 @pytest.mark.usefixtures("torch_ops")
 def test_a_result_is_allocated_once():
     call = large_call("torch")

@@ -103,6 +103,21 @@ def test_names_of_dims_reach_the_output():
     assert inferred(without_output_shape(step)) == ["slots", "heads", "dim"]
 
 
+def test_a_dim_that_is_no_size_gives_way_to_the_next_that_is():
+    made = models.compress([40, 100], x=("T", -1, 0), w=(32, 4))
+    assert inferred(without_output_shape(made)) == [3, 4, 0]
+    step = models.infer(x=("P", 64, 4, "D"), w=(32, "N"), cache=(0, "heads", -1))
+    assert inferred(without_output_shape(step)) == [0, 4, "D"]
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_one_input_s_type_is_the_output_s(known):
+    made = models.compress(dtype=models.BFLOAT16)
+    made.graph.input[1 - known].ClearField("type")
+    made.graph.output[0].type.tensor_type.elem_type = TensorProto.UNDEFINED
+    assert infer_shapes(made).graph.output[0].type.tensor_type.elem_type == TensorProto.BFLOAT16
+
+
 @pytest.mark.parametrize("dtype", [np.float16, models.BFLOAT16], ids=str)
 @pytest.mark.parametrize("table", [("B", "M"), None])
 def test_good_graphs_pass_the_full_check(dtype, table):

@@ -264,9 +264,10 @@ class Operator(ABC):
         tensor = result.tensor_type
         if output.type != T:
             tensor.elem_type = getattr(TensorProto, output.dtype("").upper())
-        elif any(facts.tensor(name).dtype is not None for name in self.float_inputs):
-            first = self.float_inputs[0]
-            tensor.elem_type = getattr(TensorProto, facts.floats(self.float_inputs)[first].dtype.upper())
+        else:
+            dtypes = (facts.tensor(name).dtype for name in self.float_inputs)
+            if (own := next(filter(None, dtypes), None)) is not None:
+                tensor.elem_type = getattr(TensorProto, own.upper())
         for axis, sources in enumerate(output.dims):
             dims = [dim for name, index in sources if (dim := _dim_proto(types.get(name), index)) is not None]
             # A number beats a name, and a name beats nothing.

@@ -130,7 +130,7 @@ def plural(number: int, noun: str) -> str:
 def listed(names: Sequence[str], verb: str = "") -> str:
     """``A, B and C``; with a verb, ``A takes`` and ``A and B take``."""
     joined = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-    return f"{joined} {verb}{'s' if len(names) == 1 else ''}" if verb else joined
+    return f"{joined} {verb}{'' if names[1:] else 's'}" if verb else joined
 
 
 def kind(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from contextlib import nullcontext
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import nsa_onnx
 from nsa_onnx.operators.nsa_compress import contract as prefill
 from nsa_onnx.operators.nsa_compress_infer import contract as decode
+from nsa_onnx.operators.nsa_compress_infer.call import refuse_overlap, refuse_shared
 
 F16 = np.float16
 
@@ -232,6 +234,8 @@ def test_where_two_rows_apply_the_earlier_one_of_the_table_wins(op):
         ("compress", {"compress_stride": 2**64}, r"compress_stride must be in .*got 18446744073709551616"),
         ("compress", {"compress_block_size": -(2**63)}, "compress_block_size = -9223372036854775808, got 32"),
         ("infer", {"actual_seq_len": [48, 2**63]}, r"\[0, 128\].*got 9223372036854775808"),
+        ("infer", {"actual_seq_len": [48, 2**63], "block_table": np.zeros((2, 3), np.int32)}, r"\[0, 192\]"),
+        ("infer", {"actual_seq_len": [48, 2**63], "block_table": None}, r"\[0, 128\]"),
         ("infer", {"page_block_size": 2**64}, "page_block_size must be 64 or 128, got 18446744073709551616"),
     ],
 )
@@ -269,6 +273,31 @@ def test_a_cache_that_overlaps_itself_is_refused(library):
     with pytest.raises(RuntimeError, match=r"cache must not overlap itself: .* got strides \(0, "):
         _call("infer", arguments, library)
     assert np.array_equal(row, before)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "refused"),
+    [
+        ((2, 1, 16), (0, 32, 2), True),
+        ((3, 2, 16), (64, 0, 2), True),
+        ((3, 2, 16), (64, 32, 0), True),
+        ((1, 2, 16), (0, 32, 2), False),
+        ((3, 0, 16), (0, 0, 0), False),
+        ((3, 2, 16), (-64, 32, 2), False),
+    ],
+)
+def test_rows_that_are_one_place_overlap(shape, strides, refused):
+    with pytest.raises(RuntimeError, match=f"got strides {re.escape(str(strides))}") if refused else nullcontext():
+        refuse_overlap(shape, strides)
+
+
+def test_memory_of_which_it_is_too_hard_to_tell_is_taken_and_the_rest_is_looked_at():
+    memory = np.zeros(192163377, np.int8)  # the example of numpy.shares_memory; no page of it is touched
+    hard = np.lib.stride_tricks.as_strided(memory, (1049,) * 3, (36674, 61119, 85569))
+    other = np.lib.stride_tricks.as_strided(memory[64023025:], (1049, 1049, 1), (12223, 12224, 1))
+    refuse_shared(hard, input=other)
+    with pytest.raises(RuntimeError, match=r"^cache must not overlap weight: "):
+        refuse_shared(hard, input=other, weight=hard[:1])
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])

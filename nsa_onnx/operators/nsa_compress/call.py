@@ -82,11 +82,11 @@ def nsa_compress(
 
 def _rows(shape: tuple[int, ...], lengths: npt.NDArray[np.int64], block: int, stride: int) -> int:
     """T', or 0 where the arguments are so wrong that the kernel will refuse them."""
-    if not ALIGNMENT <= stride <= block or not lengths.size or lengths[0] < 0 or np.any(lengths[1:] < lengths[:-1]):
+    starts = np.concatenate(([0], lengths))[:-1]
+    # Before memory is asked for that no input of this size can need.
+    if not ALIGNMENT <= stride <= block or np.any(lengths < starts) or shape[:1] < tuple(lengths[-1:]):
         return 0
-    if shape[:1] != (lengths[-1],):  # before memory is asked for that no input of this size can need
-        return 0
-    return int(window_count(np.diff(lengths, prepend=0), block, stride, np.maximum).sum())
+    return int(window_count(lengths - starts, block, stride, np.maximum).sum())
 
 
 def kernel(

@@ -134,20 +134,19 @@ def written_slots(slot_mapping: npt.NDArray[np.int32], lengths: Any, block: int,
 def _refuse(types: dict[str, Any], sizes: tuple[int, int, int], actual_seq_len: Ints) -> NoReturn:
     """Raise the error of a call whose ints do not even fit the kernel's types."""
     table = types["block_table"]
-    batch = types["slot_mapping"].shape
     raise_first(
         contract.shape_violations(
             types["input"].shape,
             types["weight"].shape,
-            batch,
+            types["slot_mapping"].shape,
             *sizes,
             None if table is None else table.shape,
             len(actual_seq_len),
             types["cache"].shape,
         )
     )
-    block_num = types["input"].shape[0]
-    max_pages = table.shape[1] if table is not None else block_num // batch[0]
+    (batch,) = types["slot_mapping"].shape
+    max_pages = types["input"].shape[0] // batch if table is None else table.shape[1]
     raise_first(contract.length_violations(actual_seq_len, max_pages * sizes[2]))
     raise AssertionError("a value beyond int64 passed the contract")
 

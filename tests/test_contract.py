@@ -164,10 +164,10 @@ def test_a_known_dim_of_a_step_is_judged_beside_unknown_ones(changed, found):
 @pytest.mark.parametrize(
     ("input", "weight", "row"),
     [
-        ((4, 16), (32, 4), "input_rank"),
-        ((1, 100, 4, 16), (32, 4), "input_rank"),
-        ((100, 4, 16), (32,), "weight_rank"),
-        ((100, 4, 16), (32, 4, 1), "weight_rank"),
+        ((4, 15), (48, 5), "input_rank"),
+        ((1, 100, 4, 15), (48, 5), "input_rank"),
+        ((100, 4, 15), (48,), "weight_rank"),
+        ((100, 4, 15), (48, 5, 1), "weight_rank"),
     ],
 )
 def test_dims_of_an_array_of_another_rank_are_not_judged(input, weight, row):

@@ -120,6 +120,12 @@ def test_each_rounding_is_the_librarys(dtype):
             assert equal(nsa_onnx.nsa_compress(part, w, 16, 16, actual_seq_len=[16]), wanted)
 
 
+def test_a_step_without_sequences_writes_nothing():
+    arguments = {**OPS["infer"][1](), "slot_mapping": np.zeros(0, np.int32), "block_table": None, "actual_seq_len": []}
+    with without_library():
+        assert (_call("infer", arguments, "numpy") == 7).all()
+
+
 def test_memory_does_not_grow_with_the_windows():
     x, w = np.ones((2**17, 1, 16), np.float16), np.ones((128, 1), np.float16)
     peaks = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import nsa_models as models
@@ -350,8 +351,9 @@ def test_constants_are_read_in_both_layouts():
         assert values.tolist() == [[-1], [7]]
 
 
-def compress_node(tokens=None, sequences=None, block=32, stride=16, seq=None):
-    inputs = {"input": TensorFacts("float16", (tokens, 4, 16)), "actual_seq_len": TensorFacts("int64", (sequences,))}
+def compress_node(tokens=None, sequences=None, block=32, stride=16, seq=None, **shapes):
+    shapes = {"input": (tokens, 4, 16), "actual_seq_len": (sequences,)} | shapes
+    inputs = {name: TensorFacts(None, shape) for name, shape in shapes.items()}
     sizes = {"compress_block_size": block, "compress_stride": stride}
     constants = {} if seq is None else {"actual_seq_len": np.array(seq)}
     return NodeFacts("NsaCompress", {name: size for name, size in sizes.items() if size}, inputs, constants)
@@ -395,10 +397,32 @@ def rows(facts):
         ({"tokens": 64, "seq": [40, 63]}, [("seq_last", 1, 64, 63)]),
         ({"seq": [40, 39]}, [("seq_decreasing", 1, 40, 39)]),
         ({"seq": [[40, 39]]}, []),
+        ({"seq": 40}, []),
+        ({"actual_seq_len": None}, []),
+        ({"actual_seq_len": ()}, [("seq_rank", 0)]),
+        ({"input": None, "seq": [40]}, []),
+        ({"input": (64, 4), "seq": [40]}, [("input_rank", 2)]),
+        ({"input": (64, 4, 16, 1), "seq": [40]}, [("input_rank", 4)]),
     ],
 )
 def test_what_is_known_of_a_node_is_judged(known, found):
     assert rows(compress_node(**known)) == found
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "found"),
+    [
+        ((None, None, None), []),
+        ((None, "bfloat16", None), []),
+        (("float16", None, "bfloat16"), [("cache_dtype", "float16", "bfloat16")]),
+        ((None, "float16", "bfloat16"), [("cache_dtype", "float16", "bfloat16")]),
+        ((None, "float32", None), [("input_dtype", "float32")]),
+    ],
+)
+def test_an_unknown_type_is_that_of_the_others(dtypes, found):
+    facts = step_node()
+    known = zip(("input", "weight", "cache"), dtypes, strict=True)
+    assert rows(replace(facts, inputs={name: TensorFacts(dtype) for name, dtype in known})) == found
 
 
 def step_node(pages=(8, 64, 4, 16), batch=2, slots=9, table=(2, 4), sizes=(32, 16, 64), **constants):
@@ -454,6 +478,7 @@ def test_what_is_known_of_a_step_is_judged(known, found):
 
 def test_every_part_of_a_schema_is_documented():
     for op in schema.SCHEMAS.values():
+        assert all(attribute.required for attribute in op.attributes.values())
         assert len(op.doc) > 500
         for part in (*op.inputs, *op.outputs, *op.type_constraints, *op.attributes.values()):
             assert part.description

@@ -33,8 +33,9 @@ def parsed(text: str, opset: int) -> FunctionProto:
     function = onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>{text}')
     for node in function.node:
         # Runtimes name the node that fails: the checks say by it what is wrong.
-        if node.output[0].startswith("check_"):
-            node.name = node.output[0]
+        first, *_ = node.output
+        if first.startswith("check_"):
+            node.name = first
     return function
 
 
@@ -42,9 +43,10 @@ def inlined(text: str, opset: int, inputs: Mapping[str, str], prefix: str) -> li
     """The nodes of a function on values, by the names of its inputs. All names that they make begin with ``prefix``."""
     function = parsed(text, opset)
     for made in function.node:
+        first, *_ = made.output
+        made.name = prefix + (made.name or first)
         made.input[:] = [inputs[name] if name in function.input else prefix + name for name in made.input]
         made.output[:] = [prefix + name for name in made.output]
-        made.name = prefix + (made.name or made.output[0].removeprefix(prefix))
     return list(function.node)
 
 

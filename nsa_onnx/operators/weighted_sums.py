@@ -33,7 +33,7 @@ def weighted_sums(dtype: str, values: Bits, weight: Bits, token: Callable[[slice
         return
     windows, heads, dim = output.shape
     weights = to_float(dtype, weight)[:, :, np.newaxis]
-    step = min(windows, max(1, _CHUNK // (heads * dim)))
+    step = min(windows, _CHUNK // (heads * dim))  # at most 128 heads of 256
     gathered = np.empty((step, heads, dim), np.uint16)
     products, sums = np.empty(gathered.shape, np.float32), np.empty(gathered.shape, np.float32)
     with np.errstate(all="ignore"):

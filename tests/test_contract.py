@@ -180,7 +180,7 @@ def test_dims_of_an_array_of_another_rank_are_not_judged(input, weight, row):
         ([50, 40, 30], 30, [("seq_decreasing", 1, None)]),
         ([0, 0, 40], 40, [("seq_positive", 0, "leading_zero")]),
         ([0], 0, [("seq_positive", 0, None)]),
-        ([-40, 80], 40, [("seq_positive", 0, None), ("seq_last", 1, None)]),
+        ([-1, 41], 40, [("seq_positive", 0, None), ("seq_last", 1, None)]),
     ],
 )
 def test_each_row_names_the_first_element_that_breaks_it(ends, tokens, found):

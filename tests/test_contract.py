@@ -190,6 +190,7 @@ DECODE = {"slots": [0, 2], "table": [[0, 1], [2, 3]], "lengths": [48, 80], "bloc
         ({"lengths": [-1, 128], "slots": [9, 9]}, [("seq_range", 0, 128, -1)]),
         ({"lengths": [300, 100]}, [("seq_range", 0, 128, 300)]),
         ({"table": None, "lengths": [48, 128]}, []),
+        ({"table": None, "slots": [-1, 3]}, [("slot_range", 0, 3, -1), ("slot_range", 1, 3, 3)]),
     ],
 )
 def test_each_index_that_a_step_uses_is_judged(changed, found):

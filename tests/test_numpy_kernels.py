@@ -83,29 +83,6 @@ def test_hints_and_the_first_of_several_errors_are_the_same(op, changed):
         assert message(op, {**OPS[op][1](), **changed}) == wanted
 
 
-@given(compress_calls(), st.none() | st.integers(0, 2**32))
-def test_prefill_gives_the_bits_of_the_library(call, seed):
-    x, w, block, stride, ends = call
-    if seed is not None:
-        x, w = any_bits(x, seed), any_bits(w, seed + 1)
-    wanted = nsa_onnx.nsa_compress(x, w, block, stride, actual_seq_len=ends)
-    with without_library():
-        got = nsa_onnx.nsa_compress(x, w, block, stride, actual_seq_len=ends)
-    assert equal(got, wanted)
-
-
-@given(infer_calls(), st.none() | st.integers(0, 2**32))
-def test_decode_gives_the_bits_of_the_library(call, seed):
-    x, w, slots, *sizes, table, lengths, cache = call
-    if seed is not None:
-        x, w, cache = any_bits(x, seed), any_bits(w, seed + 1), any_bits(cache, seed + 2)
-    caches = cache, cache.copy()
-    nsa_onnx.nsa_compress_infer(x, w, slots, *sizes, block_table=table, actual_seq_len=lengths, cache=caches[0])
-    with without_library():
-        nsa_onnx.nsa_compress_infer(x, w, slots, *sizes, block_table=table, actual_seq_len=lengths, cache=caches[1])
-    assert equal(*caches)
-
-
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_each_rounding_is_the_librarys(dtype):
     """Sums next to halfway between two results, subnormal ones, and those at the edge of infinity."""
@@ -143,3 +120,26 @@ def test_no_element_gives_an_empty_result_whatever_the_length():
     with without_library():
         got = nsa_onnx.nsa_compress(x, np.ones((16, 2), np.float16), 16, 16, actual_seq_len=[2**40])
     assert got.shape == (2**36, 2, 0)
+
+
+@given(compress_calls(), st.none() | st.integers(0, 2**32))
+def test_prefill_gives_the_bits_of_the_library(call, seed):
+    x, w, block, stride, ends = call
+    if seed is not None:
+        x, w = any_bits(x, seed), any_bits(w, seed + 1)
+    wanted = nsa_onnx.nsa_compress(x, w, block, stride, actual_seq_len=ends)
+    with without_library():
+        got = nsa_onnx.nsa_compress(x, w, block, stride, actual_seq_len=ends)
+    assert equal(got, wanted)
+
+
+@given(infer_calls(), st.none() | st.integers(0, 2**32))
+def test_decode_gives_the_bits_of_the_library(call, seed):
+    x, w, slots, *sizes, table, lengths, cache = call
+    if seed is not None:
+        x, w, cache = any_bits(x, seed), any_bits(w, seed + 1), any_bits(cache, seed + 2)
+    caches = cache, cache.copy()
+    nsa_onnx.nsa_compress_infer(x, w, slots, *sizes, block_table=table, actual_seq_len=lengths, cache=caches[0])
+    with without_library():
+        nsa_onnx.nsa_compress_infer(x, w, slots, *sizes, block_table=table, actual_seq_len=lengths, cache=caches[1])
+    assert equal(*caches)

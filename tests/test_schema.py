@@ -425,8 +425,9 @@ def test_an_unknown_type_is_that_of_the_others(dtypes, found):
     assert rows(replace(facts, inputs={name: TensorFacts(dtype) for name, dtype in known})) == found
 
 
-def step_node(pages=(8, 64, 4, 16), batch=2, slots=9, table=(2, 4), sizes=(32, 16, 64), **constants):
+def step_node(pages=(8, 64, 4, 16), batch=2, slots=9, table=(2, 4), sizes=(32, 16, 64), lengths=None, **constants):
     shapes = {"input": pages, "slot_mapping": (batch,), "cache": (slots, 4, 16), "block_table": table}
+    shapes["actual_seq_len"] = lengths
     names = "compress_block_size", "compress_stride", "page_block_size"
     return NodeFacts(
         "NsaCompressInfer",
@@ -466,6 +467,8 @@ TOO_LONG = [("seq_range", 1, 256, 257)]
         ({"table": "left out", "batch": None, "actual_seq_len": [0, -1]}, [("seq_negative", 1, -1)]),
         ({"table": "left out", "pages": (None, 64, 4, 16), "actual_seq_len": [0, -1]}, [("seq_negative", 1, -1)]),
         # A wrong shape is all that is said.
+        ({"lengths": (3,)}, [("seq_count", 2, 3)]),
+        ({"lengths": (2, 5)}, [("seq_rank", 2)]),
         ({**WRONG_STEP, "table": (3, 4)}, [("table_batch", 2, 3)]),
         ({**WRONG_STEP, "sizes": (None, 129, 64)}, [("stride_multiple", 129), ("stride_range", 16, 112, 129)]),
         ({"sizes": (None, 112, None), "pages": (8, 128, 4, 16)}, []),

@@ -452,8 +452,8 @@ TOO_LONG = [("seq_range", 1, 256, 257)]
         *[({**WRONG_STEP, **unknown}, []) for unknown in (
             {"sizes": (None, 16, 64)}, {"sizes": (32, None, 64)}, {"sizes": (32, 16, None)}, {"slots": None},
             {"pages": (None, 64, 4, 16)}, {"slot_mapping": [9]}, {"slot_mapping": [9, 9, 9]},
-            {"block_table": [[8]]}, {"block_table": [[8] * 4] * 3}, {"actual_seq_len": [[48, 32]]}, {"actual_seq_len": 48},
-            {"table": None},
+            {"block_table": [[8]]}, {"block_table": [[8] * 4] * 3}, {"actual_seq_len": [[48, 32]]},
+            {"actual_seq_len": 48}, {"table": None},
         )],
         *[({**LONG, **unknown}, TOO_LONG) for unknown in (
             {"sizes": (None, 16, 64)}, {"sizes": (32, None, 64)}, {"slots": None}, {"pages": (None, 64, 4, 16)},

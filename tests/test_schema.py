@@ -109,6 +109,8 @@ def test_a_dim_that_is_no_size_gives_way_to_the_next_that_is():
     assert inferred(without_output_shape(made)) == [3, 4, 0]
     step = models.infer(x=("P", 64, 4, "D"), w=(32, "N"), cache=(0, "heads", -1))
     assert inferred(without_output_shape(step)) == [0, 4, "D"]
+    step = models.infer(x=("P", 64, -1, "D"), w=(32, 4), cache=("S", -1, "D"))
+    assert inferred(without_output_shape(step)) == ["S", 4, "D"]
 
 
 @pytest.mark.parametrize("known", [0, 1])

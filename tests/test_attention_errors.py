@@ -612,6 +612,7 @@ def test_each_row_has_the_same_words_without_the_library(op_type, row, monkeypat
             {"actual_seq_kvlen": [70, 70]},
             r"topk_indices\[1, 0, 0\] must be in \[-1, 0\).*got 0",
         ),
+        ("NsaSelectedAttentionInfer", {"topk_indices": topk(2, 2, 3, block=-2)}, r"topk_indices\[0, 0, 0\] .*got -2"),
         ("NsaSelectedAttentionInfer", {"actual_seq_kvlen": [40, 2**63]}, r"must be <= 128 .*got 9223372036854775808"),
         ("NsaSelectedAttentionInfer", {"actual_seq_kvlen": [40, 140]}, "got 140 .*look like prefix sums"),
         ("NsaSelectedAttentionInfer", {"actual_seq_kvlen": [0, 100]}, r"topk_indices\[0, 0, 0\] must be in \[-1, 0\)"),

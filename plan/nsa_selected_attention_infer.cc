@@ -62,20 +62,19 @@ std::string ReadBlocks(const Call& call, const std::vector<int64_t>& lengths, in
 // Where the pages of sequence b lie, of those that its blocks need, ascending (table_violations).
 std::string ReadTable(const Call& call, int64_t b, int64_t length, const int32_t* blocks,
                       int64_t block_count, std::vector<int64_t>* pages) {
-  enum : int64_t { kOther, kNeeded };
-  pages->assign(static_cast<size_t>(call.table_shape[1]), kOther);
+  pages->assign(static_cast<size_t>(call.table_shape[1]), false);  // is it needed, then where it is
   const int64_t page = *call.attributes.page, size = call.attributes.select_block;
   for (int64_t i = 0; i < block_count; ++i) {
     const int64_t block = blocks[i];
     if (block < 0) continue;
     const int64_t end = std::min((block + 1) * size, length);
     for (int64_t p = block * size / page; p * page < end; ++p) {
-      (*pages)[static_cast<size_t>(p)] = kNeeded;
+      (*pages)[static_cast<size_t>(p)] = true;
     }
   }
   for (int64_t p = 0; p < call.table_shape[1]; ++p) {
     int64_t& place = (*pages)[static_cast<size_t>(p)];
-    if (place != kNeeded) continue;
+    if (!place) continue;
     std::string error = ReadPage(call.block_table, call.table_shape[1], b, p, call.key[0], &place);
     if (!error.empty()) return error;
   }

@@ -183,6 +183,12 @@ ANOTHER = EINSUM.format("y").replace("[scores] z", "again")
 MADE = compress_node("x, w, seq", "v").replace("\n", " ")
 SCORES = 's = Einsum <equation = "qhd,khd->hqk"> (q, y)'
 PAIR = f'<domain: "f", opset_import: ["" : 18]>\nPair (q, y) => (s)\n{{\n    {SCORES}\n}}\n'
+SAME = '<domain: "f", opset_import: ["" : 18]>\nSame (a) => (b)\n{\n    b = Relu (a)\n}\n'
+AGAIN = '<domain: "f", opset_import: ["f" : 1]>\nAgain (a) => (b)\n{\n    b = f.Same (a)\n}\n'
+NODE = compress_node("x, w, n", "v").replace("\n", " ")
+OWN = f'<domain: "f", opset_import: ["nsa_onnx" : 1, "f" : 1]>\nOwn (x, w, n) => (k) {{ {NODE} k = f.Same (v) }}\n'
+# onnxruntime computes an operator that it has itself.
+HIDDEN = '<domain: "", opset_import: ["" : 18]>\nEinsum (a, b) => (c)\n{\n    c = MatMul (a, b)\n}\n'
 
 
 @pytest.mark.parametrize(
@@ -210,6 +216,11 @@ PAIR = f'<domain: "f", opset_import: ["" : 18]>\nPair (q, y) => (s)\n{{\n    {SC
         ),
         # A function may be called with fewer inputs than it has.
         (["k = f.Pair (q, y)", "z = f.Pair (y)"], [("Einsum", "#0", "function f.Pair")]),
+        # What a function makes of its inputs is as empty as those of the call.
+        (["k = f.Same (y)", EINSUM.format("k")], [("Einsum", "scores", "graph")]),
+        (["u = f.Same (y)", "k = f.Same (q)", EINSUM.format("k")], []),
+        (["u = f.Again (y)", "k = f.Again (q)", EINSUM.format("k")], []),
+        (["k = f.Own (x, w, seq)", EINSUM.format("k")], [("Einsum", "scores", "graph")]),
         # What an If returns is as empty as in its branches, what another operator returns is not known.
         (["k = If (c) <a = g () => (v) { v = Relu (y) }>", EINSUM.format("k")], []),
         ([f"k = If (c) <a = g () => (v) {{ {MADE} }}>", EINSUM.format("k")], [("Einsum", "scores", "graph")]),
@@ -225,7 +236,7 @@ PAIR = f'<domain: "f", opset_import: ["" : 18]>\nPair (q, y) => (s)\n{{\n    {SC
 )
 def test_what_is_reached(after, expected):
     text = compress(after=after, outputs=["float16 z"]).replace("32, 4] w", f"32, 4] w, {QUERY}, int64 n, bool c")
-    text = text.replace('"nsa_onnx" : 1', '"nsa_onnx" : 1, "f" : 1') + PAIR
+    text = text.replace('"nsa_onnx" : 1', '"nsa_onnx" : 1, "f" : 1') + PAIR + SAME + AGAIN + OWN + HIDDEN
     assert words(check(onnx.parser.parse_model(text))) == [
         (*node, DIES.format(*origin or ["nsa"])) for *node, origin in ((*one[:3], one[3:]) for one in expected)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnx import FunctionProto, NodeProto
 
@@ -77,10 +77,11 @@ class _Reached:
 
 @dataclass(frozen=True)
 class _Value:
-    """A value that is empty along some axes when T' of ``origin`` is 0."""
+    """A value that is empty along some axes when T' of ``origin`` is 0; ``given`` if because of a function's call."""
 
     extent: Extent
     origin: NsaNode
+    given: bool = False
 
 
 def _may_be_empty(node: NsaNode, operator: Operator, facts: NodeFacts, number: int, axis: int) -> bool:
@@ -125,12 +126,12 @@ class _Search:
         for position, step in enumerate(scope.steps):
             node, inputs = step.node, [self._value(scope, name) for name in step.inputs]
             empty = next((one for one in inputs if one is not None), None)
-            if (function := self._functions.get(step.op)) is not None:
-                self._call(scope, node, function, inputs)
-            elif is_standard(node):
+            if is_standard(node):  # onnxruntime has a kernel, which goes before a function of that name
                 self._leave_branches(scope, position, node)
                 if empty is not None:
                     self._pass(scope, position, node, inputs, empty)
+            elif (function := self._functions.get(step.op)) is not None:
+                self._call(scope, node, function, inputs)
 
     def _value(self, scope: Scope, name: str) -> _Value | None:
         """The value if it may be empty; not from outside of a branch, which may be there because of it."""
@@ -156,29 +157,34 @@ class _Search:
                 self._seen.add((id(scope), position))
                 self.reached.append(_Reached(empty.origin, stop, scope, position, node))
             return
+        given = any(one.given for one in inputs if one is not None)
         for name, extent in zip(node.output, results(node, extents, constant), strict=False):
-            self._keep(scope, name, extent, empty.origin)
+            if extent is not None and extent.empty:
+                self._keep(scope, name, _Value(extent, empty.origin, given))
 
-    def _keep(self, scope: Scope, name: str, extent: Extent | None, origin: NsaNode) -> None:
-        if extent is not None and extent.empty:
-            self._values.setdefault((id(scope), name), _Value(extent, origin))
+    def _keep(self, scope: Scope, name: str, value: _Value) -> None:
+        self._values.setdefault((id(scope), name), value)
 
     def _call(self, scope: Scope, node: NodeProto, function: Scope, inputs: list[_Value | None]) -> None:
         for formal, one in zip(function.inputs, inputs, strict=False):
             if one is not None:
-                self._keep(function, formal, one.extent, one.origin)
-        self._return(function, scope, node)
+                self._keep(function, formal, replace(one, given=True))
+        for name, one in self._returned(function, node):
+            # What another call has given says nothing of this one, if it gives nothing empty.
+            if not one.given or any(inputs):
+                given = any(each.given for each in inputs if each is not None)
+                self._keep(scope, name, replace(one, given=given))
 
     def _leave_branches(self, scope: Scope, position: int, node: NodeProto) -> None:
         if node.op_type == "If":
             for inner in self._inner.get((id(scope), position), ()):
-                self._return(inner, scope, node)
+                for name, one in self._returned(inner, node):
+                    self._keep(scope, name, one)
 
-    def _return(self, inner: Scope, scope: Scope, node: NodeProto) -> None:
+    def _returned(self, inner: Scope, node: NodeProto) -> Iterator[tuple[str, _Value]]:
         for result, name in zip(inner.outputs, node.output, strict=False):
-            one = self._values.get((id(inner), result))
-            if one is not None:
-                self._keep(scope, name, one.extent, one.origin)
+            if (one := self._values.get((id(inner), result))) is not None:
+                yield name, one
 
 
 def _extent(scope: Scope, name: str) -> Extent | None:

@@ -152,6 +152,7 @@ def test_in_functions_and_subgraphs():
         "z = Pad (y)",
         "z = Concat (y)",
         'z = Scan <num_scan_inputs = "a"> (y)',
+        "z = Scan <num_scan_inputs = 1099511627776> (y)",
     ],
 )
 def test_a_broken_node_ends_nothing(node):

@@ -113,8 +113,8 @@ def _gather(node: NodeProto, inputs: Extents, constant: Constant) -> bool:
 
 def _scan(node: NodeProto, inputs: Extents, constant: Constant) -> bool:
     count = attribute(node, "num_scan_inputs", 0)
-    axes = list(attribute(node, "scan_input_axes") or [0] * count)
     scanned = inputs[len(inputs) - count :]
+    axes = attribute(node, "scan_input_axes") or [0] * len(scanned)
     return any(one is not None and axis in one.empty for axis, one in zip(axes, scanned, strict=False))
 
 

@@ -600,6 +600,9 @@ def too_many(needed, there, otherwise):
         (MIXED.accepted, []),
         (MIXED.accepted.replace("{40, 60}", "{40, 100}"), [ALSO]),
         *((given(batch), words) for batch, words in (("2", [ALSO]), ("B", [ALSO]), ("1", []), ("0", []))),
+        # A constant says itself how many there are, whatever is declared of it.
+        (MIXED.triggers.replace("[2] ends = {40, 100}", "[1] ends = {9}, int64[B] ends"), []),
+        (MIXED.triggers.replace("[2] ends = {40, 100}", "[1] ends = {9}, int64[] ends"), []),
         (computed("seq = CumSum (given, axis)"), [FROM_CUMSUM]),
         (computed("s = CumSum (given, axis)", "seq = Identity (s)"), [FROM_CUMSUM]),
         (computed("s = CumSum (given, axis)", "seq = Neg (s)"), []),
@@ -684,6 +687,14 @@ TABLE = "NsaCompressInfer nsa | graph | block_table | block_table{}"
 )
 def test_imports_and_indices(made, rule, words):
     assert said(made, rule) == words
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dims", ["", "B"])
+def test_the_rank_of_a_constant_is_its_own_whatever_is_declared(dims, target):
+    made = compress(seq=[40]).replace("int64[1] seq = {40}", f"int64[1, 1] seq = {{40}}, int64[{dims}] seq")
+    words = "NsaCompress nsa | graph | actual_seq_len | actual_seq_len must have rank 1 [B], got rank 2"
+    assert said(made, "NSA007", target=target) == [words]
 
 
 def test_operators_are_named_that_a_rule_is_about():

@@ -111,7 +111,7 @@ def _identities(taken: _Taken) -> Iterator[object]:
 
 def _several(taken: _Taken) -> bool:
     """Whether there may be more than one sequence: the lengths of a single one are its prefix sums."""
-    return taken.facts.tensor(taken.input.name).shape not in ((0,), (1,))
+    return taken.facts.tensor(taken.input.name).dim(0) not in (0, 1)
 
 
 def _maker(taken: _Taken) -> NodeProto | None:

@@ -35,6 +35,7 @@ COPY = FOLDER / "copy"
 SITE = FOLDER / "site"  # what an editable install has in site-packages, for the copy
 LIBRARY = "libnsa_onnx_ort.so"
 FINDER = "_editable_skbc_nsa_onnx"
+MEMORY = 8 << 30  # bytes that a process of the tests may take: some mutants ask for more and more
 BROKEN = {
     ".py": "raise SystemExit('mutant')\n",
     ".cc": "#include <cstdlib>\n__attribute__((constructor)) static void Stop() { std::_Exit(1); }\n",
@@ -92,6 +93,7 @@ def run_tests(test: str, limit: int) -> tuple[int, float]:
     if child == 0:
         os.setsid()
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         signal.alarm(60 * limit)  # for what waits forever
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)

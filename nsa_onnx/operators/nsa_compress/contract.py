@@ -107,7 +107,7 @@ def _habit(actual_seq_len: Sequence[int], tokens: Dim) -> Hint | None:
     if len(actual_seq_len) < 2 or min(actual_seq_len) < 0:
         return None
     rises = all(end <= following for end, following in pairwise(actual_seq_len))
-    if rises and actual_seq_len[0] == 0 and tokens in (None, actual_seq_len[-1]):
+    if rises and tokens in (None, actual_seq_len[-1]):  # then only the first can be wrong: 0
         return HINTS["leading_zero"]
     return HINTS["lengths"] if sum(actual_seq_len) == tokens else None
 

@@ -599,7 +599,7 @@ def too_many(needed, there, otherwise):
         (MIXED.triggers, [ALSO]),
         (MIXED.accepted, []),
         (MIXED.accepted.replace("{40, 60}", "{40, 100}"), [ALSO]),
-        *((given(batch), words) for batch, words in (("2", [ALSO]), ("B", [ALSO]), ("1", []), ("1, 1", []), ("0", []))),
+        *((given(batch), words) for batch, words in (("2", [ALSO]), ("B", [ALSO]), ("1", []), ("1, 2", []), ("0", []))),
         # A constant says itself how many there are, whatever is declared of it.
         (MIXED.triggers.replace("[2] ends = {40, 100}", "[1] ends = {9}, int64[B] ends"), []),
         (MIXED.triggers.replace("[2] ends = {40, 100}", "[1] ends = {9}, int64[] ends"), []),

@@ -216,9 +216,6 @@ def _nsa_node(node: NodeProto, index: int, scope: Scope, folder: Path | None, va
             _fold(formal, values.value(scope, value), inputs, constants)
         else:
             _read_constant(formal, value, tensor, folder, inputs, constants, masks, unreadable)
-    for formal, array in (*constants.items(), *masks.items()):
-        # onnxruntime, too, takes a constant's own shape, whatever is declared.
-        inputs[formal] = TensorFacts(inputs[formal].dtype, array.shape)
     attributes = {attribute.name: attribute_value(attribute) for attribute in node.attribute}
     facts = NodeFacts(node.op_type, attributes, inputs, constants, masks)
     return NsaNode(node, name, scope, index, facts, tuple(_without_flood(facts)), unreadable)

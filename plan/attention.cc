@@ -52,8 +52,10 @@ std::string CheckSize(std::string_view multiple, std::string_view range, int64_t
 
 // The first element below 0.
 std::string CheckNotNegative(const LengthRows& rows, const std::vector<int64_t>& values) {
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (values[i] < 0) return Message(rows.negative, {static_cast<int64_t>(i), values[i]});
+  int64_t i = 0;
+  for (const int64_t value : values) {
+    if (value < 0) return Message(rows.negative, {i, value});
+    ++i;
   }
   return {};
 }

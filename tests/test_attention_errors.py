@@ -293,8 +293,8 @@ def refused(op_type, changed, library="numpy"):
 def broken(op_type, changed):
     """What is wrong with the node of the base call, of which some are changed: attributes and inputs by name.
 
-    An input is None where it is left out, a tuple for its shape, or a list for a constant; an array is a constant whose
-    declared shape is not known.
+    An input is None where it is left out, a tuple for its shape, or a list for a constant; an array is a constant that
+    is declared without a shape.
     """
     operator, base = OPERATORS[op_type], STAGES[op_type].base()
     attributes = {name: base[name] for name in operator.attribute_names}
@@ -516,30 +516,25 @@ def test_a_constant_is_wrong_only_if_all_that_tells_it_is_known(op_type):
 
 
 @pytest.mark.parametrize(
-    ("op_type", "name", "value"),
+    ("op_type", "name", "value", "message"),
     [
-        (STEP, "block_table", [5, 5]),
-        (STEP, "block_table", [[[5, 5]], [[5, 5]]]),
-        (STEP, "block_table", [[5, 5]]),
-        (STEP, "block_table", [[5, 5]] * 3),
-        (STEP, "block_table", [[5], [5]]),
-        (SELECT, "topk_indices", [[5, 5, 5]] * 3),
-        (SELECT, "topk_indices", [[[[5, 5, 5]]]] * 3),
-        (SELECT, "topk_indices", [[[5, 5, 5]] * 2] * 2),
-        (SELECT, "topk_indices", [[[5, 5, 5]] * 2] * 4),
-        (SELECT_STEP, "topk_indices", [[5, 5, 5]] * 2),
-        (SELECT_STEP, "topk_indices", [[[[5, 5, 5]]]] * 2),
-        (SELECT_STEP, "topk_indices", [[[5, 5, 5]] * 2]),
-        (SELECT_STEP, "topk_indices", [[[5, 5, 5]] * 2] * 3),
-        (SELECT_STEP, "block_table", [5, 5]),
-        (SELECT_STEP, "block_table", [[[5, 5]], [[5, 5]]]),
-        (SELECT_STEP, "block_table", [[5, 5]]),
-        (SELECT_STEP, "block_table", [[5, 5]] * 3),
-        (SELECT_STEP, "block_table", [[5], [5]]),
+        *((op, "block_table", [5, 5], "block_table must have rank 2 [B, P], got rank 1") for op in (STEP, SELECT_STEP)),
+        (STEP, "block_table", [[[5, 5]], [[5, 5]]], "block_table must have rank 2 [B, P], got rank 3"),
+        (STEP, "block_table", [[5, 5]], "block_table.shape[0] must equal B = 2, got 1"),
+        (SELECT_STEP, "block_table", [[5, 5]] * 3, "block_table.shape[0] must equal B = 2, got 3"),
+        *(
+            (op, "block_table", [[5], [5]], "must be <= 64 (pages x page_block_size), got 128")
+            for op in (STEP, SELECT_STEP)
+        ),
+        (SELECT, "topk_indices", [[5, 5, 5]] * 3, "topk_indices must have rank 3 [T1, N2, k], got rank 2"),
+        (SELECT, "topk_indices", [[[5, 5, 5]] * 2] * 2, "topk_indices.shape[0] must equal T1 = 3, got 2"),
+        (SELECT_STEP, "topk_indices", [[[[5, 5, 5]]]] * 2, "topk_indices must have rank 3 [B, N2, k], got rank 4"),
+        (SELECT_STEP, "topk_indices", [[[5, 5, 5]] * 2] * 3, "topk_indices.shape[0] must equal B = 2, got 3"),
     ],
 )
-def test_a_constant_whose_shape_disagrees_with_its_type_is_for_others(op_type, name, value):
-    assert broken(op_type, {**CONSTANTS[op_type], name: np.array(value)}) == []
+def test_a_constant_is_judged_by_its_own_shape_alone(op_type, name, value, message):
+    (found,) = broken(op_type, {**CONSTANTS[op_type], name: np.array(value)})
+    assert found.message.endswith(message)
 
 
 def test_the_blocks_of_a_single_sequence_are_looked_at():

@@ -222,15 +222,22 @@ def test_the_bounds_of_what_probabilities_weigh():
     assert np.allclose(got.values, chances.values @ values, rtol=1e-12, atol=0)
     assert np.allclose(got.slack, wanted, rtol=1e-9, atol=0)
 
+
+@pytest.mark.parametrize("window", [3, 4])
+def test_the_bounds_of_scores_of_blocks(window):
+    generator = np.random.default_rng(0)
+    chances = Chances(generator.random((2, 4, 5)), generator.random((2, 4, 5)) * 2.0**-20)  # group, rows, tokens
     sums, slack = np.zeros((2, 4, 3))
     for s in range(3):
-        for i in range(4):  # blocks of 2 strides, windows of 3
-            if 0 <= 2 * (s + 1) - i < 5:
-                sums[:, s] += min(i + 1, 2, 4 - i) * chances.values[:, :, 2 * (s + 1) - i].sum(0)
-                slack[:, s] += min(i + 1, 2, 4 - i) * chances.slack[:, :, 2 * (s + 1) - i].sum(0)
-    scores = block_scores(chances, 3, 2, 3)
+        for i in range(1 + window):  # blocks of 2 strides
+            if 0 <= (token := 2 * (s + 1) - i) < 5:
+                weight = min(i + 1, 2, 1 + window - i)
+                sums[:, s] += weight * chances.values[:, :, token].sum(0)
+                slack[:, s] += weight * chances.slack[:, :, token].sum(0)
+    scores = block_scores(chances, 3, 2, window)
     assert np.allclose(scores.values, sums, rtol=1e-12, atol=0)
-    assert np.allclose(scores.slack, slack + error_of(2 * 5 + 2) * (sums + slack), rtol=1e-9, atol=0)
+    wanted = slack + error_of(2 * (2 + window) + 2) * (sums + slack)
+    assert np.allclose(scores.slack, wanted, rtol=1e-9, atol=0)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from onnx.shape_inference import InferenceError, infer_shapes
 import nsa_onnx
 from nsa_onnx.graph.tensors import TensorFacts, integer_values
 from nsa_onnx.operators import OPERATORS, schema
+from nsa_onnx.operators.base import dim_names
 from nsa_onnx.operators.contract import DOMAIN
 from nsa_onnx.operators.facts import NodeFacts
 from nsa_onnx.operators.schema import register
@@ -398,8 +399,8 @@ def rows(facts):
         ({"sequences": 1}, []),
         ({"tokens": 64, "seq": [40, 63]}, [("seq_last", 1, 64, 63)]),
         ({"seq": [40, 39]}, [("seq_decreasing", 1, 40, 39)]),
-        ({"seq": [[40, 39]]}, []),
-        ({"seq": 40}, []),
+        ({"seq": [[40, 39]]}, [("seq_rank", 2)]),
+        ({"seq": 40}, [("seq_rank", 0)]),
         ({"actual_seq_len": None}, []),
         ({"actual_seq_len": ()}, [("seq_rank", 0)]),
         ({"input": None, "seq": [40]}, []),
@@ -453,14 +454,18 @@ TOO_LONG = [("seq_range", 1, 256, 257)]
         # Where one thing is not known, no index is judged, but lengths are.
         *[({**WRONG_STEP, **unknown}, []) for unknown in (
             {"sizes": (None, 16, 64)}, {"sizes": (32, None, 64)}, {"sizes": (32, 16, None)}, {"slots": None},
-            {"pages": (None, 64, 4, 16)}, {"slot_mapping": [9]}, {"slot_mapping": [9, 9, 9]},
-            {"block_table": [[8]]}, {"block_table": [[8] * 4] * 3}, {"actual_seq_len": [[48, 32]]},
-            {"actual_seq_len": 48}, {"table": None},
+            {"pages": (None, 64, 4, 16)},
         )],
         *[({**LONG, **unknown}, TOO_LONG) for unknown in (
             {"sizes": (None, 16, 64)}, {"sizes": (32, None, 64)}, {"slots": None}, {"pages": (None, 64, 4, 16)},
-            {"slot_mapping": [9]}, {"block_table": [[8]]}, {"batch": None},
+            {"batch": None},
         )],
+        # A constant has its own shape, whatever is declared.
+        ({**WRONG_STEP, "table": None}, WRONG_ROWS),
+        ({**WRONG_STEP, "slot_mapping": [9]}, [("seq_count", 1, 2), ("table_batch", 1, 2)]),
+        ({**WRONG_STEP, "block_table": [[8] * 4] * 3}, [("table_batch", 2, 3)]),
+        ({**WRONG_STEP, "actual_seq_len": 48}, [("seq_rank", 0)]),
+        ({**LONG, "block_table": [[8]] * 2}, [("seq_range", 1, 64, 257)]),
         # The pages of each are the table's, or an equal part of all; without either, a length is not negative.
         ({**LONG, "table": "left out", "slot_mapping": [9, 0]}, TOO_LONG),
         ({"table": "left out", "actual_seq_len": [48, 32], "slot_mapping": [9, 1]}, [("slot_range", 0, 9, 9)]),
@@ -471,7 +476,7 @@ TOO_LONG = [("seq_range", 1, 256, 257)]
         # A wrong shape is all that is said.
         ({"lengths": (3,)}, [("seq_count", 2, 3)]),
         ({"lengths": (2, 5)}, [("seq_rank", 2)]),
-        ({**WRONG_STEP, "table": (3, 4)}, [("table_batch", 2, 3)]),
+        ({"table": (3, 4)}, [("table_batch", 2, 3)]),
         ({**WRONG_STEP, "sizes": (None, 129, 64)}, [("stride_multiple", 129), ("stride_range", 16, 112, 129)]),
         ({"sizes": (None, 112, None), "pages": (8, 128, 4, 16)}, []),
         ({"sizes": (None, 128, None)}, [("stride_range", 16, 112, 128)]),
@@ -479,6 +484,17 @@ TOO_LONG = [("seq_range", 1, 256, 257)]
 )  # fmt: skip
 def test_what_is_known_of_a_step_is_judged(known, found):
     assert rows(step_node(**known)) == found
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_dims_of_the_same_size_have_the_same_name(operator):
+    dims = {one.name: dim_names(one) for one in operator.inputs}
+    assert [dims[name][axis] for name, axis in (one.below for one in operator.inputs if one.page_size)] == [
+        "block_num" for one in operator.inputs if one.page_size
+    ]
+    for output in operator.outputs:
+        for dim, sources in zip(dim_names(output), output.dims, strict=True):
+            assert [dims[name][axis] for name, axis in sources] == [dim] * len(sources), output.name
 
 
 def test_every_part_of_a_schema_is_documented():

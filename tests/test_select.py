@@ -249,3 +249,15 @@ def test_the_most_blocks_of_the_most_tokens(count, kernel):
 @given(prefill_calls() | decode_calls(), st.sampled_from((*KERNELS, "numpy, row by row")))
 def test_any_call_is_within_the_bound_of_both_references(call, kernel):
     check(call, kernel)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "length", "wrong"),
+    [
+        *(([-1], 0, False), ([0], 0, True), ([-2], 64, True), ([0, -1], 64, False), ([0, 1], 64, True)),
+        *(([1], 65, False), ([2], 65, True), ([0, 1, 2], 192, False), ([0, -2, 3], 192, True)),
+    ],
+)
+def test_numpy_sees_blocks_that_a_sequence_does_not_have(blocks, length, wrong):
+    rows = np.array([[[-1] * len(blocks)], [blocks]], np.int32)
+    assert selected_numpy.wrong_blocks(rows, np.array([0, length]), 64) is wrong

@@ -76,7 +76,7 @@ def test_which_constants_tell_the_rows_that_see_nothing():
     assert blind(actual_cmp_seq_kvlen=tokens, block=40) == ("atten_mask", [39])
     # The first sequence has no tokens to see.
     assert blind(actual_seq_qlen=np.array([40, 72]), actual_cmp_seq_kvlen=tokens) == ("atten_mask", [31])
-    for nothing in (blind(hidden[0]), blind(hidden[None]), blind(block=Unknown()), blind(np.zeros((40, 2), bool))):
+    for nothing in (blind(block=Unknown()), blind(np.zeros((40, 2), bool))):
         assert nothing is None
     assert operator.blind_rows(NodeFacts(operator.op_type, {"compress_block_size": 32}, {})) is None
 
@@ -136,7 +136,7 @@ def test_a_prefill_that_looks_ahead_says_why():
     [
         (
             attention(tokens=(63, 83), ends=(1000, 1320), blocks=(16, 21)),
-            ["1,008 tokens, 2 of 16 blocks", "83 compressed tokens"],
+            ["1,008 tokens, 2 of 16 blocks", "320 tokens, 2 of 5 blocks", "83 compressed tokens"],
         ),
         (attention_step(lengths=[62, 0]), ["1,008 tokens, 2 of 16 blocks", "always chosen", "62 compressed tokens"]),
         (

@@ -45,7 +45,10 @@ class NodeFacts:
     masks: Mapping[str, Mask] = field(default_factory=dict)
 
     def tensor(self, name: str) -> TensorFacts:
-        return self.inputs.get(name, TensorFacts())
+        """An input. A constant has its own shape, whatever is declared: so onnxruntime takes it."""
+        known = self.inputs.get(name, TensorFacts())
+        constant = self.constants.get(name, self.masks.get(name))
+        return known if constant is None else TensorFacts(known.dtype, constant.shape)
 
     def integer(self, name: str) -> int | None:
         """The attribute if it is an int; None if it is missing, unknown or of another kind."""

@@ -50,6 +50,9 @@ def meaning(text: str) -> str | None:
             node.annotation = ast.Constant(None)
         elif isinstance(node, ast.keyword) and node.arg in ("frozen", "strict"):
             node.value = ast.Constant(None)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "reshape":
+            # For NumPy, any negative number is the dim that the others leave.
+            node.args = [ast.Constant(-1) if isinstance(one, ast.UnaryOp) else one for one in node.args]
     return ast.dump(tree)
 
 

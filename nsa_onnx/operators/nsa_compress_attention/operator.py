@@ -122,7 +122,7 @@ class NsaCompressAttention(AttentionOperator):
 
     def blind_rows(self, facts: NodeFacts) -> tuple[str, Integers] | None:
         mask, window = facts.masks.get("atten_mask"), facts.integer(BLOCK)
-        if mask is None or mask.ndim != 2 or window is None:
+        if mask is None or window is None:
             return None
         ends, seen_ends = facts.vector(QUERY_LENGTHS), facts.vector(COMPRESSED_LENGTHS)
         parts = [mask]

@@ -169,25 +169,21 @@ def _max_pages(facts: NodeFacts) -> Dim:
 
 def _value_violations(facts: NodeFacts) -> Violations:
     """Constant lengths against the pages, and constant indices where all of them are known."""
-    lengths, page = facts.constants.get(SEQ), facts.integer(PAGE)
-    if lengths is None or lengths.ndim != 1 or page is None:
+    lengths, page = facts.vector(SEQ), facts.integer(PAGE)
+    if lengths is None or page is None:
         return
     pages = _max_pages(facts)
     if pages is None:
-        negative = (pair for pair in enumerate(lengths.tolist()) if pair[1] < 0)
-        yield from (node_violation("seq_negative", *pair) for pair in negative)
+        yield from (node_violation("seq_negative", *pair) for pair in enumerate(lengths) if pair[1] < 0)
         return
     slots, table = facts.constants.get("slot_mapping"), facts.constants.get("block_table")
+    unknown = slots is None or (table is None and "block_table" in facts.inputs)
     block, stride = facts.integer(BLOCK), facts.integer(STRIDE)
     block_num, slot_count = facts.tensor("input").dim(0), facts.tensor("cache").dim(0)
-    # Constants whose shapes disagree with the types are malformed, which is for others to say.
-    sound = slots is not None and slots.shape == lengths.shape
-    if "block_table" in facts.inputs:
-        sound = sound and table is not None and table.shape == (lengths.size, pages)
-    if not sound or slots is None or block is None or stride is None or block_num is None or slot_count is None:
-        yield from contract.length_violations(lengths.tolist(), pages * page)
+    if unknown or slots is None or block is None or stride is None or block_num is None or slot_count is None:
+        yield from contract.length_violations(lengths, pages * page)
         return
     rows = None if table is None else table.tolist()
     yield from contract.index_violations(
-        slots.tolist(), rows, lengths.tolist(), block, stride, page, block_num, pages, slot_count
+        slots.tolist(), rows, lengths, block, stride, page, block_num, pages, slot_count
     )

@@ -22,6 +22,7 @@ from nsa_onnx.operators import OPERATORS, schema
 from nsa_onnx.operators.base import dim_names
 from nsa_onnx.operators.contract import DOMAIN
 from nsa_onnx.operators.facts import NodeFacts
+from nsa_onnx.operators.nsa_compress_attention.rule_examples import attention
 from nsa_onnx.operators.schema import register
 
 REJECTED = (InferenceError, onnx.checker.ValidationError)
@@ -50,6 +51,23 @@ def test_registering_is_idempotent_and_public():
     register()
     for op_type in OPERATORS:
         assert onnx.defs.get_schema(op_type, DOMAIN).since_version == 1
+
+
+def test_schemas_are_gone_before_python_ends():
+    for op_type in OPERATORS:
+        schema._deregister(op_type)
+        schema._deregister(op_type)
+        assert not onnx.defs.has(op_type, 1, DOMAIN)
+    register()
+    assert all(onnx.defs.has(op_type, 1, DOMAIN) for op_type in OPERATORS)
+
+
+def test_inputs_behind_one_that_is_left_out_are_looked_at():
+    text = attention(ends=(40, 100), tokens=(5, 12), blocks=(2, 4), masks=["60, 7", "60, 1"])
+    for inputs in ("hidden, always", '"", always'):
+        with pytest.raises(InferenceError, match="topk_mask"):
+            infer_shapes(onnx.parser.parse_model(text.replace("hidden, always)", f"{inputs})")), strict_mode=True)
+    infer_shapes(onnx.parser.parse_model(text.replace("hidden, always)", "hidden)")), strict_mode=True)
 
 
 @given(data=st.data())
@@ -495,6 +513,22 @@ def test_dims_of_the_same_size_have_the_same_name(operator):
     for output in operator.outputs:
         for dim, sources in zip(dim_names(output), output.dims, strict=True):
             assert [dims[name][axis] for name, axis in sources] == [dim] * len(sources), output.name
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_lengths_that_are_a_tensor_have_a_type_and_a_rank(operator):
+    for name in (one.name for one in operator.inputs if one.lengths):
+        words = [one.message for one in operator.length_violations(name, "int32", 2)]
+        assert words == [
+            f"{name} must be int64, got int32 (cast it to int64)",
+            f"{name} must have rank 1 [B], got rank 2",
+        ]
+
+
+def test_what_few_operators_have():
+    assert [name for name, one in OPERATORS.items() if one.may_be_empty(NodeFacts(name, {}, {}))] == ["NsaCompress"]
+    distinct = [(name, port.name) for name, one in OPERATORS.items() for port in one.inputs if port.distinct]
+    assert distinct == [("NsaCompressInfer", "slot_mapping")]
 
 
 def test_every_part_of_a_schema_is_documented():

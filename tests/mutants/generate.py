@@ -38,7 +38,7 @@ def python_mutants(text: str) -> list[str]:
 
 
 def meaning(text: str) -> str | None:
-    """The syntax tree without annotations, ``frozen`` and ``strict``, which linters ask for; None if there is none."""
+    """The syntax tree without what type checkers and linters ask for; None if there is none."""
     try:
         tree = ast.parse(text)
     except SyntaxError:
@@ -46,6 +46,7 @@ def meaning(text: str) -> str | None:
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             node.returns = None
+            node.decorator_list = [one for one in node.decorator_list if ast.unparse(one) != "abstractmethod"]
         elif isinstance(node, (ast.arg, ast.AnnAssign)):
             node.annotation = ast.Constant(None)
         elif isinstance(node, ast.keyword) and node.arg in ("frozen", "strict"):

@@ -93,7 +93,7 @@ def run_tests(test: str, limit: int) -> tuple[int, float]:
     if child == 0:
         os.setsid()
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         signal.alarm(60 * limit)  # for what waits forever
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)

@@ -143,13 +143,11 @@ class NsaCompressAttention(AttentionOperator):
 
     def completion(self, node: NodeProto, prefix: str, opset: int) -> list[NodeProto]:
         """The masks that are left out."""
+        given = dict(zip(self.input_names, node.input, strict=False))
         nodes: list[NodeProto] = []
         for name, columns in _MASKS.items():
-            index = self.input_names.index(name)
-            if len(node.input) <= index or not node.input[index]:
-                nodes += inlined(
-                    default_mask(name, columns), opset, dict(zip(self.input_names, node.input, strict=False)), prefix
-                )
+            if not given.get(name):
+                nodes += inlined(default_mask(name, columns), opset, given, prefix)
         return nodes
 
     def sample(self, facts: NodeFacts, attributes: Attributes) -> Sample:

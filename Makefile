@@ -34,7 +34,7 @@ help:
 	@echo "make test           the tests that need no further packages"
 	@echo "make test-aarch64   the CPU kernels on an emulated aarch64 (g++-aarch64-linux-gnu, qemu-user)"
 	@echo "make test-sanitize  the C++ code under sanitizers, with random calls (NSA_FUZZ_SECONDS=600: for longer)"
-	@echo "make test-mutants   do the tests notice changes in the sources? (hours; MUTANTS=plan: a part)"
+	@echo "make test-mutants   do the tests notice changes in the sources? (an hour; MUTANTS=plan: a part)"
 	@echo "make test-files     hostile and mutated files through every command; make test does it for 20 seconds"
 	@echo "                    (NSA_FUZZ_SECONDS=600: for longer)"
 	@echo "make test-browser   the page of nsa-onnx explain in a browser (chromium, chromium-driver)"

@@ -469,6 +469,8 @@ TOO_LONG = [("seq_range", 1, 256, 257)]
     [
         (WRONG_STEP, WRONG_ROWS),
         (LONG, TOO_LONG),
+        ({name: WRONG_STEP[name] for name in ("actual_seq_len", "slot_mapping")}, []),
+        ({name: WRONG_STEP[name] for name in ("actual_seq_len", "block_table")}, []),
         # Where one thing is not known, no index is judged, but lengths are.
         *[({**WRONG_STEP, **unknown}, []) for unknown in (
             {"sizes": (None, 16, 64)}, {"sizes": (32, None, 64)}, {"sizes": (32, 16, None)}, {"slots": None},

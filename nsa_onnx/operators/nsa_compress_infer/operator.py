@@ -177,10 +177,10 @@ def _value_violations(facts: NodeFacts) -> Violations:
         yield from (node_violation("seq_negative", *pair) for pair in enumerate(lengths) if pair[1] < 0)
         return
     slots, table = facts.constants.get("slot_mapping"), facts.constants.get("block_table")
-    unknown = slots is None or (table is None and "block_table" in facts.inputs)
+    unknown = table is None and "block_table" in facts.inputs
     block, stride = facts.integer(BLOCK), facts.integer(STRIDE)
     block_num, slot_count = facts.tensor("input").dim(0), facts.tensor("cache").dim(0)
-    if unknown or slots is None or block is None or stride is None or block_num is None or slot_count is None:
+    if slots is None or unknown or block is None or stride is None or block_num is None or slot_count is None:
         yield from contract.length_violations(lengths, pages * page)
         return
     rows = None if table is None else table.tolist()

@@ -93,6 +93,29 @@ def test_the_plan_lists_every_window_once_in_order(case):
     assert starts == oracle.window_starts(prefix_sums, block, stride)
 
 
+@given(
+    st.integers(1, 7).map(lambda n: 16 * n),
+    st.data(),
+    st.sampled_from(decode.PAGE_BLOCK_SIZES),
+    st.booleans(),
+)
+def test_the_decode_plan_covers_the_last_block_tokens_page_by_page(block, data, page, with_table):
+    stride = data.draw(st.sampled_from(range(16, block + 1, 16)))
+    lengths = data.draw(st.lists(st.integers(0, 4 * page), max_size=4))
+    table = [[10 * b + p for p in range(4)] for b in range(len(lengths))] if with_table else None
+    slots = [100 + b for b in range(len(lengths))]
+    plan = decode.slot_plan(slots, table, lengths, block, stride, page, 4)
+    writers = [b for b, n in enumerate(lengths) if n >= block and (n - block) % stride == 0]
+    assert [write.sequence for write in plan] == writers
+    for write in plan:
+        b = write.sequence
+        assert write.slot == slots[b]
+        assert len(write.runs) <= decode.MAX_PAGE_RUNS
+        tokens = [(run.page, run.offset + k) for run in write.runs for k in range(run.tokens)]
+        first_page = 4 * b if table is None else 10 * b
+        assert tokens == [(first_page + t // page, t % page) for t in range(lengths[b] - block, lengths[b])]
+
+
 def test_a_window_of_a_step_touches_a_few_pages():
     block, page = decode.LIMITS.max_block, min(decode.PAGE_BLOCK_SIZES)
     touched = [(end - 1) // page - (end - block) // page + 1 for end in range(block, 4 * page)]

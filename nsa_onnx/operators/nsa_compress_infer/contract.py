@@ -1,4 +1,4 @@
-"""The contract of NsaCompressInfer, one decode step: limits and error table. Needs the standard library only.
+"""The contract of NsaCompressInfer, one decode step: limits, plan and error table. Needs the standard library only.
 
 Source: the documentation of ``torch_npu.npu_nsa_compress_infer``.
 """
@@ -6,6 +6,7 @@ Source: the documentation of ``torch_npu.npu_nsa_compress_infer``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from ..contract import Array, Contract, Dim, Shape, Violation, Violations, is_int, kind, table
@@ -214,3 +215,48 @@ def index_violations(
             page = int(block_table[b][p])
             if not 0 <= page < block_num:
                 yield Violation(ROWS["table_range"], (b, p, block_num, page))
+
+
+@dataclass(frozen=True)
+class PageRun:
+    """``tokens`` consecutive tokens of physical page ``page``, from token ``offset`` of it."""
+
+    page: int
+    offset: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class SlotWrite:
+    """One compressed token: sequence ``sequence`` writes ``cache[slot]`` from the tokens of ``runs``."""
+
+    sequence: int
+    slot: int
+    runs: tuple[PageRun, ...]
+
+
+def slot_plan(
+    slot_mapping: Sequence[int],
+    block_table: Sequence[Sequence[int]] | None,
+    actual_seq_len: Sequence[int],
+    compress_block_size: int,
+    compress_stride: int,
+    page_block_size: int,
+    max_pages: int,
+) -> list[SlotWrite]:
+    """What one step reads and writes. Indices must be checked (`index_violations`)."""
+    plan: list[SlotWrite] = []
+    for b, length in enumerate(actual_seq_len):
+        if not triggers(length, compress_block_size, compress_stride):
+            continue
+        runs: list[PageRun] = []
+        token = length - compress_block_size
+        while token < length:
+            offset = token % page_block_size
+            tokens = min(page_block_size - offset, length - token)
+            logical = token // page_block_size
+            page = b * max_pages + logical if block_table is None else int(block_table[b][logical])
+            runs.append(PageRun(page, offset, tokens))
+            token += tokens
+        plan.append(SlotWrite(b, int(slot_mapping[b]), tuple(runs)))
+    return plan

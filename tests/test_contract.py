@@ -101,7 +101,8 @@ def test_the_plan_lists_every_window_once_in_order(case):
 )
 def test_the_decode_plan_covers_the_last_block_tokens_page_by_page(block, data, page, with_table):
     stride = data.draw(st.sampled_from(range(16, block + 1, 16)))
-    lengths = data.draw(st.lists(st.integers(0, 4 * page), max_size=4))
+    complete = st.integers(0, (4 * page - block) // stride).map(lambda steps: block + steps * stride)
+    lengths = data.draw(st.lists(st.integers(0, 4 * page) | complete, max_size=4))
     table = [[10 * b + p for p in range(4)] for b in range(len(lengths))] if with_table else None
     slots = [100 + b for b in range(len(lengths))]
     plan = decode.slot_plan(slots, table, lengths, block, stride, page, 4)

@@ -83,7 +83,7 @@ def nsa_compress(
 def _rows(shape: tuple[int, ...], lengths: npt.NDArray[np.int64], block: int, stride: int) -> int:
     """T', or 0 where the arguments are so wrong that the kernel will refuse them."""
     starts = np.concatenate(([0], lengths))[:-1]
-    # Before memory is asked for that no input of this size can need; only T decides which of the tuples is less.
+    # Before memory is asked for that no input of this size can need: lengths that end behind its first dim, T.
     if not ALIGNMENT <= stride <= block or np.any(lengths < starts) or shape < tuple(lengths[-1:]):
         return 0
     return int(window_count(lengths - starts, block, stride, np.maximum).sum())
